@@ -1,0 +1,50 @@
+"""Light-PEFT for Hugging Face transformers: estimate early what a task does not need, cut it, train on."""
+
+from importlib.metadata import version
+
+from lightpeft.anatomy import Anatomy, find_anatomy
+from lightpeft.checkpoint import load, save
+from lightpeft.config import Budget, EstimationConfig, LightConfig, SurgeryConfig
+from lightpeft.errors import (
+    AnatomyError,
+    CheckpointError,
+    ConfigError,
+    EstimationError,
+    LightPeftError,
+    PlanError,
+    VerificationError,
+)
+from lightpeft.estimation import estimate
+from lightpeft.plan import Plan, make_plan
+from lightpeft.scores import Scores
+from lightpeft.surgery import CutReport, cut
+from lightpeft.training import LightCallback, LightTrainer
+
+__version__ = version("lightpeft")
+
+__all__ = [
+    "Anatomy",
+    "AnatomyError",
+    "Budget",
+    "CheckpointError",
+    "ConfigError",
+    "CutReport",
+    "EstimationConfig",
+    "EstimationError",
+    "LightCallback",
+    "LightConfig",
+    "LightPeftError",
+    "LightTrainer",
+    "Plan",
+    "PlanError",
+    "Scores",
+    "SurgeryConfig",
+    "VerificationError",
+    "__version__",
+    "cut",
+    "estimate",
+    "find_anatomy",
+    "load",
+    "make_plan",
+    "save",
+]

@@ -1,0 +1,80 @@
+"""How a base model is named in a checkpoint and found again."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
+
+from lightpeft.anatomy import base_of
+from lightpeft.errors import CheckpointError
+
+AUTO_CLASSES: dict[str, Any] = {
+    "AutoModelForSequenceClassification": AutoModelForSequenceClassification,
+    "AutoModel": AutoModel,
+}
+_DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64)}
+_LABELS = ("id2label", "label2id", "problem_type")
+
+
+def describe_base(model: nn.Module) -> dict[str, Any]:
+    """What is needed to load the base again, as JSON values."""
+    base = base_of(model)
+    return {
+        "name_or_path": base.config._name_or_path,
+        "revision": getattr(base.config, "_commit_hash", None),
+        "auto_class": _auto_class(base),
+        "dtype": str(next(base.parameters()).dtype),
+        **{key: getattr(base.config, key, None) for key in _LABELS},
+    }
+
+
+def load_base(described: dict[str, Any], path: str | None, attention: str | None) -> PreTrainedModel:
+    """Load a base from the hub or a folder; `path` takes the place of the one in the checkpoint.
+
+    Raises:
+        CheckpointError: the base cannot be found or is of a class that lightpeft does not load.
+    """
+    name, auto_class = path or described.get("name_or_path"), described.get("auto_class")
+    if auto_class not in AUTO_CLASSES:
+        raise CheckpointError(
+            f"the checkpoint was made from a base of class {auto_class!r}, which load() does not build; "
+            "build it yourself and pass it as base=."
+        )
+    if not name:
+        raise CheckpointError("the checkpoint does not name its base; pass base=.")
+    options: dict[str, Any] = {"dtype": _DTYPES.get(str(described.get("dtype")), torch.float32)}
+    if attention is not None:
+        options["attn_implementation"] = attention
+    if auto_class == "AutoModelForSequenceClassification":
+        options |= _label_options(described)
+    if path is None and not Path(name).is_dir() and described.get("revision"):
+        options["revision"] = described["revision"]
+    try:
+        base = AUTO_CLASSES[auto_class].from_pretrained(name, **options)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"the base {name!r} cannot be loaded ({error}). Pass base= with its folder or hub name."
+        ) from error
+    assert isinstance(base, PreTrainedModel)
+    return base
+
+
+def _label_options(described: dict[str, Any]) -> dict[str, Any]:
+    options = {key: described[key] for key in _LABELS if described.get(key) is not None}
+    if "id2label" in options:
+        options["id2label"] = {int(key): value for key, value in options["id2label"].items()}
+    return options
+
+
+def _auto_class(base: PreTrainedModel) -> str | None:
+    for name, auto_class in AUTO_CLASSES.items():
+        mapping = auto_class._model_mapping
+        if type(base.config) in mapping and mapping[type(base.config)] is type(base):
+            return name
+    return None

@@ -1,0 +1,43 @@
+"""The model card written with every light checkpoint."""
+
+from collections.abc import Mapping
+
+from lightpeft.plan import Plan
+
+
+def model_card(base_name: str, plan: Plan, metrics: Mapping[str, float], version: str) -> str:
+    """README.md of a light checkpoint, with the front matter that the hub reads."""
+    heads = sum(len(layer.heads) for layer in plan.layers)
+    head_count = sum(layer.head_count for layer in plan.layers)
+    neurons = sum(len(layer.neurons) for layer in plan.layers)
+    neuron_count = sum(layer.neuron_count for layer in plan.layers)
+    rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in metrics.items())
+    table = f"\n## Metrics\n\n| metric | value |\n|---|---|\n{rows}\n" if metrics else ""
+    return f"""---
+base_model: {base_name}
+library_name: peft
+tags: [lightpeft, lora]
+---
+
+# Light PEFT checkpoint
+
+A LoRA adapter for a smaller `{base_name}`: what the task does not need was cut out of the base while
+training (Light-PEFT, Gu et al., Findings of ACL 2024).
+
+| kept | of | |
+|---|---|---|
+| {heads} | {head_count} | attention heads |
+| {neurons} | {neuron_count} | FFN neurons |
+| {len(plan.kept_modules)} | {len(plan.modules)} | LoRA modules |
+{table}
+## Use
+
+```python
+import lightpeft
+
+model = lightpeft.load("THIS_FOLDER")
+```
+
+`pruning.json` says what was cut and why, `light.safetensors` holds what was folded into the base. The
+adapter fits the cut base only. Written by lightpeft {version}.
+"""

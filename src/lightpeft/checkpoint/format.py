@@ -1,0 +1,99 @@
+"""What a light checkpoint's own two files hold: `pruning.json` and `light.safetensors`."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lightpeft.errors import CheckpointError, PlanError
+from lightpeft.files import read_json, read_tensors, write_json, write_tensors
+from lightpeft.plan import Plan
+from lightpeft.surgery import CutRecord
+
+FORMAT_VERSION = 1
+PRUNING = "pruning.json"
+TENSORS = "light.safetensors"
+ADAPTER = "adapter_model.safetensors"
+
+
+def write_record(folder: Path, record: CutRecord, extra: dict[str, Any], rest: dict[str, Tensor]) -> None:
+    """Write the two files into `folder`; `pruning.json` last, naming the hashes of the tensors.
+
+    Args:
+        extra: further JSON values (base, metrics, versions).
+        rest: further tensors to restore on load, by parameter name.
+    """
+    tensors = {f"rest.{name}": tensor for name, tensor in rest.items()}
+    tensors |= {f"gates.{name}": tensor for name, tensor in record.gates.items()}
+    tensors |= {f"shifts.{name}": tensor for name, tensor in record.shifts.items()}
+    for name, (left, right) in record.pairs.items():
+        tensors |= {f"left.{name}": left, f"right.{name}": right}
+    write_tensors(folder / TENSORS, tensors, {"format_version": FORMAT_VERSION})
+    files = {name: _digest(folder / name) for name in (TENSORS, ADAPTER) if (folder / name).is_file()}
+    write_json(
+        folder / PRUNING,
+        {
+            "format_version": FORMAT_VERSION,
+            "fingerprint": record.fingerprint,
+            "plan": record.plan.to_dict(),
+            "files": files,
+            **extra,
+        },
+    )
+
+
+def read_record(folder: Path) -> tuple[CutRecord, dict[str, Any], dict[str, Tensor]]:
+    """Read what `write_record` wrote: record, the JSON object, further tensors.
+
+    Raises:
+        CheckpointError: missing, damaged or truncated file, unknown version, or a bad plan.
+    """
+    value = read_json(folder / PRUNING)
+    if value.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{folder / PRUNING} has version {value.get('format_version')!r}, this lightpeft reads "
+            f"version {FORMAT_VERSION}. Install the lightpeft that wrote it "
+            f"({value.get('lightpeft_version', 'unknown')})."
+        )
+    _check_files(folder, value.get("files"))
+    tensors, _ = read_tensors(folder / TENSORS)
+
+    def group(kind: str) -> dict[str, Tensor]:
+        start = f"{kind}."
+        return {key[len(start) :]: t for key, t in tensors.items() if key.startswith(start)}
+
+    try:
+        plan = Plan.from_dict(value["plan"])
+        left, right = group("left"), group("right")
+        record = CutRecord(
+            plan,
+            str(value["fingerprint"]),
+            group("gates"),
+            {name: (left[name], right[name]) for name in left},
+            group("shifts"),
+        )
+    except PlanError as error:
+        raise CheckpointError(f"{folder / PRUNING}: {error}") from error
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / PRUNING} lacks {error}; it is damaged.") from error
+    return record, value, group("rest")
+
+
+def _check_files(folder: Path, files: Any) -> None:
+    if not isinstance(files, dict) or TENSORS not in files:
+        raise CheckpointError(f"{folder / PRUNING} does not list its files; it is damaged.")
+    for name, digest in files.items():
+        path = folder / Path(name).name
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing, though {PRUNING} lists it.")
+        if _digest(path) != digest:
+            raise CheckpointError(
+                f"{path} is not the file that {PRUNING} was written with (SHA-256 differs): it is cut off, "
+                "damaged or replaced."
+            )
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,117 @@
+"""`save`: write a light checkpoint, all or nothing."""
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from lightpeft.anatomy import base_of
+from lightpeft.checkpoint.base import describe_base
+from lightpeft.checkpoint.card import model_card
+from lightpeft.checkpoint.format import PRUNING, write_record
+from lightpeft.errors import CheckpointError
+from lightpeft.files import written_beside
+from lightpeft.surgery import CutRecord, record_of
+
+
+def save(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    metrics: Mapping[str, float] | None = None,
+    task: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write `model`, which was cut, as a light checkpoint: stock PEFT files, the plan, small tensors.
+
+    An older light checkpoint in `folder` is replaced only once the new one is whole.
+
+    Args:
+        metrics: fractions or plain numbers for the record and the card.
+        task: JSON values that describe the task, kept for `evaluate` and `predict`.
+
+    Raises:
+        CheckpointError: the model was not cut, or `folder` holds something else.
+    """
+    target = Path(folder)
+    record = _record_to_save(model)
+    if target.exists() and not (target / PRUNING).is_file() and any(target.iterdir()):
+        raise CheckpointError(
+            f"{target} exists and is not a light checkpoint; saving would replace what is in it. Choose "
+            "another folder."
+        )
+    with written_beside(target) as beside:
+        beside.mkdir(parents=True)
+        write_adapter(model, beside)
+        write_cut(model, beside, record, metrics=metrics, task=task)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(beside)
+    return target
+
+
+def write_adapter(model: nn.Module, folder: Path) -> None:
+    """Write PEFT's own files."""
+    if not isinstance(model, PeftModel):
+        raise CheckpointError(f"expected a PeftModel to save, found {type(model).__name__}.")
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+
+
+def write_cut(
+    model: nn.Module,
+    folder: Path,
+    record: CutRecord,
+    *,
+    metrics: Mapping[str, float] | None = None,
+    task: Mapping[str, Any] | None = None,
+) -> None:
+    """Write plan, small tensors and card beside PEFT's files that are already in `folder`."""
+    described = describe_base(model)
+    numbers = {name: float(value) for name, value in (metrics or {}).items()}
+    extra = {
+        "lightpeft_version": version("lightpeft"),
+        "base": described,
+        "metrics": numbers,
+        "task": dict(task) if task is not None else None,
+    }
+    write_record(folder, record, extra, unsaved_parameters(model))
+    card = model_card(
+        described["name_or_path"] or "the base model", record.plan, numbers, version("lightpeft")
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def unsaved_parameters(model: nn.Module) -> dict[str, Tensor]:
+    """What neither the base nor PEFT's file restores: poolers and heads outside `modules_to_save`.
+
+    They may have been initialised at random when the base was loaded, so they are stored.
+    """
+    base = base_of(model)
+    encoder = "" if base.base_model is base else f"{base.base_model_prefix}."
+    return {
+        name: parameter.detach()
+        for name, parameter in plain_parameters(base).items()
+        if not name.startswith(encoder) or name.startswith(f"{encoder}pooler.")
+    }
+
+
+def plain_parameters(base: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters of the base by their names without PEFT, leaving out what PEFT added or saves."""
+    skipped = (".lora_", ".modules_to_save.", ".original_module.")
+    return {
+        name.replace(".base_layer", ""): parameter
+        for name, parameter in base.named_parameters()
+        if not any(part in f".{name}" for part in skipped)
+    }
+
+
+def _record_to_save(model: nn.Module) -> CutRecord:
+    record = record_of(model)
+    if record is None:
+        raise CheckpointError(
+            "the model was not cut, so there is no light checkpoint to save; use PEFT's save_pretrained."
+        )
+    return record

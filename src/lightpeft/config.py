@@ -1,0 +1,203 @@
+"""What a user can ask for: the text under each field is its documentation and its command line help."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any, Literal, get_args
+
+from lightpeft.errors import ConfigError
+
+BaseScore = Literal["mask", "taylor", "fisher", "magnitude", "random"]
+ModuleScore = Literal["activation", "taylor", "fisher"]
+RankScore = Literal["paper", "taylor", "fisher"]
+Scope = Literal["layer", "global"]
+Preset = Literal["default", "paper"]
+
+
+def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name} is {value!r}; choose one of {', '.join(allowed)}.")
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise ConfigError(f"{name} is {value}; give a share in [0, 1).")
+
+
+def _check_at_least(name: str, value: int, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigError(f"{name} is {value!r}; give a whole number of at least {least}.")
+
+
+@dataclass(frozen=True)
+class EstimationConfig:
+    """How importance is estimated during the first steps of the run."""
+
+    steps: int | Literal["auto"] = 200
+    """Optimizer steps with gates before the cut; `auto` stops when the cut set has settled."""
+
+    max_steps: int = 800
+    """Upper limit of `auto`."""
+
+    interval: int = 20
+    """`auto` compares the set that would be cut every so many optimizer steps."""
+
+    tolerance: float = 0.05
+    """`auto`: share of the cut set that may still change between two comparisons."""
+
+    patience: int = 3
+    """`auto`: comparisons in a row within the tolerance before it stops."""
+
+    base_score: BaseScore = "fisher"
+    """Score of heads and neurons: `mask` (the paper's trained gates), `taylor`, `fisher`, or the baselines
+    `magnitude` and `random`."""
+
+    module_score: ModuleScore = "activation"
+    """Score of PEFT modules: `activation` (the paper's ‖ΔWx‖/‖Wx‖), `taylor` or `fisher` of a module gate."""
+
+    rank_score: RankScore = "taylor"
+    """Score of ranks: `taylor` |s_r|, `paper` |s_r|·(1/d_in + 1/d_out), which punishes wide modules, or `fisher`."""
+
+    l1: float = 1e-4
+    """λ, weight of the L1 term on trained gates (base_score `mask` only)."""
+
+    gate_learning_rate: float | None = None
+    """Learning rate of trained gates; by default the run's own at each step."""
+
+    seed: int = 0
+    """Seed of base_score `random`."""
+
+    def __post_init__(self) -> None:
+        _check_choice("estimation.base_score", self.base_score, get_args(BaseScore))
+        _check_choice("estimation.module_score", self.module_score, get_args(ModuleScore))
+        _check_choice("estimation.rank_score", self.rank_score, get_args(RankScore))
+        if self.steps != "auto":
+            _check_at_least("estimation.steps", self.steps, 1)
+        _check_at_least("estimation.interval", self.interval, 1)
+        _check_at_least("estimation.patience", self.patience, 1)
+        _check_at_least("estimation.max_steps", self.max_steps, 1)
+        _check_share("estimation.tolerance", self.tolerance)
+
+    @property
+    def most_steps(self) -> int:
+        """The largest number of optimizer steps that estimation can take."""
+        return self.max_steps if self.steps == "auto" else self.steps
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much goes: a share per kind of unit, or one target."""
+
+    heads: float = 1 / 3
+    """Share of attention heads to cut."""
+
+    neurons: float = 1 / 3
+    """Share of FFN neurons to cut."""
+
+    modules: float = 0.5
+    """Share of PEFT modules to remove."""
+
+    ranks: float = 0.5
+    """Share of the surviving modules' ranks to remove."""
+
+    heads_scope: Scope = "layer"
+    """Rank heads inside each `layer`, or over all layers together (`global`)."""
+
+    neurons_scope: Scope = "layer"
+    """Rank neurons inside each `layer`, or over all layers together (`global`)."""
+
+    min_heads: int = 1
+    """Heads that every layer keeps."""
+
+    min_neurons: int = 1
+    """Neurons that every layer keeps (rounded up to `align_neurons`)."""
+
+    align_neurons: int = 1
+    """FFN widths become multiples of this number; 32, 64 or 128 suit the hardware."""
+
+    keep_parameters: float | None = None
+    """Instead of `heads` and `neurons`: the share of encoder-layer parameters to keep, met from below."""
+
+    def __post_init__(self) -> None:
+        for name in ("heads", "neurons", "modules", "ranks"):
+            _check_share(f"budget.{name}", getattr(self, name))
+        _check_choice("budget.heads_scope", self.heads_scope, get_args(Scope))
+        _check_choice("budget.neurons_scope", self.neurons_scope, get_args(Scope))
+        for name in ("min_heads", "min_neurons", "align_neurons"):
+            _check_at_least(f"budget.{name}", getattr(self, name), 1)
+        if self.keep_parameters is not None and not 0 < self.keep_parameters <= 1:
+            raise ConfigError(
+                f"budget.keep_parameters is {self.keep_parameters}; give a share in (0, 1]."
+            )
+
+    @property
+    def cuts_nothing(self) -> bool:
+        """Whether this budget asks for no cut at all."""
+        whole_base = self.keep_parameters in (None, 1.0)
+        shares = (self.modules, self.ranks)
+        if self.keep_parameters is None:
+            shares += (self.heads, self.neurons)
+        return whole_base and not any(shares)
+
+
+@dataclass(frozen=True)
+class SurgeryConfig:
+    """What happens to the function of the model at the cut."""
+
+    fold_removed: bool = True
+    """Merge the trained ΔW of removed LoRA modules and ranks into the frozen base instead of dropping it."""
+
+    fold_gates: bool = True
+    """Fold the trained gates of surviving units into the output projections' columns; off drops them."""
+
+    compensate: bool = True
+    """Add the mean contribution of cut neurons and heads to the output projections' biases (FLAP)."""
+
+
+@dataclass(frozen=True)
+class LightConfig:
+    """One light run: estimate, cut, go on."""
+
+    estimation: EstimationConfig = field(default_factory=EstimationConfig)
+    """How importance is estimated."""
+
+    budget: Budget = field(default_factory=Budget)
+    """How much is cut."""
+
+    surgery: SurgeryConfig = field(default_factory=SurgeryConfig)
+    """What the cut preserves."""
+
+    restart_schedule: bool = False
+    """Start optimizer and learning-rate schedule anew after the cut, as the published runs do."""
+
+    @classmethod
+    def preset(cls, name: Preset = "default") -> "LightConfig":
+        """The `default` (best measured) or the `paper` (published procedure and ratios) configuration.
+
+        Raises:
+            ConfigError: the name is neither.
+        """
+        _check_choice("preset", name, tuple(PRESETS))
+        return PRESETS[name]
+
+    def to_dict(self) -> dict[str, Any]:
+        """This configuration as plain JSON values."""
+        return dataclasses.asdict(self)
+
+
+PRESETS: dict[Preset, LightConfig] = {
+    "default": LightConfig(),
+    "paper": LightConfig(
+        estimation=EstimationConfig(
+            steps=800, base_score="mask", module_score="activation", rank_score="paper"
+        ),
+        budget=Budget(modules=0.75, ranks=0.5, heads_scope="layer", neurons_scope="global"),
+        surgery=SurgeryConfig(fold_removed=False, compensate=False),
+        restart_schedule=True,
+    ),
+}
+
+
+def exact_count(share: float, total: int) -> int:
+    """`share · total` rounded half up, free of binary rounding: `exact_count(1/3, 12) == 4`."""
+    return int(Fraction(share).limit_denominator(10**6) * total + Fraction(1, 2))

@@ -1,0 +1,82 @@
+"""In-place changes to modules that can be taken back until they are confirmed."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Journal:
+    """Applies changes and remembers how to undo them, and what each change did to parameters.
+
+    The old tensors stay alive until the journal itself is dropped.
+    """
+
+    def __init__(self) -> None:
+        self.slices: dict[nn.Parameter, list[tuple[int, Tensor]]] = {}
+        """Per parameter, the (dimension, kept indices) it was sliced by, in order."""
+        self.dropped: list[nn.Parameter] = []
+        """Parameters that are no longer part of the model."""
+        self._undo: list[Callable[[], None]] = []
+
+    def assign(self, parameter: nn.Parameter, value: Tensor) -> None:
+        """Give `parameter` new data, keeping the Parameter object; its gradient is dropped."""
+        old, old_grad = parameter.data, parameter.grad
+
+        def restore() -> None:
+            parameter.data, parameter.grad = old, old_grad
+
+        self._undo.append(restore)
+        parameter.grad = None
+        parameter.data = value
+
+    def slice(self, parameter: nn.Parameter, dim: int, kept: Tensor) -> None:
+        """Keep the indices `kept` (int64, ascending) of dimension `dim` of `parameter`."""
+        index = kept.to(parameter.device)
+        self.assign(parameter, parameter.data.index_select(dim, index).contiguous())
+        self.slices.setdefault(parameter, []).append((dim, kept))
+
+    def slice_linear(self, linear: nn.Linear, dim: int, kept: Tensor) -> None:
+        """Keep some outputs (`dim` 0, bias included) or inputs (`dim` 1) of a linear."""
+        self.slice(linear.weight, dim, kept)
+        if dim == 0 and linear.bias is not None:
+            self.slice(linear.bias, 0, kept)
+        self.set_attribute(linear, "out_features" if dim == 0 else "in_features", len(kept))
+
+    def set_attribute(self, owner: object, name: str, value: Any) -> None:
+        """Set `owner.name`."""
+        old = getattr(owner, name)
+        self._undo.append(lambda: setattr(owner, name, old))
+        setattr(owner, name, value)
+
+    def set_item(self, owner: dict[Any, Any], key: Any, value: Any) -> None:
+        """Set `owner[key]`."""
+        old = owner[key]
+        self._undo.append(lambda: owner.__setitem__(key, old))
+        owner[key] = value
+
+    def add_parameter(self, module: nn.Module, name: str, value: Tensor) -> None:
+        """Give `module` a frozen parameter where it had None (a bias, say)."""
+        self.set_attribute(module, name, nn.Parameter(value, requires_grad=False))
+
+    def replace_module(self, root: nn.Module, name: str, module: nn.Module) -> None:
+        """Put `module` in place of `root.name`, a dotted path."""
+        parent_name, _, child = name.rpartition(".")
+        self.set_attribute(root.get_submodule(parent_name), child, module)
+
+    def drop(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Note that `parameters` left the model."""
+        self.dropped.extend(parameters)
+
+    def undo(self) -> None:
+        """Take every change back, newest first."""
+        while self._undo:
+            self._undo.pop()()
+        self.slices.clear()
+        self.dropped.clear()
+
+
+def index_tensor(indices: Iterable[int]) -> Tensor:
+    """Indices as an int64 tensor, as `Journal.slice` takes them."""
+    return torch.tensor(list(indices), dtype=torch.int64)

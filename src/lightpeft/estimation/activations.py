@@ -1,0 +1,128 @@
+"""What is measured in the forward pass: ‖ΔWx‖/‖Wx‖ of PEFT modules and mean inputs of output projections."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+
+from lightpeft.adapters import LoraModule
+from lightpeft.errors import EstimationError
+from lightpeft.estimation.sites import Site
+from lightpeft.estimation.statistics import BlockSums
+
+
+class TokenWeights:
+    """Which tokens of the current batch count: the encoder's attention mask, flattened."""
+
+    def __init__(self, base: PreTrainedModel) -> None:
+        self._mask: Tensor | None = None
+        encoder: nn.Module = base.base_model
+        self.handle = encoder.register_forward_pre_hook(self._note_mask, with_kwargs=True)
+
+    def _note_mask(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
+        if mask is not None and mask.dim() != 2:
+            raise EstimationError(
+                f"the encoder got an attention mask of shape {tuple(mask.shape)}; estimation needs "
+                "(batch, tokens) to know which tokens are padding."
+            )
+        self._mask = mask
+
+    def of(self, activations: Tensor) -> Tensor:
+        """Weights, float32 and flat, of activations (..., channels); one per row above the tokens."""
+        shape, mask = activations.shape[:-1], self._mask
+        if mask is None or shape == mask.shape[:1]:
+            return torch.ones(shape.numel(), device=activations.device)
+        if mask.numel() != shape.numel():
+            raise EstimationError(
+                f"the attention mask has the shape {tuple(mask.shape)}, the activations {tuple(shape)}. "
+                "Packed or unpadded batches are not supported by estimation."
+            )
+        return mask.reshape(-1).float()
+
+
+def measure_mean_inputs(
+    base: PreTrainedModel, sites: Sequence[Site], sums: BlockSums, tokens: TokenWeights
+) -> list[RemovableHandle]:
+    """Sum the inputs of the output projections over the tokens that count.
+
+    Sums go to `input_sum` (all channels, site after site) and `input_count` (one per site).
+    """
+
+    def hook_for(position: int, start: int, stop: int) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if not module.training:
+                return
+            with torch.no_grad():
+                flat = inputs[0].detach().flatten(0, -2).float()
+                weights = tokens.of(inputs[0])
+                sums.current["input_sum"][start:stop] += weights @ flat
+                sums.current["input_count"][position] += weights.sum()
+
+        return hook
+
+    handles, start = [], 0
+    for position, site in enumerate(sites):
+        module = base.get_submodule(site.module)
+        stop = start + channels_of(module)
+        handles.append(module.register_forward_pre_hook(hook_for(position, start, stop)))
+        start = stop
+    return handles
+
+
+def measure_contributions(
+    modules: Sequence[LoraModule], sums: BlockSums, tokens: TokenWeights
+) -> list[RemovableHandle]:
+    """Sum ‖ΔW_k x‖₂ / ‖W_k x‖₂ over the tokens that count (Light-PEFT, coarse module importance).
+
+    Sums go to `ratio_sum` and `ratio_count`, one entry per module. A forward that gradient checkpointing
+    repeats adds to both alike, so the mean stays.
+    """
+    handles = []
+    for position, module in enumerate(modules):
+        meter = _Contribution(position, module, sums, tokens)
+        handles.append(module.base_linear.register_forward_hook(meter.note_base))
+        handles.append(module.lora_b.register_forward_pre_hook(meter.note_ranks))
+    return handles
+
+
+class _Contribution:
+    """‖ΔWx‖ / ‖Wx‖ of one LoRA pair."""
+
+    def __init__(
+        self, position: int, module: LoraModule, sums: BlockSums, tokens: TokenWeights
+    ) -> None:
+        self._position, self._module, self._sums, self._tokens = position, module, sums, tokens
+        self._base_norm: Tensor | None = None
+
+    @torch.no_grad()
+    def note_base(self, linear: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        """Keep ‖Wx‖ per token, bias taken off."""
+        if linear.training:
+            product = output if linear.bias is None else output - linear.bias
+            self._base_norm = torch.linalg.vector_norm(product.flatten(0, -2).float(), dim=-1)
+
+    @torch.no_grad()
+    def note_ranks(self, lora_b: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """‖B a‖² = aᵀ(BᵀB)a needs only the ranks a, not a pass over the outputs."""
+        if not lora_b.training or self._base_norm is None:
+            return
+        ranks = inputs[0].detach().flatten(0, -2).float()
+        b = self._module.lora_b.weight.detach().float()
+        squared = ((ranks @ (b.T @ b)) * ranks).sum(1).clamp_min(0)
+        tiny = torch.finfo(torch.float32).tiny
+        ratio = self._module.scaling * squared.sqrt() / self._base_norm.clamp_min(tiny)
+        weights = self._tokens.of(inputs[0])
+        self._sums.current["ratio_sum"][self._position] += ratio @ weights
+        self._sums.current["ratio_count"][self._position] += weights.sum()
+        self._base_norm = None
+
+
+def channels_of(module: nn.Module) -> int:
+    """Input channels of an output projection, wrapped by PEFT or not."""
+    channels = module.in_features
+    assert isinstance(channels, int)
+    return channels

@@ -1,0 +1,102 @@
+"""Reading and writing small files so that nothing is half written and nothing bad is believed."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lightpeft.errors import CheckpointError
+
+
+@contextmanager
+def written_beside(target: Path) -> Iterator[Path]:
+    """A path beside `target` to write a file or folder to; it takes the place of `target` on success."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
+    _remove(beside)
+    try:
+        yield beside
+        _take_place(beside, target)
+    finally:
+        _remove(beside)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON, all or nothing. NaN is refused."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    with written_beside(path) as beside:
+        beside.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        CheckpointError: missing, not JSON, or not an object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(
+            f"{path} is not valid JSON ({error}); the file is damaged or cut off."
+        ) from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds a {type(value).__name__}, expected a JSON object.")
+    return value
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+    """Write tensors and a JSON header as safetensors, all or nothing."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with written_beside(path) as beside:
+        save_file(plain, beside, metadata={"lightpeft": json.dumps(metadata, allow_nan=False)})
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `write_tensors` wrote: tensors and header.
+
+    Raises:
+        CheckpointError: missing, damaged, or without lightpeft's header.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})["lightpeft"])
+            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
+    except (SafetensorError, json.JSONDecodeError, KeyError, OSError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error}); the file is damaged, cut off, or not lightpeft's."
+        ) from error
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files below `folder`."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _take_place(beside: Path, target: Path) -> None:
+    if target.is_dir():
+        old = target.with_name(f".{target.name}.{os.getpid()}.old")
+        _remove(old)
+        target.rename(old)
+        beside.rename(target)
+        _remove(old)
+    else:
+        beside.replace(target)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,113 @@
+"""Scores: one importance number per unit, and what else estimation learned."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightpeft.errors import CheckpointError, EstimationError
+from lightpeft.files import read_tensors, write_tensors
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Importance of every unit; higher is more important. All tensors are float32 on the CPU."""
+
+    heads: tuple[Tensor, ...]
+    """Per layer, (heads,)."""
+
+    neurons: tuple[Tensor, ...]
+    """Per layer, (neurons,)."""
+
+    ranks: dict[str, Tensor]
+    """Per PEFT module (named by the linear it sits on), (rank,)."""
+
+    modules: dict[str, float]
+    """Per PEFT module."""
+
+    steps: int
+    """Optimizer steps that were estimated over."""
+
+    methods: dict[str, str]
+    """Which score each kind of unit has: keys `base`, `module`, `rank`."""
+
+    gates: dict[str, Tensor] = field(default_factory=dict)
+    """Trained gates per output projection, one per input channel (score `mask` only)."""
+
+    means: dict[str, Tensor] = field(default_factory=dict)
+    """Mean input of each output projection over non-padding tokens, one per input channel."""
+
+    def __post_init__(self) -> None:
+        for kind, tensors in self._by_kind():
+            for place, tensor in tensors:
+                if not torch.isfinite(tensor).all():
+                    bad = int((~torch.isfinite(tensor)).sum())
+                    raise EstimationError(
+                        f"{bad} of {tensor.numel()} {kind} scores of {place} are not finite. The loss "
+                        "diverged during estimation: lower the learning rate or check the data."
+                    )
+
+    def save(self, path: Path) -> None:
+        """Write as one safetensors file."""
+        tensors: dict[str, Tensor] = {}
+        for index, (heads, neurons) in enumerate(zip(self.heads, self.neurons, strict=True)):
+            tensors[f"heads.{index}"] = heads
+            tensors[f"neurons.{index}"] = neurons
+        for kind, group in (("ranks", self.ranks), ("gates", self.gates), ("means", self.means)):
+            tensors |= {f"{kind}.{name}": tensor for name, tensor in group.items()}
+        header = {
+            "format_version": FORMAT_VERSION,
+            "layers": len(self.heads),
+            "modules": self.modules,
+            "steps": self.steps,
+            "methods": self.methods,
+        }
+        write_tensors(path, tensors, header)
+
+    @classmethod
+    def load(cls, path: Path) -> "Scores":
+        """Read what `save` wrote.
+
+        Raises:
+            CheckpointError: missing, damaged, or of an unknown version.
+        """
+        tensors, header = read_tensors(path)
+        if header.get("format_version") != FORMAT_VERSION:
+            raise CheckpointError(
+                f"{path} has scores of version {header.get('format_version')!r}, this lightpeft reads "
+                f"version {FORMAT_VERSION}. Estimate again."
+            )
+        try:
+            return cls._from_parts(tensors, header)
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"{path} lacks {error}; it is damaged.") from error
+
+    @classmethod
+    def _from_parts(cls, tensors: dict[str, Tensor], header: dict[str, Any]) -> "Scores":
+        def group(kind: str) -> dict[str, Tensor]:
+            start = f"{kind}."
+            return {key[len(start) :]: t for key, t in tensors.items() if key.startswith(start)}
+
+        layers = range(header["layers"])
+        return cls(
+            heads=tuple(tensors[f"heads.{index}"] for index in layers),
+            neurons=tuple(tensors[f"neurons.{index}"] for index in layers),
+            ranks=group("ranks"),
+            modules={name: float(value) for name, value in header["modules"].items()},
+            steps=int(header["steps"]),
+            methods=dict(header["methods"]),
+            gates=group("gates"),
+            means=group("means"),
+        )
+
+    def _by_kind(self) -> list[tuple[str, list[tuple[str, Tensor]]]]:
+        return [
+            ("head", [(f"layer {i}", t) for i, t in enumerate(self.heads)]),
+            ("neuron", [(f"layer {i}", t) for i, t in enumerate(self.neurons)]),
+            ("rank", list(self.ranks.items())),
+            ("module", [(name, torch.tensor(value)) for name, value in self.modules.items()]),
+        ]

@@ -1,0 +1,20 @@
+"""Surgery: a plan makes the model smaller, in place, and the result is checked."""
+
+from lightpeft.surgery.cut import CutReport, cut, parameter_counts, reapply
+from lightpeft.surgery.fingerprint import fingerprint
+from lightpeft.surgery.record import CutRecord, attach_record, record_of
+from lightpeft.surgery.verify import largest_difference, observe, padded_batch
+
+__all__ = [
+    "CutRecord",
+    "CutReport",
+    "attach_record",
+    "cut",
+    "fingerprint",
+    "largest_difference",
+    "observe",
+    "padded_batch",
+    "parameter_counts",
+    "reapply",
+    "record_of",
+]

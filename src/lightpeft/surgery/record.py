@@ -1,0 +1,38 @@
+"""What was done to a model, kept on the model, so that it can be saved and done again to the same base."""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from lightpeft.anatomy import base_of
+from lightpeft.plan import Plan
+
+_ATTRIBUTE = "lightpeft_record"
+
+
+@dataclass(frozen=True, eq=False)
+class CutRecord:
+    """A plan and the small tensors that together turn the full base into the cut one."""
+
+    plan: Plan
+    fingerprint: str
+    """Of the base before the cut, see `fingerprint`."""
+
+    gates: dict[str, Tensor] = field(default_factory=dict)
+    """Per output projection: folded gates of the surviving input channels, (channels,)."""
+
+    pairs: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """Per linear: folded low-rank pair in the cut shape, (d_out, k) and (k, d_in)."""
+
+    shifts: dict[str, Tensor] = field(default_factory=dict)
+    """Per output projection: what compensation added to its bias, (d_out,)."""
+
+
+def record_of(model: nn.Module) -> CutRecord | None:
+    """The record of the cut that `model` went through, if any."""
+    return getattr(base_of(model), _ATTRIBUTE, None)
+
+
+def attach_record(model: nn.Module, record: CutRecord) -> None:
+    """Keep `record` on the base model."""
+    setattr(base_of(model), _ATTRIBUTE, record)

@@ -1,0 +1,113 @@
+"""Proof of a cut: on a padded batch the gated model and the cut model must agree, layer by layer."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightpeft.anatomy import base_of, layer_modules
+from lightpeft.errors import AnatomyError, VerificationError
+from lightpeft.estimation import fixed_gates
+
+TOLERANCES = {
+    torch.float64: 1e-9,
+    torch.float32: 1e-4,
+    torch.float16: 2e-2,
+    torch.bfloat16: 1e-1,
+}
+"""Largest difference allowed, relative to the largest value of the tensor (at least 1)."""
+
+Batch = Mapping[str, Tensor]
+
+
+def padded_batch(model: nn.Module, batch: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
+    """`batch` without labels and with at least one padded row; random tokens if there is no batch."""
+    base = base_of(model)
+    device = next(base.parameters()).device
+    if batch is None:
+        generator = torch.Generator().manual_seed(0)
+        width = min(16, getattr(base.config, "max_position_embeddings", 16) - 4)
+        ids = torch.randint(5, base.config.vocab_size, (2, width), generator=generator)
+        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    inputs = {
+        name: value.detach().clone().to(device)
+        for name, value in batch.items()
+        if isinstance(value, Tensor) and name not in ("labels", "label", "label_ids")
+    }
+    ids = inputs.get("input_ids")
+    if ids is None:
+        raise AnatomyError(
+            f"the verification batch has {sorted(inputs)}, but no input_ids; give a batch of the task."
+        )
+    mask = inputs.setdefault("attention_mask", torch.ones_like(ids))
+    if mask.dim() == 2 and bool(mask.all()) and mask.shape[1] > 1:
+        mask[0, max(1, mask.shape[1] * 2 // 3) :] = 0
+    return inputs
+
+
+def observe(
+    model: nn.Module, batch: Batch, gates: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Outputs of every layer and of the model in eval mode, at the tokens that are not padding.
+
+    Args:
+        gates: fixed gates per module (relative to the base) to multiply inputs by.
+    """
+    seen: dict[str, Tensor] = {}
+    base = base_of(model)
+    with ExitStack() as stack:
+        stack.enter_context(_evaluating(model))
+        stack.enter_context(fixed_gates(base, gates or {}))
+        for name, layer in layer_modules(model):
+            stack.callback(layer.register_forward_hook(_noting(seen, name)).remove)
+        outputs = model(**batch)
+    if "logits" in outputs:
+        seen["the logits"] = outputs["logits"].detach()
+    tokens = batch["attention_mask"].bool()
+    return {
+        name: value[tokens] if value.shape[: tokens.dim()] == tokens.shape else value
+        for name, value in seen.items()
+    }
+
+
+def largest_difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> float:
+    """Check that two observations agree; the largest relative difference.
+
+    Raises:
+        VerificationError: they differ beyond the dtype's tolerance; names the first place.
+    """
+    worst = 0.0
+    for name, before in expected.items():
+        after = found[name]
+        scale = max(1.0, float(before.abs().max()))
+        difference = float((before - after).abs().max()) / scale
+        limit = TOLERANCES[before.dtype]
+        if not difference <= limit:
+            raise VerificationError(
+                f"{name} of the cut model differs from the gated model by {difference:.2g} (allowed for "
+                f"{before.dtype}: {limit:g}). The model was put back as it was. This is a fault of "
+                "lightpeft's anatomy of this architecture, please report it."
+            )
+        worst = max(worst, difference)
+    return worst
+
+
+def _noting(seen: dict[str, Tensor], name: str) -> Any:
+    def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+        seen[name] = (output[0] if isinstance(output, tuple) else output).detach()
+
+    return hook
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

@@ -1,0 +1,6 @@
+"""Training: light PEFT inside a transformers Trainer."""
+
+from lightpeft.training.callback import LightCallback
+from lightpeft.training.trainer import LightTrainer
+
+__all__ = ["LightCallback", "LightTrainer"]

@@ -1,0 +1,141 @@
+"""`LightCallback`: Light-PEFT in anybody's `transformers.Trainer`."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.training_args import ParallelMode
+
+from lightpeft.checkpoint import mark_complete, require_complete
+from lightpeft.config import LightConfig, Preset
+from lightpeft.errors import ConfigError, LightPeftError
+from lightpeft.plan import Plan
+from lightpeft.scores import Scores
+from lightpeft.surgery import CutReport
+from lightpeft.training.schedule import require_restartable, restart_schedule, stretch_schedule
+from lightpeft.training.session import LightSession
+
+
+class LightCallback(TrainerCallback):
+    """Estimates, cuts and goes on, inside the run of any `transformers.Trainer` (TRL's included).
+
+    Estimation steps are ordinary training steps and count as such.
+    """
+
+    def __init__(self, config: LightConfig | Preset = "default") -> None:
+        chosen = config if isinstance(config, LightConfig) else LightConfig.preset(config)
+        self.session = LightSession(chosen)
+        self._restored_from: Path | None = None
+
+    @property
+    def plan(self) -> Plan | None:
+        """The plan, once made."""
+        return self.session.plan
+
+    @property
+    def scores(self) -> Scores | None:
+        """The scores, once estimated."""
+        return self.session.scores
+
+    @property
+    def report(self) -> CutReport | None:
+        """What the cut changed, once done in this process."""
+        return self.session.report
+
+    def restore(self, model: nn.Module, checkpoint: str | Path) -> None:
+        """Prepare a fresh model and this callback to resume from `checkpoint`.
+
+        `LightTrainer` calls this itself; with another Trainer call it before `Trainer(...)` is made,
+        then `trainer.train(resume_from_checkpoint=checkpoint)`.
+
+        Raises:
+            CheckpointError: the checkpoint is incomplete, or of another base or configuration.
+        """
+        folder = Path(checkpoint)
+        require_complete(folder)
+        self.session.restore(model, folder)
+        self._restored_from = folder
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        model, scheduler = _peft_model(kwargs), kwargs["lr_scheduler"]
+        _require_one_process(args)
+        if state.global_step > 0 and self._restored_from is None:
+            self.restore(model, Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        if self.session.config.restart_schedule:
+            require_restartable(scheduler)
+            if self.session.cut_step is not None:
+                stretch_schedule(scheduler, args, state.max_steps - self.session.cut_step)
+        self.session.begin(model, state.max_steps, not args.disable_tqdm)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        optimizer = kwargs["optimizer"]
+        self.session.end_backward(optimizer.param_groups[0]["lr"], loss_scale_of(optimizer))
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        optimizer = kwargs["optimizer"]
+        if not self.session.end_step(_peft_model(kwargs), optimizer, state.global_step):
+            return
+        state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+        if self.session.config.restart_schedule:
+            getattr(optimizer, "optimizer", optimizer).state.clear()
+            restart_schedule(kwargs["lr_scheduler"], args, state.max_steps - state.global_step)
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        self.session.save(_peft_model(kwargs), checkpoint)
+        mark_complete(checkpoint)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.session.end()
+        if self.session.plan is None:
+            raise LightPeftError(
+                f"training ended after {state.global_step} steps, before estimation was done "
+                f"({self.session.config.estimation.most_steps} steps): NOTHING WAS CUT."
+            )
+
+
+def loss_scale_of(optimizer: torch.optim.Optimizer) -> Tensor | float:
+    """What the loss was multiplied by (float16 under accelerate), on the device, without reading it."""
+    scaler = getattr(optimizer, "scaler", None)
+    if scaler is None or not scaler.is_enabled():
+        return 1.0
+    scale = scaler._scale
+    return scale if isinstance(scale, Tensor) else float(scaler.get_scale())
+
+
+def _peft_model(kwargs: dict[str, Any]) -> PeftModel:
+    model = kwargs["model"]
+    if not isinstance(model, PeftModel):
+        raise ConfigError(
+            f"the Trainer's model is a {type(model).__name__}; wrap it with peft.get_peft_model first."
+        )
+    return model
+
+
+def _require_one_process(args: TrainingArguments) -> None:
+    problems = {
+        "several processes": args.parallel_mode == ParallelMode.DISTRIBUTED,
+        "several GPUs in one process": args.n_gpu > 1,
+        "DeepSpeed": bool(args.deepspeed),
+        "FSDP": bool(args.fsdp),
+        "torch.compile": bool(args.torch_compile),
+    }
+    found = [name for name, present in problems.items() if present]
+    if found:
+        raise ConfigError(
+            f"found {', '.join(found)}: the cut changes the shapes of parameters inside the run, which "
+            "these do not survive. Train on one device without them (CUDA_VISIBLE_DEVICES=0)."
+        )

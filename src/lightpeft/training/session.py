@@ -1,0 +1,211 @@
+"""One light run as a state machine, driven by a Trainer's events: estimate, cut, go on."""
+
+import gc
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from lightpeft.adapters import find_lora_modules
+from lightpeft.anatomy import find_anatomy
+from lightpeft.checkpoint import PRUNING, read_record, write_cut
+from lightpeft.config import LightConfig
+from lightpeft.errors import CheckpointError, ConfigError
+from lightpeft.estimation import Estimator, Settled, should_stop
+from lightpeft.files import read_tensors, write_tensors
+from lightpeft.plan import Plan, make_plan
+from lightpeft.scores import Scores
+from lightpeft.surgery import CutReport, cut, reapply, record_of
+
+ESTIMATION = "estimation.safetensors"
+SCORES = "scores.safetensors"
+
+logger = logging.getLogger(__name__)
+
+
+class LightSession:
+    """Phases of one run: `estimating` until the cut, `cut` after it."""
+
+    def __init__(self, config: LightConfig) -> None:
+        self.config = config
+        self.scores: Scores | None = None
+        self.plan: Plan | None = None
+        self.report: CutReport | None = None
+        self.cut_step: int | None = None
+        self._estimator: Estimator | None = None
+        self._settled = Settled(config.estimation)
+        self._bar: tqdm[Any] | None = None
+        self._resumed: tuple[dict[str, Tensor], dict[str, Any]] | None = None
+
+    @property
+    def phase(self) -> str:
+        """`estimating`, or `cut` once the plan was carried out."""
+        return "estimating" if self.plan is None else "cut"
+
+    def begin(self, model: nn.Module, total_steps: int, show_progress: bool) -> None:
+        """Check the whole run before it starts, then put the gates in.
+
+        Raises:
+            ConfigError, PlanError, AnatomyError: what was asked for cannot be done in this run.
+        """
+        if self.plan is not None:
+            return
+        if record_of(model) is not None:
+            raise ConfigError(
+                "the model was cut before this run. To resume, call restore(model, checkpoint); to go on "
+                "training a loaded light checkpoint, use a Trainer without lightpeft's callback."
+            )
+        self.check(model, total_steps)
+        self._estimator = Estimator(model, self.config.estimation)
+        if self._resumed is not None:
+            tensors, header = self._resumed
+            self._estimator.restore(tensors, header)
+            self._settled.restore(header["settled"])
+            self._resumed = None
+        self._estimator.attach()
+        self._bar = tqdm(
+            total=self.config.estimation.most_steps,
+            initial=self._estimator.steps,
+            desc="lightpeft: estimating",
+            disable=not show_progress,
+        )
+
+    def check(self, model: nn.Module, total_steps: int) -> None:
+        """Fail now if the budget or the number of steps is impossible."""
+        steps = self.config.estimation.most_steps
+        if steps >= total_steps:
+            option = "max_steps" if self.config.estimation.steps == "auto" else "steps"
+            raise ConfigError(
+                f"estimation.{option} is {steps}, but the run has only {total_steps} steps, so nothing "
+                f"would be trained after the cut. Train longer or set estimation.{option} below "
+                f"{total_steps}."
+            )
+        modules = find_lora_modules(model)
+        if not modules:
+            raise ConfigError(
+                f"found no LoRA module in this {type(model).__name__}; wrap the model with "
+                "peft.get_peft_model(model, LoraConfig(...)) first."
+            )
+        trial = _flat_scores(model)
+        if make_plan(trial, find_anatomy(model), self.config.budget).cuts_nothing:
+            warnings.warn(
+                "this budget cuts nothing: the run is plain PEFT with the cost of estimation on top.",
+                stacklevel=2,
+            )
+
+    def end_backward(self, learning_rate: float, loss_scale: Tensor | float) -> None:
+        """Take in the gradients of one whole step."""
+        if self._estimator is not None:
+            self._estimator.end_step(learning_rate, loss_scale)
+            if self._bar is not None:
+                self._bar.update()
+
+    def end_step(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer | None, step: int
+    ) -> bool:
+        """After an optimizer step: cut if estimation is done. True if this step cut."""
+        estimator = self._estimator
+        if estimator is None or not should_stop(estimator, self._settled, self.config.budget):
+            return False
+        self.scores = estimator.scores()
+        self.plan = make_plan(self.scores, estimator.anatomy, self.config.budget)
+        batch = estimator.last_batch
+        self.end()
+        self.report = cut(
+            model,
+            self.plan,
+            optimizer,
+            scores=self.scores,
+            batch=batch,
+            config=self.config.surgery,
+        )
+        self.cut_step = step
+        logger.info("step %d, cut: %s", step, self.report.describe())
+        _free_memory()
+        return True
+
+    def end(self) -> None:
+        """Take the gates out and close the progress bar."""
+        if self._bar is not None:
+            self._bar.set_description(f"lightpeft: {self.phase}")
+            self._bar.close()
+            self._bar = None
+        if self._estimator is not None:
+            self._estimator.detach()
+            self._estimator = None
+
+    def save(self, model: nn.Module, checkpoint: Path) -> None:
+        """Add to a Trainer's checkpoint what is needed to resume from it."""
+        record = record_of(model)
+        if record is not None:
+            write_cut(model, checkpoint, record, task={"cut_step": self.cut_step})
+            if self.scores is not None:
+                self.scores.save(checkpoint / SCORES)
+        elif self._estimator is not None:
+            tensors, header = self._estimator.state()
+            header |= {"settled": self._settled.state(), "config": self.config.to_dict()}
+            write_tensors(checkpoint / ESTIMATION, tensors, header)
+
+    def restore(self, model: nn.Module, checkpoint: Path) -> None:
+        """Bring a fresh model to the phase of `checkpoint`, before its weights are loaded.
+
+        Raises:
+            CheckpointError: no light run's checkpoint, another base, or another configuration.
+        """
+        if (checkpoint / PRUNING).is_file():
+            record, described, _ = read_record(checkpoint)
+            if record_of(model) is None:
+                reapply(model, record)
+            self.plan = record.plan
+            self.cut_step = (described.get("task") or {}).get("cut_step")
+            if (checkpoint / SCORES).is_file():
+                self.scores = Scores.load(checkpoint / SCORES)
+            return
+        if not (checkpoint / ESTIMATION).is_file():
+            raise CheckpointError(
+                f"{checkpoint} has neither {PRUNING} nor {ESTIMATION}: it is not of a light run."
+            )
+        tensors, header = read_tensors(checkpoint / ESTIMATION)
+        if header.get("config") != self.config.to_dict():
+            raise CheckpointError(
+                f"{checkpoint} was written under another lightpeft configuration; resume with the same "
+                f"one. Found {_differences(header.get('config') or {}, self.config.to_dict())}."
+            )
+        self._resumed = (tensors, header)
+
+
+def _flat_scores(model: nn.Module) -> Scores:
+    """Scores in which every unit is alike, to try a budget on."""
+    anatomy = find_anatomy(model)
+    modules = find_lora_modules(model)
+    return Scores(
+        heads=tuple(torch.zeros(layer.attention.heads) for layer in anatomy.layers),
+        neurons=tuple(torch.zeros(layer.ffn.neurons) for layer in anatomy.layers),
+        ranks={module.name: torch.zeros(module.rank) for module in modules},
+        modules={module.name: 0.0 for module in modules},
+        steps=0,
+        methods={"base": "none", "module": "none", "rank": "none"},
+    )
+
+
+def _differences(found: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> str:
+    parts = []
+    for key in wanted:
+        old, new = found.get(key), wanted[key]
+        if isinstance(old, dict) and isinstance(new, dict):
+            parts.append(_differences(old, new, f"{prefix}{key}."))
+        elif old != new:
+            parts.append(f"{prefix}{key} {old!r} instead of {new!r}")
+    return ", ".join(part for part in parts if part)
+
+
+def _free_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+

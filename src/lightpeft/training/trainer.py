@@ -1,0 +1,51 @@
+"""`LightTrainer`: a `transformers.Trainer` that runs light PEFT and resumes by itself."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import Trainer
+from transformers.trainer_utils import TrainOutput
+
+from lightpeft.checkpoint import last_complete_checkpoint
+from lightpeft.config import LightConfig, Preset
+from lightpeft.errors import CheckpointError
+from lightpeft.training.callback import LightCallback
+
+
+class LightTrainer(Trainer):
+    """A `transformers.Trainer` whose run estimates, cuts and goes on.
+
+    Args:
+        light: a configuration or the name of a preset; everything else is the Trainer's.
+    """
+
+    def __init__(self, *args: Any, light: LightConfig | Preset = "default", **kwargs: Any) -> None:
+        self.light = LightCallback(light)
+        super().__init__(*args, **kwargs)
+        self.add_callback(self.light)
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
+    ) -> TrainOutput:
+        """Train. `resume_from_checkpoint=True` takes the newest checkpoint that was written whole.
+
+        Raises:
+            CheckpointError: there is none.
+        """
+        if resume_from_checkpoint is True:
+            found = last_complete_checkpoint(str(self.args.output_dir))
+            if found is None:
+                raise CheckpointError(
+                    f"{self.args.output_dir} has no complete checkpoint to resume from; start without "
+                    "resume_from_checkpoint."
+                )
+            resume_from_checkpoint = str(found)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        target = self.model if model is None else model
+        self.light.restore(target, Path(resume_from_checkpoint))
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
