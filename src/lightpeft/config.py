@@ -56,7 +56,8 @@ class EstimationConfig:
     """Score of PEFT modules: `activation` (the paper's ‖ΔWx‖/‖Wx‖), `taylor` or `fisher` of a module gate."""
 
     rank_score: RankScore = "taylor"
-    """Score of ranks: `taylor` |s_r|, `paper` |s_r|·(1/d_in + 1/d_out), which punishes wide modules, or `fisher`."""
+    """Score of ranks: `taylor` |s_r|, `paper` |s_r|·(1/d_in + 1/d_out), which punishes wide modules, or
+    `fisher`."""
 
     l1: float = 1e-4
     """λ, weight of the L1 term on trained gates (base_score `mask` only)."""
@@ -126,17 +127,15 @@ class Budget:
         for name in ("min_heads", "min_neurons", "align_neurons"):
             _check_at_least(f"budget.{name}", getattr(self, name), 1)
         if self.keep_parameters is not None and not 0 < self.keep_parameters <= 1:
-            raise ConfigError(
-                f"budget.keep_parameters is {self.keep_parameters}; give a share in (0, 1]."
-            )
+            raise ConfigError(f"budget.keep_parameters is {self.keep_parameters}; give a share in (0, 1].")
 
     @property
     def cuts_nothing(self) -> bool:
         """Whether this budget asks for no cut at all."""
         whole_base = self.keep_parameters in (None, 1.0)
-        shares = (self.modules, self.ranks)
+        shares = [self.modules, self.ranks]
         if self.keep_parameters is None:
-            shares += (self.heads, self.neurons)
+            shares += [self.heads, self.neurons]
         return whole_base and not any(shares)
 
 

@@ -14,13 +14,13 @@ class Journal:
     """
 
     def __init__(self) -> None:
-        self.slices: dict[nn.Parameter, list[tuple[int, Tensor]]] = {}
+        self.slices: dict[Tensor, list[tuple[int, Tensor]]] = {}
         """Per parameter, the (dimension, kept indices) it was sliced by, in order."""
-        self.dropped: list[nn.Parameter] = []
+        self.dropped: list[Tensor] = []
         """Parameters that are no longer part of the model."""
         self._undo: list[Callable[[], None]] = []
 
-    def assign(self, parameter: nn.Parameter, value: Tensor) -> None:
+    def assign(self, parameter: Tensor, value: Tensor) -> None:
         """Give `parameter` new data, keeping the Parameter object; its gradient is dropped."""
         old, old_grad = parameter.data, parameter.grad
 
@@ -31,7 +31,7 @@ class Journal:
         parameter.grad = None
         parameter.data = value
 
-    def slice(self, parameter: nn.Parameter, dim: int, kept: Tensor) -> None:
+    def slice(self, parameter: Tensor, dim: int, kept: Tensor) -> None:
         """Keep the indices `kept` (int64, ascending) of dimension `dim` of `parameter`."""
         index = kept.to(parameter.device)
         self.assign(parameter, parameter.data.index_select(dim, index).contiguous())
@@ -65,7 +65,7 @@ class Journal:
         parent_name, _, child = name.rpartition(".")
         self.set_attribute(root.get_submodule(parent_name), child, module)
 
-    def drop(self, parameters: Iterable[nn.Parameter]) -> None:
+    def drop(self, parameters: Iterable[Tensor]) -> None:
         """Note that `parameters` left the model."""
         self.dropped.extend(parameters)
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from itertools import pairwise
 
 from lightpeft.errors import PlanError
 
@@ -34,7 +35,7 @@ def parse_indices(text: str, count: int, what: str) -> tuple[int, ...]:
         if last >= count:
             raise PlanError(f"{what}: index {last} is out of range, there are only {count}.")
         found.extend(range(first, last + 1))
-    for before, after in zip(found, found[1:], strict=False):
+    for before, after in pairwise(found):
         if after == before:
             raise PlanError(f"{what}: index {after} is duplicated.")
         if after < before:

@@ -195,13 +195,9 @@ class Plan:
             PlanError: another architecture, layer count, head count or width.
         """
         if self.model_type != anatomy.model_type:
-            raise PlanError(
-                f"the plan is for {self.model_type}, the model is {anatomy.model_type}."
-            )
+            raise PlanError(f"the plan is for {self.model_type}, the model is {anatomy.model_type}.")
         if len(self.layers) != len(anatomy.layers):
-            raise PlanError(
-                f"the plan has {len(self.layers)} layers, the model has {len(anatomy.layers)}."
-            )
+            raise PlanError(f"the plan has {len(self.layers)} layers, the model has {len(anatomy.layers)}.")
         for mine, found in zip(self.layers, anatomy.layers, strict=True):
             planned = (mine.head_count, mine.neuron_count)
             actual = (found.attention.heads, found.ffn.neurons)
@@ -234,7 +230,8 @@ def make_plan(scores: Scores, anatomy: Anatomy, budget: Budget) -> Plan:
     """
     _check_same_shape(scores, anatomy)
     heads, neurons = _choose_base(scores, anatomy, budget)
-    ranks = _choose_ranks(scores, budget)
+    survivors = _choose_modules(scores, budget)
+    ranks = _choose_ranks(scores, survivors, budget)
     return Plan(
         model_type=anatomy.model_type,
         layers=tuple(
@@ -247,12 +244,10 @@ def make_plan(scores: Scores, anatomy: Anatomy, budget: Budget) -> Plan:
             )
             for layer in anatomy.layers
         ),
-        modules=tuple(
-            ModulePlan(name, ranks[name], len(values)) for name, values in scores.ranks.items()
-        ),
+        modules=tuple(ModulePlan(name, ranks[name], len(values)) for name, values in scores.ranks.items()),
         budget=budget,
         estimation_steps=scores.steps,
-        cutoffs=_explain(scores, heads, neurons, ranks),
+        cutoffs=_explain(scores, heads, neurons, survivors, ranks),
     )
 
 
@@ -268,9 +263,7 @@ def _choose_base(scores: Scores, anatomy: Anatomy, budget: Budget) -> tuple[Kept
         return choose_heads(budget.heads, False), choose_neurons(budget.neurons, False)
 
     def parameters(share: float) -> int:
-        pairs = zip(
-            anatomy.layers, choose_heads(share, True), choose_neurons(share, True), strict=True
-        )
+        pairs = zip(anatomy.layers, choose_heads(share, True), choose_neurons(share, True), strict=True)
         return sum(layer.parameters(len(h), len(n)) for layer, h, n in pairs)
 
     share = _smallest_share(parameters, budget.keep_parameters, anatomy.parameters)
@@ -361,41 +354,46 @@ def _keep_best(
     return [(one.layer, one.best(taken[one.layer])) for one in pool]
 
 
-def _choose_ranks(scores: Scores, budget: Budget) -> dict[str, tuple[int, ...]]:
-    """Remove whole modules first, then the lowest ranks over the surviving ones."""
+def _choose_modules(scores: Scores, budget: Budget) -> list[str]:
+    """The PEFT modules that survive the coarse cut, in the scores' order."""
     names = list(scores.ranks)
-    if not names:
-        return {}
     gone = exact_count(budget.modules, len(names))
     by_importance = sorted(names, key=lambda name: (-scores.modules[name], names.index(name)))
-    survivors = by_importance[: len(names) - gone]
+    survivors = set(by_importance[: len(names) - gone])
+    return [name for name in names if name in survivors]
+
+
+def _choose_ranks(scores: Scores, survivors: Sequence[str], budget: Budget) -> dict[str, tuple[int, ...]]:
+    """The ranks that stay, over all surviving modules together; a module may lose every rank."""
     ranks = [
-        (-value, names.index(name), rank)
-        for name in survivors
+        (-value, place, rank)
+        for place, name in enumerate(survivors)
         for rank, value in enumerate(scores.ranks[name].tolist())
     ]
     kept = sorted(ranks)[: len(ranks) - exact_count(budget.ranks, len(ranks))]
-    if not kept:
+    if scores.ranks and not kept:
         raise PlanError(
             f"budget.modules={budget.modules:g} and budget.ranks={budget.ranks:g} leave nothing of "
-            f"{len(names)} PEFT modules to train. Cut a smaller share."
+            f"{len(scores.ranks)} PEFT modules to train. Cut a smaller share."
         )
-    chosen: dict[str, list[int]] = {name: [] for name in names}
+    chosen: dict[str, list[int]] = {name: [] for name in scores.ranks}
     for _, place, rank in kept:
-        chosen[names[place]].append(rank)
+        chosen[survivors[place]].append(rank)
     return {name: tuple(sorted(indices)) for name, indices in chosen.items()}
 
 
 def _explain(
-    scores: Scores, heads: Kept, neurons: Kept, ranks: dict[str, tuple[int, ...]]
+    scores: Scores,
+    heads: Kept,
+    neurons: Kept,
+    survivors: Sequence[str],
+    ranks: dict[str, tuple[int, ...]],
 ) -> tuple[Cutoff, ...]:
     def cutoff(kind: str, method: str, units: Iterable[tuple[float, bool]]) -> Cutoff:
         pairs = list(units)
         cut = [score for score, stays in pairs if not stays]
         kept = [score for score, stays in pairs if stays]
-        return Cutoff(
-            kind, method, len(cut), len(pairs), max(cut, default=None), min(kept, default=None)
-        )
+        return Cutoff(kind, method, len(cut), len(pairs), max(cut, default=None), min(kept, default=None))
 
     def flat(values: Iterable[Tensor], kept: Iterable[tuple[int, ...]]) -> list[tuple[float, bool]]:
         return [
@@ -404,17 +402,17 @@ def _explain(
             for index, score in enumerate(tensor.tolist())
         ]
 
-    base, survivors = scores.methods["base"], [name for name in ranks if ranks[name]]
+    base = scores.methods["base"]
     return (
         cutoff("heads", base, flat(scores.heads, heads)),
         cutoff("neurons", base, flat(scores.neurons, neurons)),
         cutoff(
             "PEFT modules",
             scores.methods["module"],
-            [(scores.modules[name], bool(kept)) for name, kept in ranks.items()],
+            [(score, name in survivors) for name, score in scores.modules.items()],
         ),
         cutoff(
-            "ranks of kept modules",
+            "ranks of surviving modules",
             scores.methods["rank"],
             flat([scores.ranks[n] for n in survivors], [ranks[n] for n in survivors]),
         ),
@@ -425,9 +423,7 @@ def _check_same_shape(scores: Scores, anatomy: Anatomy) -> None:
     found = [(len(h), len(n)) for h, n in zip(scores.heads, scores.neurons, strict=True)]
     expected = [(layer.attention.heads, layer.ffn.neurons) for layer in anatomy.layers]
     if found != expected:
-        raise PlanError(
-            f"the scores are for layers of (heads, neurons) {found}, the model has {expected}."
-        )
+        raise PlanError(f"the scores are for layers of (heads, neurons) {found}, the model has {expected}.")
     if set(scores.ranks) != set(scores.modules):
         raise PlanError("the scores name other PEFT modules for ranks than for modules.")
 

@@ -5,7 +5,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
@@ -54,7 +53,7 @@ class LoraModule:
         return float(self.layer.scaling[self.adapter])
 
     @property
-    def parameters(self) -> tuple[nn.Parameter, nn.Parameter]:
+    def parameters(self) -> tuple[Tensor, Tensor]:
         """The trained weights (A, B)."""
         return self.lora_a.weight, self.lora_b.weight
 
@@ -117,8 +116,18 @@ def active_adapter(model: PeftModel) -> str:
     config = model.peft_config[names[0]]
     if not isinstance(config, LoraConfig):
         raise AnatomyError(f"found PEFT type {config.peft_type}; only LoRA can be cut.")
-    unsupported = [key for key in ("use_dora", "lora_bias", "alora_invocation_tokens", "megatron_config",
-                                   "target_parameters", "layer_replication") if getattr(config, key, None)]
+    unsupported = [
+        key
+        for key in (
+            "use_dora",
+            "lora_bias",
+            "alora_invocation_tokens",
+            "megatron_config",
+            "target_parameters",
+            "layer_replication",
+        )
+        if getattr(config, key, None)
+    ]
     if unsupported or config.bias != "none":
         found = ", ".join(unsupported) or f"bias={config.bias!r}"
         raise AnatomyError(f"found LoRA with {found}; only plain and rank-stabilised LoRA can be cut.")
@@ -159,14 +168,8 @@ def describe_in_config(model: PeftModel, modules: Sequence[LoraModule], journal:
         "layers_to_transform": None,
         "layers_pattern": None,
         "rank_pattern": {key: module.rank for key, module in patterns.items()},
-        "alpha_pattern": {
-            key: module.layer.lora_alpha[module.adapter] for key, module in patterns.items()
-        },
+        "alpha_pattern": {key: module.layer.lora_alpha[module.adapter] for key, module in patterns.items()},
     }
     for key, value in wanted.items():
         journal.set_attribute(config, key, value)
-    journal.set_attribute(
-        model.base_model, "targeted_module_names", [module.name for module in modules]
-    )
-
-
+    journal.set_attribute(model.base_model, "targeted_module_names", [module.name for module in modules])

@@ -54,9 +54,7 @@ class Layer:
 
     def parameters(self, heads: int, neurons: int) -> int:
         """Parameters of this layer with so many heads and neurons."""
-        return (
-            self.fixed_parameters + heads * self.head_parameters + neurons * self.neuron_parameters
-        )
+        return self.fixed_parameters + heads * self.head_parameters + neurons * self.neuron_parameters
 
     @property
     def outputs(self) -> tuple[str, str]:
@@ -74,9 +72,7 @@ class Anatomy:
     @property
     def parameters(self) -> int:
         """Parameters of all encoder layers (embeddings and heads on top are not counted)."""
-        return sum(
-            layer.parameters(layer.attention.heads, layer.ffn.neurons) for layer in self.layers
-        )
+        return sum(layer.parameters(layer.attention.heads, layer.ffn.neurons) for layer in self.layers)
 
     def describe(self) -> str:
         """One line per layer: what can be cut."""
@@ -166,9 +162,7 @@ def _find_layer(base: PreTrainedModel, family: Family, index: int, prefix: str) 
     head_parameters = site.head_size * (
         sum(_row_parameters(linear) for linear in projections) + attention_out.out_features
     )
-    neuron_parameters = (
-        sum(_row_parameters(linear_at(base, name)) for name in inputs) + ffn_out.out_features
-    )
+    neuron_parameters = sum(_row_parameters(linear_at(base, name)) for name in inputs) + ffn_out.out_features
     total = _base_parameters(base.get_submodule(prefix.rstrip(".")))
     return Layer(
         index=index,

@@ -92,9 +92,7 @@ def measure_contributions(
 class _Contribution:
     """‖ΔWx‖ / ‖Wx‖ of one LoRA pair."""
 
-    def __init__(
-        self, position: int, module: LoraModule, sums: BlockSums, tokens: TokenWeights
-    ) -> None:
+    def __init__(self, position: int, module: LoraModule, sums: BlockSums, tokens: TokenWeights) -> None:
         self._position, self._module, self._sums, self._tokens = position, module, sums, tokens
         self._base_norm: Tensor | None = None
 

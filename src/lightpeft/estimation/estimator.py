@@ -207,14 +207,11 @@ class Estimator:
 
     def _window(self) -> Block:
         if self.config.steps == "auto":
-            return self._sums.window(self.steps // 2)
-        half = self.config.steps // 2
-        return self._sums.window(half) if self.steps > half else self._sums.total()
+            return self._sums.window(self.steps // 2, self.steps)
+        return self._sums.window(self.config.steps // 2, self.steps)
 
     def _check_finite(self, window: Block) -> None:
         steps, finite = int(window["steps"]), int(window["finite_steps"])
-        if steps == 0:
-            raise EstimationError("the window of estimation holds no step yet.")
         if finite == 0:
             raise EstimationError(
                 f"none of {steps} estimation steps had finite gradients: the run has diverged. Lower "

@@ -47,7 +47,8 @@ class Probe:
     def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         if not (module.training and torch.is_grad_enabled()):
             return None
-        return _PassAndMeasure.apply(inputs[0], self.values), *inputs[1:]
+        measured: Tensor = _PassAndMeasure.apply(inputs[0], self.values)  # type: ignore[no-untyped-call]
+        return measured, *inputs[1:]
 
 
 class Mask:

@@ -83,9 +83,7 @@ def _train_step(
     optimizer.zero_grad()
 
 
-def _whole_run(
-    batches: Iterable[Mapping[str, Any]], config: EstimationConfig
-) -> Iterable[Mapping[str, Any]]:
+def _whole_run(batches: Iterable[Mapping[str, Any]], config: EstimationConfig) -> Iterable[Mapping[str, Any]]:
     taken = 0
     for batch in batches:
         yield batch

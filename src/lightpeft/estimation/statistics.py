@@ -32,18 +32,13 @@ class BlockSums:
         """The block that is being added to."""
         return self.blocks[-1]
 
-    def window(self, first_step: int) -> Block:
-        """Sums over the blocks that begin at `first_step` or later, or over the last block."""
-        chosen = [
-            block
-            for start, block in zip(self.starts, self.blocks, strict=True)
-            if start >= first_step
+    def window(self, first_step: int, end: int) -> Block:
+        """Sums over the blocks that begin at `first_step` or later, or over the last one before `end`."""
+        filled = [
+            (start, block) for start, block in zip(self.starts, self.blocks, strict=True) if start < end
         ]
-        return _add(chosen or self.blocks[-1:])
-
-    def total(self) -> Block:
-        """Sums over every step."""
-        return _add(self.blocks)
+        late = [block for start, block in filled if start >= first_step]
+        return _add(late or [filled[-1][1]])
 
     def to_tensors(self) -> dict[str, Tensor]:
         """All blocks as named tensors, for a checkpoint."""

@@ -51,9 +51,7 @@ def fold_gates(
             by_name[name].scale_inputs(values, journal)
 
 
-def fold_pairs(
-    base: PreTrainedModel, pairs: Mapping[str, tuple[Tensor, Tensor]], journal: Journal
-) -> None:
+def fold_pairs(base: PreTrainedModel, pairs: Mapping[str, tuple[Tensor, Tensor]], journal: Journal) -> None:
     """Add frozen low-rank pairs to the base's linears: W += left @ right."""
     for name, (left, right) in pairs.items():
         weight = linear_at(base, name).weight
@@ -74,9 +72,7 @@ def shift_biases(base: PreTrainedModel, shifts: Mapping[str, Tensor], journal: J
 class _LinearCutter:
     """Cuts a linear by name, together with the LoRA pair on it."""
 
-    def __init__(
-        self, base: nn.Module, modules: dict[str, LoraModule], journal: Journal
-    ) -> None:
+    def __init__(self, base: nn.Module, modules: dict[str, LoraModule], journal: Journal) -> None:
         self._base, self._modules, self._journal = base, modules, journal
 
     def keep_outputs(self, name: str, kept: Tensor) -> None:

@@ -86,9 +86,7 @@ def cut(
         raise
     if optimizer is not None:
         follow_cut(optimizer, journal)
-    record = CutRecord(
-        plan, name, operation.surviving_gates(), pairs, _on_cpu(operation.shifts)
-    )
+    record = CutRecord(plan, name, operation.surviving_gates(), pairs, _on_cpu(operation.shifts))
     attach_record(model, record)
     return operation.report(difference)
 
@@ -131,9 +129,7 @@ def parameter_counts(model: nn.Module) -> tuple[int, int]:
 class _Operation:
     """One cut of one model: what is known before, and the steps in their order."""
 
-    def __init__(
-        self, model: nn.Module, plan: Plan, scores: Scores | None, config: SurgeryConfig
-    ) -> None:
+    def __init__(self, model: nn.Module, plan: Plan, scores: Scores | None, config: SurgeryConfig) -> None:
         self.model, self.plan, self.config = model, plan, config
         if record_of(model) is not None:
             raise PlanError("the model is cut already; load the base anew to cut by another plan.")

@@ -4,7 +4,7 @@ import warnings
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightpeft.edits import Journal
 
@@ -26,11 +26,10 @@ def follow_cut(optimizer: torch.optim.Optimizer, journal: Journal) -> None:
 
 
 def _sliced_state(
-    optimizer: torch.optim.Optimizer, parameter: nn.Parameter, slices: list[tuple[int, Tensor]]
+    optimizer: torch.optim.Optimizer, parameter: Tensor, slices: list[tuple[int, Tensor]]
 ) -> dict[str, Any]:
     state = {
-        key: _sliced(value, parameter.shape, slices)
-        for key, value in optimizer.state[parameter].items()
+        key: _sliced(value, parameter.shape, slices) for key, value in optimizer.state[parameter].items()
     }
     if any(value is None for value in state.values()):
         warnings.warn(

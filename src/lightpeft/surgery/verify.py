@@ -36,20 +36,17 @@ def padded_batch(model: nn.Module, batch: Mapping[str, Any] | None = None) -> di
         for name, value in batch.items()
         if isinstance(value, Tensor) and name not in ("labels", "label", "label_ids")
     }
-    ids = inputs.get("input_ids")
-    if ids is None:
+    if "input_ids" not in inputs:
         raise AnatomyError(
             f"the verification batch has {sorted(inputs)}, but no input_ids; give a batch of the task."
         )
-    mask = inputs.setdefault("attention_mask", torch.ones_like(ids))
+    mask = inputs.setdefault("attention_mask", torch.ones_like(inputs["input_ids"]))
     if mask.dim() == 2 and bool(mask.all()) and mask.shape[1] > 1:
         mask[0, max(1, mask.shape[1] * 2 // 3) :] = 0
     return inputs
 
 
-def observe(
-    model: nn.Module, batch: Batch, gates: Mapping[str, Tensor] | None = None
-) -> dict[str, Tensor]:
+def observe(model: nn.Module, batch: Batch, gates: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """Outputs of every layer and of the model in eval mode, at the tokens that are not padding.
 
     Args:
@@ -95,7 +92,7 @@ def largest_difference(expected: Mapping[str, Tensor], found: Mapping[str, Tenso
 
 
 def _noting(seen: dict[str, Tensor], name: str) -> Any:
-    def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+    def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
         seen[name] = (output[0] if isinstance(output, tuple) else output).detach()
 
     return hook

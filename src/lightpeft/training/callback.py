@@ -65,7 +65,7 @@ class LightCallback(TrainerCallback):
         model, scheduler = _peft_model(kwargs), kwargs["lr_scheduler"]
         _require_one_process(args)
         if state.global_step > 0 and self._restored_from is None:
-            self.restore(model, Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            self.restore(model, Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
         if self.session.config.restart_schedule:
             require_restartable(scheduler)
             if self.session.cut_step is not None:
@@ -92,7 +92,7 @@ class LightCallback(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        checkpoint = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         self.session.save(_peft_model(kwargs), checkpoint)
         mark_complete(checkpoint)
 

@@ -1,6 +1,6 @@
 """Starting the learning-rate schedule anew after the cut, as the published runs do."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
@@ -32,15 +32,13 @@ def restart_schedule(scheduler: LambdaLR, args: TrainingArguments, steps: int) -
     scheduler._last_lr = rates
 
 
-def stretch_schedule(
-    scheduler: LambdaLR, args: TrainingArguments, steps: int
-) -> None:
+def stretch_schedule(scheduler: LambdaLR, args: TrainingArguments, steps: int) -> None:
     """Give `scheduler` the shape of a course over `steps` steps, leaving it where it is."""
     fresh = get_scheduler(
         args.lr_scheduler_type,
         optimizer=torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0),
         num_warmup_steps=args.get_warmup_steps(steps),
         num_training_steps=steps,
-        scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+        scheduler_specific_kwargs=cast("dict[str, Any] | None", args.lr_scheduler_kwargs),
     )
     scheduler.lr_lambdas = list(fresh.lr_lambdas) * len(scheduler.base_lrs)

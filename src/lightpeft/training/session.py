@@ -104,9 +104,7 @@ class LightSession:
             if self._bar is not None:
                 self._bar.update()
 
-    def end_step(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer | None, step: int
-    ) -> bool:
+    def end_step(self, model: nn.Module, optimizer: torch.optim.Optimizer | None, step: int) -> bool:
         """After an optimizer step: cut if estimation is done. True if this step cut."""
         estimator = self._estimator
         if estimator is None or not should_stop(estimator, self._settled, self.config.budget):
@@ -207,5 +205,3 @@ def _free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-

@@ -43,9 +43,7 @@ class LightTrainer(Trainer):
             resume_from_checkpoint = str(found)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
-    def _load_from_checkpoint(
-        self, resume_from_checkpoint: str, model: nn.Module | None = None
-    ) -> None:
-        target = self.model if model is None else model
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        target: Any = self.model if model is None else model
         self.light.restore(target, Path(resume_from_checkpoint))
         super()._load_from_checkpoint(resume_from_checkpoint, model)

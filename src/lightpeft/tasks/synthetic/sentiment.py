@@ -161,7 +161,9 @@ def _not_as_said(by: _Reviewer, label: int) -> str:
 def _hearsay(by: _Reviewer, label: int) -> str:
     agree = chance(by.rng, 0.5)
     said = by.description(label if agree else 1 - label)
-    verdict = pick(by.rng, ("I agree", "that is right") if agree else ("I disagree", "that is wrong"))
+    verdict = pick(
+        by.rng, ("I agree", "that is right") if agree else ("I disagree", "that is wrong")
+    )
     return f"{by.critics()} called the {by.part()} {said} and {verdict}"
 
 
