@@ -116,6 +116,10 @@ class Budget:
     align_neurons: int = 1
     """FFN widths become multiples of this number; 32, 64 or 128 suit the hardware."""
 
+    depth_cost: float = 0.0
+    """Prefer PEFT modules in high layers: scores count as score · ((layer + 1) / layers)^depth_cost. Below the
+    lowest surviving module nothing needs a backward pass."""
+
     keep_parameters: float | None = None
     """Instead of `heads` and `neurons`: the share of encoder-layer parameters to keep, met from below."""
 
@@ -200,3 +204,86 @@ PRESETS: dict[Preset, LightConfig] = {
 def exact_count(share: float, total: int) -> int:
     """`share · total` rounded half up, free of binary rounding: `exact_count(1/3, 12) == 4`."""
     return int(Fraction(share).limit_denominator(10**6) * total + Fraction(1, 2))
+
+
+@dataclass(frozen=True)
+class LoraOptions:
+    """The LoRA that is put on the base."""
+
+    rank: int = 8
+    """Ranks of every module before the cut."""
+
+    alpha: int = 16
+    """Scaling numerator: ΔW = alpha / rank · B A."""
+
+    dropout: float = 0.05
+    """Dropout on the modules' inputs."""
+
+    targets: str | list[str] = "all"
+    """`all`: the six linears of every layer; `query-value`: those two; or names as PEFT takes them."""
+
+    rslora: bool = False
+    """Rank-stabilised scaling, alpha / √rank."""
+
+    def __post_init__(self) -> None:
+        _check_at_least("lora.rank", self.rank, 1)
+        _check_share("lora.dropout", self.dropout)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The fine-tuning run."""
+
+    epochs: float = 3.0
+    """Passes over the training data; estimation steps count."""
+
+    max_steps: int | None = None
+    """Optimizer steps instead of epochs."""
+
+    learning_rate: float = 1e-3
+    """Peak learning rate of AdamW."""
+
+    schedule: str = "linear"
+    """Learning-rate schedule, by its transformers name."""
+
+    warmup_steps: int = 0
+    """Optimizer steps of warm-up."""
+
+    batch_size: int = 32
+    """Examples per step and device."""
+
+    gradient_accumulation: int = 1
+    """Batches per optimizer step."""
+
+    max_length: int = 128
+    """Tokens per example; longer ones are truncated."""
+
+    max_grad_norm: float = 1.0
+    """Gradient clipping."""
+
+    weight_decay: float = 0.0
+    """Of AdamW."""
+
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Mixed precision of the forward pass; weights stay as loaded."""
+
+    seed: int = 0
+    """Seed of data order, dropout, LoRA and new heads."""
+
+    eval_steps: int | None = None
+    """Evaluate every so many steps; by default once an epoch."""
+
+    save_steps: int | None = None
+    """Write a checkpoint to resume from every so many steps; by default none."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "gradient_accumulation", "max_length"):
+            _check_at_least(f"training.{name}", getattr(self, name), 1)
+        for name in ("max_steps", "eval_steps", "save_steps"):
+            if getattr(self, name) is not None:
+                _check_at_least(f"training.{name}", getattr(self, name), 1)
+        if self.epochs <= 0 or self.learning_rate <= 0:
+            raise ConfigError(
+                f"training.epochs is {self.epochs} and training.learning_rate {self.learning_rate}; "
+                "both must be positive."
+            )

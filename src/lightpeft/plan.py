@@ -230,7 +230,7 @@ def make_plan(scores: Scores, anatomy: Anatomy, budget: Budget) -> Plan:
     """
     _check_same_shape(scores, anatomy)
     heads, neurons = _choose_base(scores, anatomy, budget)
-    survivors = _choose_modules(scores, budget)
+    survivors = _choose_modules(scores, anatomy, budget)
     ranks = _choose_ranks(scores, survivors, budget)
     return Plan(
         model_type=anatomy.model_type,
@@ -354,11 +354,12 @@ def _keep_best(
     return [(one.layer, one.best(taken[one.layer])) for one in pool]
 
 
-def _choose_modules(scores: Scores, budget: Budget) -> list[str]:
+def _choose_modules(scores: Scores, anatomy: Anatomy, budget: Budget) -> list[str]:
     """The PEFT modules that survive the coarse cut, in the scores' order."""
     names = list(scores.ranks)
     gone = exact_count(budget.modules, len(names))
-    by_importance = sorted(names, key=lambda name: (-scores.modules[name], names.index(name)))
+    worth = {name: scores.modules[name] * anatomy.height_of(name) ** budget.depth_cost for name in names}
+    by_importance = sorted(names, key=lambda name: (-worth[name], names.index(name)))
     survivors = set(by_importance[: len(names) - gone])
     return [name for name in names if name in survivors]
 

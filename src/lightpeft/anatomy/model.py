@@ -74,6 +74,14 @@ class Anatomy:
         """Parameters of all encoder layers (embeddings and heads on top are not counted)."""
         return sum(layer.parameters(layer.attention.heads, layer.ffn.neurons) for layer in self.layers)
 
+    def height_of(self, linear: str) -> float:
+        """How high in the stack a linear sits: (layer + 1) / layers, and 1 for what is on top of them."""
+        for layer in self.layers:
+            site = layer.attention
+            if linear in (site.query, site.key, site.value, site.out, *layer.ffn.inputs, layer.ffn.out):
+                return (layer.index + 1) / len(self.layers)
+        return 1.0
+
     def describe(self) -> str:
         """One line per layer: what can be cut."""
         lines = [f"{self.model_type}: {len(self.layers)} layers, {self.parameters:,} parameters"]

@@ -1,7 +1,7 @@
 """What every text generator shares: the shape of an example, and the loop over examples."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Literal, Protocol, TypedDict
 
@@ -57,6 +57,12 @@ def split_of(text: str) -> Split:
     """The split a text belongs to, by its SHA-256."""
     first_bytes = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
     return "validation" if first_bytes < VALIDATION_SHARE_OF_HASHES * 2**32 else "train"
+
+
+def digest(examples: Sequence[Example]) -> str:
+    """The SHA-256 (hex) of labels and texts in order: equal digests, equal examples."""
+    lines = "".join(f"{example['label']}\t{example['text']}\n" for example in examples)
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def _new_text(writer: Writer, rng: Random, label: int, split: Split, seen: set[str]) -> str:

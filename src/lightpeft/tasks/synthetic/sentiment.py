@@ -36,7 +36,7 @@ NEGATED_ADJECTIVES = (
 
 
 def generate_sentiment(count: int, seed: int, split: Split) -> list[Example]:
-    """Make ``count`` distinct reviews of one split, classes balanced, about 4 to 25 words each.
+    """Make ``count`` distinct reviews of one split, classes balanced, 3 to 25 words each.
 
     Same arguments, same text, on every platform and Python version. About half of the content
     words of the validation split never occur in the training split.
@@ -161,9 +161,7 @@ def _not_as_said(by: _Reviewer, label: int) -> str:
 def _hearsay(by: _Reviewer, label: int) -> str:
     agree = chance(by.rng, 0.5)
     said = by.description(label if agree else 1 - label)
-    verdict = pick(
-        by.rng, ("I agree", "that is right") if agree else ("I disagree", "that is wrong")
-    )
+    verdict = pick(by.rng, ("I agree", "that is right") if agree else ("I disagree", "that is wrong"))
     return f"{by.critics()} called the {by.part()} {said} and {verdict}"
 
 

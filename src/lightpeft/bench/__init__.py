@@ -1,0 +1,5 @@
+"""Benchmarks: ratios of two things measured in one process."""
+
+from lightpeft.bench.speed import SpeedBenchmark, run_speed
+
+__all__ = ["SpeedBenchmark", "run_speed"]

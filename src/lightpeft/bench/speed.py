@@ -1,0 +1,113 @@
+"""`bench speed`: what a step, an inference and memory cost, plain and light."""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from torch import Tensor
+from transformers import DataCollatorWithPadding
+
+from lightpeft.anatomy import find_anatomy
+from lightpeft.config import LightConfig, LoraOptions, TrainingConfig
+from lightpeft.estimation import estimate
+from lightpeft.plan import make_plan
+from lightpeft.report import environment
+from lightpeft.runs import Setting, Speed, load_peft_model, measure_speed
+from lightpeft.surgery import cut, parameter_counts
+
+BASELINE = "LoRA, six linears"
+QUERY_VALUE = "LoRA, query and value"
+LIGHT = "light, after the cut"
+
+
+@dataclass(frozen=True)
+class SpeedBenchmark:
+    """What is compared."""
+
+    setting: Setting
+    light: LightConfig
+    repeats: int = 15
+
+
+def run_speed(benchmark: SpeedBenchmark) -> dict[str, Any]:
+    """Measure and return JSON values: per method numbers, ratios to LoRA on all six linears.
+
+    The light model is estimated and cut on the task's own data, so its plan is a real one.
+    """
+    setting = benchmark.setting
+    models = {
+        BASELINE: _fresh(setting, setting.lora),
+        QUERY_VALUE: _fresh(setting, dataclasses.replace(setting.lora, targets="query-value")),
+        LIGHT: _cut_model(benchmark),
+    }
+    batch = next(batches(setting, setting.validation))
+    speeds = measure_speed(models, batch, benchmark.repeats, estimate=(BASELINE, benchmark.light.estimation))
+    methods = {name: _numbers(speed, models.get(name)) for name, speed in speeds.items()}
+    return {
+        "methods": methods,
+        "ratios": {name: _ratios(numbers, methods[BASELINE]) for name, numbers in methods.items()},
+        "batch": {"examples": len(batch["input_ids"]), "tokens": int(batch["input_ids"].shape[1])},
+        "repeats": benchmark.repeats,
+        "model": setting.model,
+        "task": setting.spec.name,
+        "light": benchmark.light.to_dict(),
+        "environment": environment(),
+    }
+
+
+def batches(setting: Setting, rows: Dataset) -> Iterator[dict[str, Tensor]]:
+    """Padded batches in order, over and over."""
+    collate, size = DataCollatorWithPadding(setting.tokenizer), setting.training.batch_size
+    while True:
+        for start in range(0, len(rows), size):
+            chosen = [rows[i] for i in range(start, min(start + size, len(rows)))]
+            yield {name: torch.as_tensor(value) for name, value in collate(chosen).items()}
+
+
+def _fresh(setting: Setting, lora: LoraOptions) -> PeftModel:
+    return load_peft_model(setting.model, setting.labels, lora, setting.training.seed)
+
+
+def _cut_model(benchmark: SpeedBenchmark) -> PeftModel:
+    setting = benchmark.setting
+    model = _fresh(setting, setting.lora)
+    training: TrainingConfig = setting.training
+    scores = estimate(
+        model,
+        batches(setting, setting.train),
+        benchmark.light.estimation,
+        learning_rate=training.learning_rate,
+        budget=benchmark.light.budget,
+    )
+    plan = make_plan(scores, find_anatomy(model), benchmark.light.budget)
+    cut(model, plan, scores=scores, config=benchmark.light.surgery)
+    return model
+
+
+def _numbers(speed: Speed, model: PeftModel | None) -> dict[str, Any]:
+    numbers: dict[str, Any] = {
+        "train_step_seconds": dataclasses.asdict(speed.train_step),
+        "train_peak_bytes": speed.train_peak_bytes,
+        "inference_seconds": None if speed.inference is None else dataclasses.asdict(speed.inference),
+        "inference_peak_bytes": speed.inference_peak_bytes,
+    }
+    if model is not None:
+        encoder, peft = parameter_counts(model)
+        numbers |= {"encoder_parameters": encoder, "peft_parameters": peft}
+    return numbers
+
+
+def _ratios(numbers: dict[str, Any], baseline: dict[str, Any]) -> dict[str, float]:
+    """Every number over the baseline's; times by their medians."""
+    ratios = {}
+    for name, value in numbers.items():
+        if value is None:
+            continue
+        below = baseline[name]
+        both = (value["median"], below["median"]) if isinstance(value, dict) else (value, below)
+        ratios[name] = both[0] / both[1]
+    return ratios

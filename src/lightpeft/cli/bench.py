@@ -1,0 +1,108 @@
+"""`lightpeft bench speed`: step time, inference time and peak memory against plain LoRA."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from lightpeft.bench import SpeedBenchmark, run_speed
+from lightpeft.cli.options import run_with_options
+from lightpeft.cli.output import print_json
+from lightpeft.cli.tasks import TaskOptions
+from lightpeft.config import (
+    Budget,
+    EstimationConfig,
+    LightConfig,
+    LoraOptions,
+    Preset,
+    SurgeryConfig,
+    TrainingConfig,
+)
+from lightpeft.errors import ConfigError
+from lightpeft.files import write_json
+from lightpeft.runs import MINILM, make_setting
+
+BENCHMARKS = ("speed",)
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Entry point of the verb; its first word names the benchmark."""
+    if not arguments or arguments[0] not in BENCHMARKS:
+        found = arguments[0] if arguments else "nothing"
+        raise ConfigError(f"found {found}; choose a benchmark: lightpeft bench {' | '.join(BENCHMARKS)}")
+    run_with_options(speed, "bench speed", arguments[1:])
+
+
+def speed(
+    model: str = MINILM,
+    task: str = "demo/sentiment",
+    data: Path | None = None,
+    out: Path | None = None,
+    preset: Preset = "default",
+    estimation: EstimationConfig = EstimationConfig(),
+    budget: Budget = Budget(),
+    surgery: SurgeryConfig = SurgeryConfig(),
+    training: TrainingConfig = TrainingConfig(),
+    lora: LoraOptions = LoraOptions(),
+    repeats: int = 15,
+    json: bool = False,
+) -> None:
+    """Measure a plain step, an estimation step, a step after the cut, inference, and peak memory.
+
+    Everything is measured in one process, taking turns; times are medians with quartiles.
+
+    Args:
+        model: Hub name or folder of the base.
+        task: Task whose data is used.
+        data: Folder with the task's files; by default the hub or the built-in generator.
+        out: File for the numbers (JSON).
+        preset: `default`, or `paper`; other flags change its values.
+        estimation: How importance is estimated before the cut.
+        budget: How much is cut.
+        surgery: What the cut preserves.
+        training: Batch size, length, learning rate and seed.
+        lora: The LoRA that is put on the base.
+        repeats: Timed repeats of each action.
+        json: Print JSON instead of a table.
+    """
+    del preset
+    setting = make_setting(model, TaskOptions(task, data).load(), training, lora)
+    result = run_speed(SpeedBenchmark(setting, LightConfig(estimation, budget, surgery), repeats))
+    if out is not None:
+        write_json(out, result)
+    if json:
+        print_json(result)
+    else:
+        Console().print(speed_table(result))
+
+
+def speed_table(result: dict[str, Any]) -> Table:
+    """One row per method: medians, and in brackets the ratio to the first row."""
+    table = Table(
+        title=f"{result['model']}, batch {result['batch']['examples']} × {result['batch']['tokens']}"
+    )
+    columns = {
+        "method": "",
+        "training step": "train_step_seconds",
+        "training memory": "train_peak_bytes",
+        "inference": "inference_seconds",
+        "inference memory": "inference_peak_bytes",
+    }
+    for heading in columns:
+        table.add_column(heading, justify="left" if heading == "method" else "right")
+    for name, numbers in result["methods"].items():
+        ratios = result["ratios"][name]
+        cells = [_cell(numbers[key], ratios.get(key)) for key in list(columns.values())[1:]]
+        table.add_row(name, *cells)
+    return table
+
+
+def _cell(value: Any, ratio: float | None) -> str:
+    if value is None or ratio is None:
+        return ""
+    if isinstance(value, dict):
+        low, high = value["low"] * 1e3, value["high"] * 1e3
+        return f"{value['median'] * 1e3:.0f} ms [{low:.0f}–{high:.0f}] ({ratio:.2f}×)"
+    return f"{value / 2**20:.0f} MiB ({ratio:.2f}×)"

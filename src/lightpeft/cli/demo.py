@@ -1,0 +1,63 @@
+"""`lightpeft demo`: plain LoRA and light PEFT side by side on a small real encoder, offline."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from lightpeft.cli.options import run_with_options
+from lightpeft.cli.output import print_json
+from lightpeft.cli.tasks import TaskOptions, task_record
+from lightpeft.cli.train import check_out
+from lightpeft.config import LightConfig, LoraOptions, TrainingConfig
+from lightpeft.report import side_by_side, summary
+from lightpeft.runs import MINILM, Experiment, make_setting, run_experiment
+
+TRAINING = TrainingConfig(max_steps=300, max_length=64, learning_rate=1e-3, eval_steps=100)
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Entry point of the verb."""
+    run_with_options(demo, "demo", arguments)
+
+
+def demo(
+    out: Path,
+    seeds: list[int] | None = None,
+    training: TrainingConfig = TRAINING,
+    json: bool = False,
+) -> None:
+    """Train plain LoRA and light PEFT for the same steps on built-in text and show both side by side.
+
+    Args:
+        out: Folder for result.json, report.html and both checkpoints.
+        seeds: Training seeds; by default 0, 1 and 2.
+        training: The run; the defaults are the demo's.
+        json: Print the result as JSON instead of a table.
+    """
+    check_out(out)
+    options = TaskOptions("demo/sentiment")
+    task = options.load()
+    chosen = seeds or [0, 1, 2]
+    experiment = Experiment(
+        setting=make_setting(MINILM, task, training, LoraOptions()),
+        light=LightConfig.preset("default"),
+        seeds=tuple(chosen),
+        compare=True,
+        task=task_record(options, task, training.max_length),
+    )
+    result = run_experiment(
+        experiment,
+        out,
+        kind="demo",
+        title="all-MiniLM-L6-v2 on demo/sentiment",
+        command=f"lightpeft demo --out {out}",
+        progress=not json,
+    )
+    if json:
+        print_json(result.to_dict())
+        return
+    console = Console()
+    console.print(side_by_side(result))
+    console.print(summary(result))
+    console.print(f"Report: {out / 'report.html'}   light checkpoint: {out / 'light'}")

@@ -1,0 +1,95 @@
+"""`lightpeft estimate`: the first half on its own; scores once, for many plans."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import DataCollatorWithPadding
+
+from lightpeft.cli.options import run_with_options
+from lightpeft.cli.output import print_json
+from lightpeft.cli.tasks import TaskOptions
+from lightpeft.config import Budget, EstimationConfig, LoraOptions, Preset, TrainingConfig
+from lightpeft.estimation import estimate as run_estimation
+from lightpeft.runs import Setting, load_peft_model, make_setting
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Entry point of the verb."""
+    run_with_options(estimate, "estimate", arguments)
+
+
+def estimate(
+    model: str,
+    task: str,
+    out: Path,
+    data: Path | None = None,
+    text: list[str] | None = None,
+    label: str = "label",
+    train_limit: int | None = None,
+    preset: Preset = "default",
+    estimation: EstimationConfig = EstimationConfig(),
+    budget: Budget = Budget(),
+    training: TrainingConfig = TrainingConfig(),
+    lora: LoraOptions = LoraOptions(),
+    json: bool = False,
+) -> None:
+    """Train for the estimation steps only and write the scores of every unit.
+
+    Args:
+        model: Hub name or folder of the base.
+        task: A GLUE task (glue/sst2), demo/sentiment, or with `text` a name for your own.
+        out: File to write the scores to (safetensors).
+        data: Folder with train and validation files; by default the hub.
+        text: Your own data: the one or two text columns.
+        label: Your own data: the label column.
+        train_limit: Use only so many training examples, drawn at random.
+        preset: `default`, or `paper`.
+        estimation: How importance is estimated.
+        budget: With estimation.steps auto, the cut that has to settle.
+        training: Learning rate, batch size, length and seed of the estimation steps.
+        lora: The LoRA that is put on the base.
+        json: Print the scores as JSON.
+    """
+    del preset
+    options = TaskOptions(task, data, tuple(text or ()), label, None, train_limit)
+    setting = make_setting(model, options.load(), training, lora)
+    peft_model = load_peft_model(model, setting.labels, lora, training.seed)
+    scores = run_estimation(
+        peft_model,
+        endless_batches(setting),
+        estimation,
+        learning_rate=training.learning_rate,
+        budget=budget,
+    )
+    scores.save(out)
+    if json:
+        print_json(
+            {
+                "steps": scores.steps,
+                "methods": scores.methods,
+                "heads": [values.tolist() for values in scores.heads],
+                "neurons": [values.tolist() for values in scores.neurons],
+                "modules": scores.modules,
+                "ranks": {name: values.tolist() for name, values in scores.ranks.items()},
+            }
+        )
+    else:
+        print(f"{scores.steps} steps; scores of {len(scores.heads)} layers in {out}")
+
+
+def endless_batches(setting: Setting) -> Iterator[dict[str, Any]]:
+    """Shuffled, padded training batches, epoch after epoch; the same for the same seed."""
+    generator = torch.Generator().manual_seed(setting.training.seed)
+    loader: DataLoader[Any] = DataLoader(
+        setting.train,
+        batch_size=setting.training.batch_size,
+        shuffle=True,
+        generator=generator,
+        collate_fn=DataCollatorWithPadding(setting.tokenizer),
+    )
+    while True:
+        for batch in loader:
+            yield dict(batch)

@@ -1,0 +1,40 @@
+"""`lightpeft evaluate`: the metric of a light checkpoint on its task."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightpeft.cli.checkpoints import open_checkpoint
+from lightpeft.cli.options import run_with_options
+from lightpeft.cli.output import print_json
+from lightpeft.cli.tasks import recorded_task
+from lightpeft.runs import evaluate_model
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Entry point of the verb."""
+    run_with_options(evaluate, "evaluate", arguments, positional=True)
+
+
+def evaluate(
+    checkpoint: str,
+    data: Path | None = None,
+    base: str | None = None,
+    batch_size: int = 128,
+    json: bool = False,
+) -> None:
+    """Measure a light checkpoint on the validation split of its task.
+
+    Args:
+        checkpoint: Light checkpoint or a run's folder; local, or a hub name.
+        data: Folder with the task's files; by default where it was trained from.
+        base: Hub name or folder of the base; by default the one that the checkpoint names.
+        batch_size: Examples per forward pass.
+        json: Print JSON.
+    """
+    model, tokenizer, record = open_checkpoint(checkpoint, base)
+    task = recorded_task(record, data).load()
+    metrics = evaluate_model(model, tokenizer, task, record["max_length"], batch_size)
+    if json:
+        print_json(metrics)
+    else:
+        print("\n".join(f"{name}: {value:.4f}" for name, value in metrics.items()))

@@ -1,0 +1,67 @@
+"""The task options that several verbs share."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightpeft.errors import ConfigError
+from lightpeft.tasks import TaskData, TaskSpec, custom_task, load_task, task_names
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """Which task, and where its data is."""
+
+    name: str
+    data: Path | None = None
+    text: tuple[str, ...] = ()
+    label: str = "label"
+    metric: str | None = None
+    train_limit: int | None = None
+
+    def spec(self) -> str | TaskSpec:
+        """The name of a known task, or a task on the user's own columns.
+
+        Raises:
+            ConfigError: own columns without own data.
+        """
+        if not self.text:
+            return self.name
+        if self.data is None:
+            raise ConfigError(
+                f"--text names columns of your own files, so --data must say where they are. For a known "
+                f"task leave --text out: {', '.join(task_names())}."
+            )
+        return custom_task(self.text, self.label, self.metric, name=self.name)
+
+    def load(self, seed: int = 0) -> TaskData:
+        """Load and check the task."""
+        return load_task(self.spec(), self.data, train_limit=self.train_limit, seed=seed)
+
+
+def task_record(options: TaskOptions, data: TaskData, max_length: int) -> dict[str, Any]:
+    """What a light checkpoint keeps of its task, as JSON values."""
+    return {
+        "name": data.spec.name,
+        "data": None if options.data is None else str(options.data),
+        "text": list(data.spec.text),
+        "own_columns": bool(options.text),
+        "label": data.spec.label,
+        "metric": options.metric,
+        "class_names": list(data.class_names),
+        "regression": data.is_regression,
+        "max_length": max_length,
+    }
+
+
+def recorded_task(record: Mapping[str, Any], data: Path | None) -> TaskOptions:
+    """The task options of a checkpoint's record; `data` takes the place of the recorded folder."""
+    recorded = record.get("data")
+    return TaskOptions(
+        name=record["name"],
+        data=data if data is not None else (None if recorded is None else Path(recorded)),
+        text=tuple(record["text"]) if record.get("own_columns") else (),
+        label=record["label"],
+        metric=record.get("metric"),
+    )

@@ -1,0 +1,117 @@
+"""`lightpeft train`: estimate, cut, train, evaluate, save, report; in one run."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+
+from lightpeft.cli.options import run_with_options
+from lightpeft.cli.output import print_json
+from lightpeft.cli.tasks import TaskOptions, task_record
+from lightpeft.config import (
+    Budget,
+    EstimationConfig,
+    LightConfig,
+    LoraOptions,
+    Preset,
+    SurgeryConfig,
+    TrainingConfig,
+)
+from lightpeft.errors import ConfigError
+from lightpeft.report import side_by_side
+from lightpeft.runs import Experiment, make_setting, run_experiment
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Entry point of the verb."""
+    run_with_options(train, "train", arguments)
+
+
+def train(
+    model: str,
+    task: str,
+    out: Path,
+    data: Path | None = None,
+    text: list[str] | None = None,
+    label: str = "label",
+    metric: str | None = None,
+    train_limit: int | None = None,
+    peft: Literal["lora"] = "lora",
+    preset: Preset = "default",
+    estimation: EstimationConfig = EstimationConfig(),
+    budget: Budget = Budget(),
+    surgery: SurgeryConfig = SurgeryConfig(),
+    restart_schedule: bool = False,
+    training: TrainingConfig = TrainingConfig(),
+    lora: LoraOptions = LoraOptions(),
+    compare: bool = False,
+    seeds: list[int] | None = None,
+    resume: bool = False,
+    json: bool = False,
+) -> None:
+    """Fine-tune lightly: estimate what the task does not need, cut it, train on, evaluate, save.
+
+    Args:
+        model: Hub name or folder of the base.
+        task: A GLUE task (glue/sst2), demo/sentiment, or with `text` a name for your own.
+        out: Folder for the light checkpoint, result.json and report.html.
+        data: Folder with train and validation files (parquet, csv, tsv, jsonl); by default the hub.
+        text: Your own data: the one or two text columns.
+        label: Your own data: the label column; strings or integers for classes, floats for regression.
+        metric: Your own data: the metric to judge by.
+        train_limit: Use only so many training examples, drawn at random.
+        peft: Form of PEFT.
+        preset: `default`, or `paper` for the published procedure; other flags change its values.
+        estimation: How importance is estimated.
+        budget: How much is cut.
+        surgery: What the cut preserves.
+        restart_schedule: Start optimizer and learning-rate schedule anew after the cut.
+        training: The fine-tuning run.
+        lora: The LoRA that is put on the base.
+        compare: Also train plain LoRA, for the same steps, and show both side by side.
+        seeds: Seeds to run, the metric is their mean; by default training.seed alone.
+        resume: Go on from the newest complete checkpoint below `out` (see training.save_steps).
+        json: Print the result as JSON instead of a table.
+    """
+    del peft, preset
+    check_out(out)
+    if resume and training.save_steps is None:
+        raise ConfigError("resume needs training.save_steps, the steps between checkpoints.")
+    light = LightConfig(estimation, budget, surgery, restart_schedule)
+    options = TaskOptions(task, data, tuple(text or ()), label, metric, train_limit)
+    loaded = options.load()
+    experiment = Experiment(
+        setting=make_setting(model, loaded, training, lora),
+        light=light,
+        seeds=tuple(seeds or [training.seed]),
+        compare=compare,
+        task=task_record(options, loaded, training.max_length),
+    )
+    result = run_experiment(
+        experiment,
+        out,
+        kind="train",
+        title=f"{model} on {loaded.spec.name}",
+        command=f"lightpeft train {shlex.join(sys.argv[2:])}",
+        resume=resume,
+        progress=not json,
+    )
+    if json:
+        print_json(result.to_dict())
+        return
+    console = Console()
+    console.print(side_by_side(result))
+    console.print(f"Light checkpoint: {out / 'light'}   report: {out / 'report.html'}")
+
+
+def check_out(out: Path) -> None:
+    """Refuse an output path that is a file, before anything is computed.
+
+    Raises:
+        ConfigError: it is.
+    """
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file; give a folder.")

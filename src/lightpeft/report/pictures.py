@@ -1,0 +1,130 @@
+"""The pictures of a report, each as one inline `<svg>`: vector, no font, no script, nothing fetched."""
+
+from typing import TYPE_CHECKING
+
+from lightpeft.plan import Plan
+from lightpeft.report.data import Result
+from lightpeft.report.figures import house_style, new_figure, to_svg
+from lightpeft.report.plan_axes import (
+    draw_heads,
+    draw_modules,
+    draw_neurons,
+    heads_title,
+    module_grid,
+    modules_title,
+    neurons_title,
+)
+from lightpeft.report.run_axes import curve_colours, draw_curves, draw_ratios
+from lightpeft.report.score_axes import draw_scores, score_groups
+from lightpeft.scores import Scores
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure, SubFigure
+
+WIDEST = 10.0
+"""Inches: 1000 pixels on the page."""
+
+TALLEST = 12.0
+ROW = 0.34
+"""Inches of one layer in a map, unless all of them would be higher than `TALLEST`."""
+
+MARGIN = 0.9
+"""Inches above and below a map: title and labels."""
+
+
+def heads_picture(plan: Plan) -> str:
+    """Layers × heads: filled stays, crossed is cut."""
+    columns = max(layer.head_count for layer in plan.layers)
+    cell = min(ROW, (WIDEST - 0.9) / columns)
+    with house_style():
+        figure = new_figure(max(4, 0.9 + cell * columns), MARGIN + cell * len(plan.layers))
+        axes = figure.subplots()
+        draw_heads(axes, plan, cell)
+        axes.set_aspect("equal", anchor="NW")
+        return to_svg(figure, "heads", f"{heads_title(plan)}. Map of layers and heads.")
+
+
+def neurons_picture(plan: Plan) -> str:
+    """Neurons that stay per layer, before the full width."""
+    rows = len(plan.layers)
+    with house_style():
+        figure = new_figure(7, MARGIN + _row(rows) * rows)
+        draw_neurons(figure.subplots(), plan)
+        return to_svg(figure, "neurons", f"{neurons_title(plan)}. One bar per layer.")
+
+
+def modules_picture(plan: Plan) -> str:
+    """PEFT modules by layer and place, coloured by kept ranks; removed ones crossed."""
+    columns, rows = (max(1, len(names)) for names in module_grid(plan))
+    row, column = _row(rows), min(1.0, (WIDEST - 0.8) / columns)
+    with house_style():
+        figure = new_figure(max(5.0, 0.8 + column * columns), MARGIN + 0.5 + row * rows)
+        draw_modules(figure.subplots(), plan, row, column)
+        return to_svg(figure, "modules", f"{modules_title(plan)}. Map of layers and modules.")
+
+
+def scores_picture(scores: Scores, plan: Plan) -> str:
+    """Histograms of the scores of cut and kept units, one per kind, with the cut lines.
+
+    Raises:
+        ValueError: the scores have another number of layers than the plan.
+        KeyError: the plan names a PEFT module that the scores do not have.
+    """
+    with house_style():
+        figure = new_figure(WIDEST, 5.2)
+        panels = figure.subplots(2, 2)
+        for axes, group in zip(panels.flat, score_groups(scores, plan), strict=True):
+            draw_scores(axes, group)
+        panels[0, 0].legend(loc="upper right")
+        return to_svg(figure, "scores", "Histograms of the scores of cut and kept units.")
+
+
+def curves_picture(result: Result) -> str:
+    """Loss and metric over steps, with the cut as a vertical line."""
+    names = {"loss": "Training loss", "metric": result.light.metric_name}
+    panels = {name: [curve for curve in result.curves if curve.kind == kind] for kind, name in names.items()}
+    panels = {name: curves for name, curves in panels.items() if curves}
+    colours = curve_colours(result.curves)
+    with house_style():
+        figure = new_figure(WIDEST, 3.4)
+        if not panels:
+            figure.text(0.5, 0.5, "no curves were recorded", ha="center")
+        for place, (name, curves) in enumerate(panels.items(), start=1):
+            draw_curves(figure.add_subplot(1, len(panels), place), curves, name, colours)
+        return to_svg(figure, "curves", f"Curves over optimizer steps: {', '.join(panels)}.")
+
+
+def ratios_picture(result: Result) -> str:
+    """Bars of light over plain: parameters, time, memory, storage."""
+    with house_style():
+        figure = new_figure(7, 2.8)
+        draw_ratios(figure.subplots(), result)
+        return to_svg(figure, "ratios", "Bars of light over plain; the numbers are in the table.")
+
+
+def readme_picture(result: Result, plan: Plan) -> str:
+    """Heads, neurons, PEFT modules and ratios in one picture, on white, as a file of its own."""
+    columns, rows = (max(1, len(names)) for names in module_grid(plan))
+    deepest = max(len(plan.layers), rows)
+    row = min(ROW, 5.0 / deepest)
+    height = max(2.6, MARGIN + 0.3 + row * deepest)
+    with house_style():
+        figure = new_figure(WIDEST, 2 * height)
+        heads, neurons, modules, ratios = _quarters(figure)
+        draw_heads(heads.subplots(), plan, row)
+        draw_neurons(neurons.subplots(), plan)
+        draw_modules(modules.subplots(), plan, row, 4.6 / columns)
+        draw_ratios(ratios.subplots(), result)
+        label = f"{heads_title(plan)}. {neurons_title(plan)}. {modules_title(plan)}."
+        return to_svg(figure, "overview", label, card=True)
+
+
+def _quarters(figure: "Figure") -> list["SubFigure"]:
+    """Left column wide, as maps need it; right column for bars. Row by row."""
+    widths = (1.15, 1)
+    quarters = figure.subfigures(2, 2, squeeze=False, width_ratios=widths, wspace=0.04, hspace=0.04)
+    return list(quarters.flat)
+
+
+def _row(rows: int) -> float:
+    return min(ROW, TALLEST / rows)

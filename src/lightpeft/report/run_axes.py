@@ -1,0 +1,114 @@
+"""What a run measured, drawn into axes: curves and ratios."""
+
+from collections.abc import Sequence
+from itertools import cycle
+from typing import TYPE_CHECKING
+
+from lightpeft.report.data import Curve, Result
+from lightpeft.report.figures import CUT, FAINT, INK, KEPT, MUTED
+from lightpeft.report.units import times
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SMOOTH_FROM = 60
+"""Curves with so many points are drawn faint, under their running mean."""
+
+WHOLE_COLOURS = (MUTED, "#cc79a7", "#e69f00")
+LIGHT_COLOURS = (KEPT, "#009e73", "#56b4e9")
+
+BARS = {
+    "encoder_parameters": "encoder parameters",
+    "peft_parameters": "PEFT parameters",
+    "train_step_seconds": "training step",
+    "inference_seconds": "inference time",
+    "peak_memory_bytes": "peak memory",
+    "checkpoint_bytes": "checkpoint size",
+}
+"""The ratios that are drawn: of all of them, less is better."""
+
+
+def draw_curves(axes: "Axes", curves: Sequence[Curve], name: str, colours: dict[str, str]) -> None:
+    """Curves over steps, coloured by label, and where the model was cut."""
+    named: set[str] = set()
+    for curve in curves:
+        label = "_" if curve.label in named else _literal(curve.label)
+        named.add(curve.label)
+        _draw_curve(axes, curve, colours[curve.label], label)
+    for number, step in enumerate(sorted({c.cut_step for c in curves if c.cut_step is not None})):
+        text = "_" if number else "cut"
+        axes.axvline(step, color=CUT, linestyle="--", linewidth=1.2, label=text)
+    axes.set(title=name, xlabel="optimizer step")
+    axes.grid(axis="y", color=FAINT, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.legend()
+
+
+def draw_ratios(axes: "Axes", result: Result) -> None:
+    """Bars of light over plain; the line at 1 is plain."""
+    found = {label: result.ratios[name] for name, label in BARS.items()}
+    bars = [(label, ratio) for label, ratio in found.items() if ratio is not None]
+    axes.set(title="Light over plain: less is better")
+    if not bars:
+        axes.text(0.5, 0.5, "plain PEFT was not run", ha="center", color=MUTED)
+        axes.set_axis_off()
+        return
+    labels, ratios = zip(*bars, strict=True)
+    rows = range(len(bars))
+    axes.barh(rows, [1.0] * len(bars), color=FAINT, height=0.7)
+    axes.barh(rows, ratios, color=KEPT, height=0.7)
+    widest = max(1.0, *ratios)
+    for row, ratio in zip(rows, ratios, strict=True):
+        axes.text(max(1.0, ratio) + widest * 0.02, row, times(ratio), va="center", color=INK)
+    axes.axvline(1, color=MUTED, linewidth=1)
+    axes.set_xlim(0, widest * 1.16)
+    axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1 = plain"])
+    axes.set_yticks(rows, labels)
+    axes.invert_yaxis()
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
+def _draw_curve(axes: "Axes", curve: Curve, colour: str, label: str) -> None:
+    if len(curve.values) >= SMOOTH_FROM:
+        axes.plot(curve.steps, curve.values, color=colour, linewidth=0.7, alpha=0.3)
+        steps, values = curve.steps, _smoothed(curve)
+        axes.plot(steps, values, color=colour, linewidth=1.8, label=label)
+    else:
+        marker = "o" if len(curve.values) <= 12 else ""
+        axes.plot(
+            curve.steps,
+            curve.values,
+            color=colour,
+            linewidth=1.8,
+            marker=marker,
+            markersize=4,
+            label=label,
+        )
+
+
+def _smoothed(curve: Curve) -> list[float]:
+    """Running mean over the last twentieth of the curve; begins anew at the cut."""
+    window = max(2, len(curve.values) // 20)
+    means: list[float] = []
+    start = 0
+    for index, step in enumerate(curve.steps):
+        before = curve.steps[index - 1] if index else step
+        if curve.cut_step is not None and before <= curve.cut_step < step:
+            start = index
+        recent = curve.values[max(start, index + 1 - window) : index + 1]
+        means.append(sum(recent) / len(recent))
+    return means
+
+
+def curve_colours(curves: Sequence[Curve]) -> dict[str, str]:
+    """A colour per label: grey first for what was not cut, blue first for what was."""
+    cut = {curve.label for curve in curves if curve.cut_step is not None}
+    whole, light = cycle(WHOLE_COLOURS), cycle(LIGHT_COLOURS)
+    labels = dict.fromkeys(curve.label for curve in curves)
+    return {label: next(light if label in cut else whole) for label in labels}
+
+
+def _literal(label: str) -> str:
+    """A legend entry; a leading underscore would hide it."""
+    return f" {label}" if label.startswith("_") else label

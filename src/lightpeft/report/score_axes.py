@@ -1,0 +1,162 @@
+"""Score distributions of kept and cut units, drawn into axes."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lightpeft.plan import Cutoff, Plan
+from lightpeft.report.figures import CUT, INK, KEPT, MUTED
+from lightpeft.scores import Scores
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+BINS = 30
+LOG_FROM = 100
+"""Scores whose largest is so many times their smallest are drawn on a log scale."""
+
+DECADES = 8
+"""Scores so many decades below the largest count as 0 on a log scale."""
+
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+@dataclass(frozen=True)
+class ScoreGroup:
+    """The scores of one kind of unit, by what became of the unit."""
+
+    title: str
+    kept: tuple[float, ...]
+    cut: tuple[float, ...]
+    cutoff: Cutoff | None
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """From scores to places on the axis: linear, or decades with a bin of their own for zeros."""
+
+    low: float
+    high: float
+    log: bool
+
+    def at(self, score: float) -> float:
+        if not self.log:
+            return score
+        return math.log10(score) if score > 0 and math.log10(score) >= self.low else self.zero
+
+    @property
+    def width(self) -> float:
+        """Of one bin."""
+        return (self.high - self.low) / BINS
+
+    @property
+    def zero(self) -> float:
+        """Middle of the bin for zeros."""
+        return self.low - 1.5 * self.width
+
+
+def score_groups(scores: Scores, plan: Plan) -> list[ScoreGroup]:
+    """Heads, neurons, PEFT modules, and ranks of the modules that survived as modules."""
+    heads = [
+        (value, index in layer.heads)
+        for layer, tensor in zip(plan.layers, scores.heads, strict=True)
+        for index, value in enumerate(tensor.tolist())
+    ]
+    neurons = [
+        (value, index in kept)
+        for kept, tensor in zip(
+            [frozenset(layer.neurons) for layer in plan.layers], scores.neurons, strict=True
+        )
+        for index, value in enumerate(tensor.tolist())
+    ]
+    cutoffs: list[Cutoff | None] = [*plan.cutoffs, *([None] * 4)][:4]
+    survivors = _survivors(scores, cutoffs[2])
+    modules = [(value, name in survivors) for name, value in scores.modules.items()]
+    ranks = [
+        (value, index in module.ranks)
+        for module in plan.modules
+        if module.name in survivors
+        for index, value in enumerate(scores.ranks[module.name].tolist())
+    ]
+    return [
+        _group("Heads", heads, cutoffs[0]),
+        _group("FFN neurons", neurons, cutoffs[1]),
+        _group("PEFT modules", modules, cutoffs[2]),
+        _group("Ranks of surviving modules", ranks, cutoffs[3]),
+    ]
+
+
+def draw_scores(axes: "Axes", group: ScoreGroup) -> None:
+    """Histogram of one kind, cut below kept, with the cut line."""
+    axes.set(title=f"{group.title}: {len(group.cut):,} cut, {len(group.kept):,} kept")
+    if not group.kept and not group.cut:
+        axes.text(0.5, 0.5, "none", ha="center", color=MUTED, transform=axes.transAxes)
+        axes.set_axis_off()
+        return
+    scale = _scale_for([*group.kept, *group.cut])
+    low = scale.zero - scale.width / 2 if scale.log else scale.low
+    bins = round((scale.high - low) / scale.width)
+    placed = [[scale.at(score) for score in side] for side in (group.cut, group.kept)]
+    axes.hist(
+        placed,
+        bins=bins,
+        range=(low, scale.high),
+        stacked=True,
+        color=[CUT, KEPT],
+        label=["cut", "kept"],
+        rwidth=0.9,
+    )
+    _draw_cutoff(axes, group.cutoff, scale)
+    _label(axes, scale, group)
+
+
+def _draw_cutoff(axes: "Axes", cutoff: Cutoff | None, scale: _Scale) -> None:
+    """One line, or a band where each layer has a line of its own."""
+    if cutoff is None or cutoff.highest_cut is None or cutoff.lowest_kept is None:
+        return
+    cut, kept = scale.at(cutoff.highest_cut), scale.at(cutoff.lowest_kept)
+    if cutoff.highest_cut <= cutoff.lowest_kept:
+        axes.axvline((cut + kept) / 2, color=INK, linestyle="--", linewidth=1.2)
+    else:
+        axes.axvspan(kept, cut, color=INK, alpha=0.25, linewidth=0)
+
+
+def _label(axes: "Axes", scale: _Scale, group: ScoreGroup) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    method = "" if group.cutoff is None else f" ({group.cutoff.method})"
+    axes.set(xlabel=f"score{method}{', log scale' if scale.log else ''}", ylabel="units")
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
+    if scale.log:
+        first, last = math.ceil(scale.low), math.floor(scale.high)
+        decades = range(first, last + 1, 1 + (last - first) // 5)
+        has_zero = min(*group.kept, *group.cut, math.inf) <= 0
+        texts = [f"10{str(power).translate(_SUPERSCRIPTS)}" for power in decades]
+        axes.set_xticks([*([scale.zero] if has_zero else []), *decades])
+        axes.set_xticklabels([*(["0"] if has_zero else []), *texts])
+
+
+def _scale_for(values: Sequence[float]) -> _Scale:
+    low, high = min(values), max(values)
+    positive = [value for value in values if value > 0]
+    if low >= 0 and positive and high / min(positive) >= LOG_FROM:
+        top = math.log10(high)
+        return _Scale(max(math.log10(min(positive)), top - DECADES), top, log=True)
+    if high == low:
+        margin = abs(high) / 2 or 0.5
+        return _Scale(low - margin, high + margin, log=False)
+    return _Scale(low, high, log=False)
+
+
+def _survivors(scores: Scores, cutoff: Cutoff | None) -> frozenset[str]:
+    """The modules that were kept as modules, though they may have lost all ranks later."""
+    names = list(scores.ranks)
+    gone = 0 if cutoff is None else cutoff.cut
+    by_importance = sorted(names, key=lambda name: -scores.modules[name])
+    return frozenset(by_importance[: len(names) - gone])
+
+
+def _group(title: str, units: Sequence[tuple[float, bool]], cutoff: Cutoff | None) -> ScoreGroup:
+    kept = tuple(score for score, stays in units if stays)
+    return ScoreGroup(title, kept, tuple(score for score, stays in units if not stays), cutoff)

@@ -1,0 +1,150 @@
+"""Tables for the terminal; their rows, as text, also fill the page."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from rich.table import Table
+from rich.text import Text
+
+from lightpeft.plan import LayerPlan, ModulePlan, Plan
+from lightpeft.report.data import Measurement, Result
+from lightpeft.report.places import places
+from lightpeft.report.units import MISSING, count, difference, metric, seconds, size, times
+
+PLAIN = "plain LoRA"
+LIGHT = "light PEFT"
+RATIO = "light / plain"
+
+
+class Row(NamedTuple):
+    """One number of a run: what it is, for vanilla, for light, and the comparison."""
+
+    label: str
+    plain: str
+    light: str
+    ratio: str
+
+
+class PlanRow(NamedTuple):
+    """What stays of one layer, each as `kept/of`."""
+
+    layer: str
+    heads: str
+    neurons: str
+    modules: str
+    ranks: str
+
+
+def side_by_side(result: Result) -> Table:
+    """Vanilla and light beside each other; without vanilla, light alone."""
+    headings = ["", LIGHT] if result.vanilla is None else ["", PLAIN, LIGHT, RATIO]
+    table = _table(result.title, headings)
+    for row in comparison_rows(result):
+        cells = [row.label, row.light] if result.vanilla is None else list(row)
+        table.add_row(*map(Text, cells))
+    return table
+
+
+def plan_table(plan: Plan) -> Table:
+    """Heads, neurons, PEFT modules and ranks that stay, per layer."""
+    table = _table("What stays", ["layer", "heads", "neurons", "PEFT modules", "ranks"])
+    rows = plan_rows(plan)
+    for row in rows[:-1]:
+        table.add_row(*map(Text, row))
+    table.add_section()
+    table.add_row(*map(Text, rows[-1]), style="bold")
+    return table
+
+
+def comparison_rows(result: Result) -> list[Row]:
+    """The rows of `side_by_side`, in human units; a missing number is `–`."""
+    before, after, ratios = result.vanilla, result.light, result.ratios
+    rows = [
+        (after.metric_name, "metric", _change(result)),
+        ("encoder parameters", "encoder_parameters", times(ratios["encoder_parameters"])),
+        ("PEFT parameters", "peft_parameters", times(ratios["peft_parameters"])),
+        ("training step", "train_step_seconds", times(ratios["train_step_seconds"])),
+        ("estimation step", "estimation_step_seconds", times(_estimation_ratio(result))),
+        (
+            "inference",
+            "inference_samples_per_second",
+            times(ratios["inference_samples_per_second"]),
+        ),
+        ("peak memory", "peak_memory_bytes", times(ratios["peak_memory_bytes"])),
+        ("checkpoint", "checkpoint_bytes", times(ratios["checkpoint_bytes"])),
+    ]
+    return [Row(label, _text(before, of), _text(after, of), ratio) for label, of, ratio in rows]
+
+
+def plan_rows(plan: Plan) -> list[PlanRow]:
+    """The rows of `plan_table`; the last one is the total. Modules outside all layers: `other`."""
+    placed = places([module.name for module in plan.modules])
+    numbers = {placed[module.name].layer for module in plan.modules}
+    layers: dict[int | None, LayerPlan] = {layer.index: layer for layer in plan.layers}
+    order = sorted({number for number in (numbers | set(layers)) if number is not None})
+    rows = [
+        _plan_row(
+            "other" if number is None else str(number),
+            [layers[number]] if number in layers else [],
+            [module for module in plan.modules if placed[module.name].layer == number],
+        )
+        for number in [*order, *([None] if None in numbers else [])]
+    ]
+    return [*rows, _plan_row("total", plan.layers, plan.modules)]
+
+
+def _plan_row(name: str, layers: Sequence[LayerPlan], modules: Sequence[ModulePlan]) -> PlanRow:
+    heads = [(len(layer.heads), layer.head_count) for layer in layers]
+    neurons = [(len(layer.neurons), layer.neuron_count) for layer in layers]
+    kept = [(int(bool(module.ranks)), 1) for module in modules]
+    ranks = [(len(module.ranks), module.rank_count) for module in modules]
+    return PlanRow(name, *map(_kept_of, (heads, neurons, kept, ranks)))
+
+
+def _kept_of(pairs: Sequence[tuple[int, int]]) -> str:
+    if not pairs:
+        return MISSING
+    return f"{sum(kept for kept, _ in pairs)}/{sum(total for _, total in pairs)}"
+
+
+def _change(result: Result) -> str:
+    before, after = result.vanilla, result.light
+    if before is None:
+        return MISSING
+    return difference(after.metric_name, after.metric, before.metric)
+
+
+def _estimation_ratio(result: Result) -> float | None:
+    """An estimation step over a vanilla training step."""
+    after = result.light.estimation_step_seconds
+    if result.vanilla is None or after is None or not result.vanilla.train_step_seconds:
+        return None
+    return after / result.vanilla.train_step_seconds
+
+
+def _text(measured: Measurement | None, name: str) -> str:
+    value = None if measured is None else getattr(measured, name)
+    if measured is None or value is None:
+        return MISSING
+    if name == "estimation_step_seconds":
+        steps = measured.estimation_steps
+        return seconds(value) + ("" if steps is None else f" ({steps} steps)")
+    return _FORMATS[name](value)
+
+
+_FORMATS: dict[str, Callable[[float], str]] = {
+    "metric": metric,
+    "encoder_parameters": count,
+    "peft_parameters": count,
+    "train_step_seconds": seconds,
+    "inference_samples_per_second": lambda value: f"{count(value)} samples/s",
+    "peak_memory_bytes": size,
+    "checkpoint_bytes": size,
+}
+
+
+def _table(title: str, headings: Sequence[str]) -> Table:
+    table = Table(title=Text(title))
+    for place, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if place else "left", no_wrap=place > 0)
+    return table

@@ -1,0 +1,61 @@
+"""Numbers for people: three digits and a unit. Minus is `−`, and a missing number is `–`."""
+
+import math
+
+MISSING = "–"
+_NOT_A_SHARE = ("loss", "mse", "mae", "perplexity")
+
+
+def count(value: float) -> str:
+    """`7103232` as `7.10 M`."""
+    return _scaled(value, 1000, ("", "k", "M", "G", "T"))
+
+
+def size(value: float) -> str:
+    """Bytes: `41000000` as `41.0 MB`."""
+    return _scaled(value, 1000, ("B", "kB", "MB", "GB", "TB"))
+
+
+def seconds(value: float) -> str:
+    """`0.0123` as `12.3 ms`."""
+    return _scaled(value * 1e6, 1000, ("µs", "ms", "s"))
+
+
+def times(value: float | None) -> str:
+    """A ratio: `0.5512` as `0.55×`."""
+    return MISSING if value is None else f"{value:.2f}×"
+
+
+def percent(share: float) -> str:
+    """`0.652` as `65 %`."""
+    return f"{100 * share:.0f} %"
+
+
+def metric(value: float) -> str:
+    """Three decimals for a share, fewer for large numbers."""
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def difference(name: str, after: float, before: float) -> str:
+    """`after − before`: in points (hundredths) for metrics that are shares, such as accuracy."""
+    is_share = max(abs(after), abs(before)) <= 1
+    if is_share and not any(word in name.lower() for word in _NOT_A_SHARE):
+        return f"{_signed(100 * (after - before), 1)} points"
+    return _signed(after - before, 3)
+
+
+def _signed(value: float, digits: int) -> str:
+    text = f"{abs(value):.{digits}f}"
+    if not float(text):
+        return text
+    return ("−" if value < 0 else "+") + text
+
+
+def _scaled(value: float, base: int, units: tuple[str, ...]) -> str:
+    power = 0
+    while power < len(units) - 1 and round(value) >= base:
+        value /= base
+        power += 1
+    whole = float(value).is_integer() and power == 0
+    digits = 0 if whole or value <= 0 else min(2, max(0, 2 - math.floor(math.log10(value))))
+    return f"{value:.{digits}f} {units[power]}".rstrip()

@@ -1,0 +1,31 @@
+"""Whole runs: model + task + method -> trained model, files and numbers."""
+
+from lightpeft.runs.experiment import LIGHT, PLAIN, SCORES, Experiment, run_experiment
+from lightpeft.runs.fit import Outcome, Setting, fit, make_setting
+from lightpeft.runs.minilm import MINILM, minilm_path
+from lightpeft.runs.models import Labels, load_peft_model, load_tokenizer, resolve_model
+from lightpeft.runs.speed import ESTIMATION, Speed, measure_speed
+from lightpeft.runs.use import evaluate_model, predict_labels
+
+__all__ = [
+    "ESTIMATION",
+    "LIGHT",
+    "MINILM",
+    "PLAIN",
+    "SCORES",
+    "Experiment",
+    "Labels",
+    "Outcome",
+    "Setting",
+    "Speed",
+    "evaluate_model",
+    "fit",
+    "load_peft_model",
+    "load_tokenizer",
+    "make_setting",
+    "measure_speed",
+    "minilm_path",
+    "predict_labels",
+    "resolve_model",
+    "run_experiment",
+]

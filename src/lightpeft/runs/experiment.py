@@ -1,0 +1,199 @@
+"""Plain LoRA and light PEFT side by side: train, save, measure, and put it all in a `Result`."""
+
+import dataclasses
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import DataCollatorWithPadding
+
+from lightpeft.checkpoint import save
+from lightpeft.config import LightConfig
+from lightpeft.files import written_beside
+from lightpeft.report import (
+    Curve,
+    Measurement,
+    Result,
+    SeedMetrics,
+    environment,
+    write_report,
+)
+from lightpeft.runs.fit import Outcome, Setting, fit
+from lightpeft.runs.speed import ESTIMATION, Speed, measure_speed
+from lightpeft.surgery import parameter_counts
+
+LIGHT, PLAIN, SCORES = "light", "plain", "scores.safetensors"
+_TOKENIZER_FILES = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens", "chat_template")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What is run: one setting, light PEFT, with or without plain LoRA, over some seeds."""
+
+    setting: Setting
+    light: LightConfig
+    seeds: tuple[int, ...]
+    compare: bool
+    task: dict[str, Any]
+    """What `evaluate` and `predict` need to know of the task, kept in the checkpoint."""
+
+    repeats: int = 10
+    """Timed repeats of each action."""
+
+
+def run_experiment(
+    experiment: Experiment,
+    out: Path,
+    *,
+    kind: Literal["demo", "train"],
+    title: str,
+    command: str,
+    resume: bool = False,
+    progress: bool = True,
+) -> Result:
+    """Run it, and write `light/`, `plain/`, `scores.safetensors`, `result.json` and `report.html`.
+
+    The first seed's models are saved and measured; the metric is the mean over seeds.
+    """
+    pairs: list[tuple[int, Outcome | None, Outcome]] = []
+    for seed in experiment.seeds:
+        plain = _fit(experiment, None, seed, out, resume, progress) if experiment.compare else None
+        light = _fit(experiment, experiment.light, seed, out, resume, progress)
+        if not pairs:
+            _save(experiment, out, plain, light)
+        pairs.append((seed, plain, light))
+    _, plain, light = pairs[0]
+    speeds = _measure(experiment, plain, light)
+    result = Result(
+        kind=kind,
+        title=title,
+        light=_light_measurement(experiment, pairs, speeds, out),
+        vanilla=None if plain is None else _plain_measurement(experiment, pairs, speeds, out),
+        seeds=experiment.seeds,
+        per_seed=tuple(
+            SeedMetrics(seed=s, vanilla=None if p is None else p.main, light=li.main) for s, p, li in pairs
+        ),
+        curves=tuple(_curves(PLAIN, plain) + _curves(LIGHT, light)),
+        environment=environment(),
+        config=_config(experiment),
+        command=command,
+    )
+    result.save(out / "result.json")
+    assert light.light is not None
+    write_report(out / "report.html", result, light.light.plan, light.light.scores)
+    return result
+
+
+def _fit(
+    experiment: Experiment, light: LightConfig | None, seed: int, out: Path, resume: bool, progress: bool
+) -> Outcome:
+    training = dataclasses.replace(experiment.setting.training, seed=seed)
+    setting = dataclasses.replace(experiment.setting, training=training)
+    folder = out / "checkpoints" / f"{PLAIN if light is None else LIGHT}-{seed}"
+    return fit(setting, light, folder, resume=resume and folder.is_dir(), progress=progress)
+
+
+def _save(experiment: Experiment, out: Path, plain: Outcome | None, light: Outcome) -> None:
+    tokenizer = experiment.setting.tokenizer
+    save(light.model, out / LIGHT, tokenizer=tokenizer, metrics=light.metrics, task=experiment.task)
+    assert light.light is not None
+    if light.light.scores is not None:
+        light.light.scores.save(out / SCORES)
+    if plain is not None:
+        with written_beside(out / PLAIN) as beside:
+            plain.model.save_pretrained(str(beside), save_embedding_layers=False)
+            tokenizer.save_pretrained(beside)
+
+
+def _measure(experiment: Experiment, plain: Outcome | None, light: Outcome) -> dict[str, Speed]:
+    models = {LIGHT: light.model} if plain is None else {PLAIN: plain.model, LIGHT: light.model}
+    estimate = None if plain is None else (PLAIN, experiment.light.estimation)
+    return measure_speed(models, typical_batch(experiment.setting, light), experiment.repeats, estimate)
+
+
+def typical_batch(setting: Setting, outcome: Outcome) -> dict[str, Tensor]:
+    """The first validation examples as one padded batch on the model's device."""
+    rows = [setting.validation[i] for i in range(min(setting.training.batch_size, len(setting.validation)))]
+    device = next(outcome.model.parameters()).device
+    batch = DataCollatorWithPadding(setting.tokenizer)(rows)
+    return {name: torch.as_tensor(value).to(device) for name, value in batch.items()}
+
+
+def _plain_measurement(
+    experiment: Experiment,
+    pairs: Sequence[tuple[int, Outcome | None, Outcome]],
+    speeds: dict[str, Speed],
+    out: Path,
+) -> Measurement:
+    outcomes = [plain for _, plain, _ in pairs if plain is not None]
+    return Measurement(**_shared_numbers(experiment, outcomes, speeds[PLAIN], out / PLAIN))
+
+
+def _light_measurement(
+    experiment: Experiment,
+    pairs: Sequence[tuple[int, Outcome | None, Outcome]],
+    speeds: dict[str, Speed],
+    out: Path,
+) -> Measurement:
+    outcomes = [light for _, _, light in pairs]
+    first = outcomes[0]
+    assert first.light is not None
+    assert first.light.plan is not None
+    measured = speeds.get(ESTIMATION)
+    in_run = first.step_seconds.get("estimating")
+    return Measurement(
+        **_shared_numbers(experiment, outcomes, speeds[LIGHT], out / LIGHT),
+        estimation_steps=first.light.plan.estimation_steps,
+        estimation_step_seconds=in_run if measured is None else measured.train_step.median,
+    )
+
+
+def _shared_numbers(
+    experiment: Experiment, outcomes: Sequence[Outcome], speed: Speed, folder: Path
+) -> dict[str, Any]:
+    assert speed.inference is not None
+    encoder, peft = parameter_counts(outcomes[0].model)
+    rows = min(experiment.setting.training.batch_size, len(experiment.setting.validation))
+    return {
+        "metric": statistics.fmean(outcome.main for outcome in outcomes),
+        "metric_name": "+".join(experiment.setting.spec.main),
+        "train_step_seconds": speed.train_step.median,
+        "inference_samples_per_second": rows / speed.inference.median,
+        "peak_memory_bytes": speed.train_peak_bytes,
+        "encoder_parameters": encoder,
+        "peft_parameters": peft,
+        "checkpoint_bytes": checkpoint_bytes(folder),
+    }
+
+
+def checkpoint_bytes(folder: Path) -> int:
+    """Bytes stored per task; the tokenizer, which is the base's, does not count."""
+    files = (file for file in folder.rglob("*") if file.is_file())
+    return sum(file.stat().st_size for file in files if not file.name.startswith(_TOKENIZER_FILES))
+
+
+def _curves(label: str, outcome: Outcome | None) -> list[Curve]:
+    if outcome is None:
+        return []
+    cut_step = outcome.light.session.cut_step if outcome.light is not None else None
+    curves = []
+    for kind, key in (("loss", "loss"), ("metric", "eval_main")):
+        points = [(int(entry["step"]), float(entry[key])) for entry in outcome.history if key in entry]
+        if points:
+            steps, values = zip(*dict(points).items(), strict=True)
+            curves.append(Curve(label, "loss" if kind == "loss" else "metric", steps, values, cut_step))
+    return curves
+
+
+def _config(experiment: Experiment) -> dict[str, Any]:
+    return {
+        "model": experiment.setting.model,
+        "task": experiment.task,
+        "training": dataclasses.asdict(experiment.setting.training),
+        "lora": dataclasses.asdict(experiment.setting.lora),
+        "light": experiment.light.to_dict(),
+    }

@@ -1,0 +1,190 @@
+"""One fine-tuning run: plain LoRA or light PEFT, with everything else the same."""
+
+import logging
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from transformers import (
+    DataCollatorWithPadding,
+    PreTrainedTokenizerBase,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from lightpeft.config import LightConfig, LoraOptions, TrainingConfig
+from lightpeft.runs.models import Labels, load_peft_model, load_tokenizer
+from lightpeft.tasks import TaskData, TaskSpec, compute_metrics_for, encode
+from lightpeft.training import LightCallback, LightTrainer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What both methods share: model, task features, training."""
+
+    model: str
+    spec: TaskSpec
+    labels: Labels
+    tokenizer: PreTrainedTokenizerBase
+    train: Dataset
+    validation: Dataset
+    training: TrainingConfig
+    lora: LoraOptions
+
+
+@dataclass
+class Outcome:
+    """A finished run."""
+
+    model: PeftModel
+    metrics: dict[str, float]
+    history: list[dict[str, float]]
+    step_seconds: dict[str, float]
+    """Median seconds per step by phase: `plain`, or `estimating` and `cut`."""
+
+    light: LightCallback | None = None
+
+    @property
+    def main(self) -> float:
+        """The task's main metric, a fraction."""
+        return self.metrics["main"]
+
+
+def make_setting(model: str, task: TaskData, training: TrainingConfig, lora: LoraOptions) -> Setting:
+    """Tokenise a task for a model."""
+    tokenizer = load_tokenizer(model)
+    return Setting(
+        model=model,
+        spec=task.spec,
+        labels=Labels(task.class_names, task.is_regression),
+        tokenizer=tokenizer,
+        train=encode(task.train, tokenizer, training.max_length),
+        validation=encode(task.validation, tokenizer, training.max_length),
+        training=training,
+        lora=lora,
+    )
+
+
+def fit(
+    setting: Setting, light: LightConfig | None, folder: Path, *, resume: bool = False, progress: bool = True
+) -> Outcome:
+    """Train plain LoRA (`light` None) or light PEFT, and evaluate.
+
+    Args:
+        folder: for the Trainer's checkpoints.
+        resume: go on from the newest complete checkpoint in `folder`.
+    """
+    model = load_peft_model(setting.model, setting.labels, setting.lora, setting.training.seed)
+    clock = _StepClock()
+    options: dict[str, Any] = {
+        "model": model,
+        "args": training_arguments(setting.training, folder, progress),
+        "train_dataset": setting.train,
+        "eval_dataset": setting.validation,
+        "processing_class": setting.tokenizer,
+        "data_collator": DataCollatorWithPadding(setting.tokenizer),
+        "compute_metrics": compute_metrics_for(setting.spec),
+        "callbacks": [clock],
+    }
+    trainer = Trainer(**options) if light is None else LightTrainer(light=light, **options)
+    if trainer.pop_callback(ProgressCallback) is not None:
+        trainer.add_callback(_Bar)
+    if isinstance(trainer, LightTrainer):
+        clock.session = trainer.light
+    start = time.perf_counter()
+    trainer.train(resume_from_checkpoint=resume or None)
+    seconds = time.perf_counter() - start
+    metrics = {
+        key.removeprefix("eval_"): value
+        for key, value in trainer.evaluate().items()
+        if not key.endswith(("_runtime", "_per_second", "epoch"))
+    }
+    logger.info(
+        "%s, seed %d: %s %.4f after %d steps in %.0f s",
+        "plain LoRA" if light is None else "light PEFT",
+        setting.training.seed,
+        "+".join(setting.spec.main),
+        metrics["main"],
+        trainer.state.global_step,
+        seconds,
+    )
+    return Outcome(
+        model=model,
+        metrics=metrics,
+        history=trainer.state.log_history,
+        step_seconds=clock.medians(),
+        light=trainer.light if isinstance(trainer, LightTrainer) else None,
+    )
+
+
+def training_arguments(training: TrainingConfig, folder: Path, progress: bool) -> TrainingArguments:
+    """The Trainer's arguments for a run."""
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=training.epochs,
+        max_steps=training.max_steps or -1,
+        learning_rate=training.learning_rate,
+        lr_scheduler_type=training.schedule,
+        warmup_steps=training.warmup_steps,
+        per_device_train_batch_size=training.batch_size,
+        per_device_eval_batch_size=4 * training.batch_size,
+        gradient_accumulation_steps=training.gradient_accumulation,
+        max_grad_norm=training.max_grad_norm,
+        weight_decay=training.weight_decay,
+        bf16=training.precision == "bfloat16",
+        fp16=training.precision == "float16",
+        seed=training.seed,
+        eval_strategy="epoch" if training.eval_steps is None else "steps",
+        eval_steps=training.eval_steps,
+        save_strategy="no" if training.save_steps is None else "steps",
+        save_steps=training.save_steps or 500,
+        save_total_limit=2,
+        logging_steps=10,
+        report_to=[],
+        disable_tqdm=not (progress and sys.stderr.isatty()),
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+
+
+class _Bar(ProgressCallback):
+    """The Trainer's progress bar without its log lines."""
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        pass
+
+
+class _StepClock(TrainerCallback):
+    """Seconds per optimizer step, by phase."""
+
+    def __init__(self) -> None:
+        self.session: LightCallback | None = None
+        self._seconds: dict[str, list[float]] = {}
+        self._start = 0.0
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._start = time.perf_counter()
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        phase = "plain" if self.session is None else self.session.session.phase
+        self._seconds.setdefault(phase, []).append(time.perf_counter() - self._start)
+
+    def medians(self) -> dict[str, float]:
+        return {phase: statistics.median(values) for phase, values in self._seconds.items()}

@@ -1,0 +1,142 @@
+"""Load a base with a fresh task head and put LoRA on it."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+
+from lightpeft.anatomy import FAMILIES, Anatomy, find_anatomy
+from lightpeft.config import LoraOptions
+from lightpeft.errors import AnatomyError, ConfigError
+from lightpeft.runs.minilm import MINILM, minilm_path
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What the task head predicts: classes by name, or one number."""
+
+    names: tuple[str, ...]
+    is_regression: bool
+
+    def head_options(self) -> dict[str, Any]:
+        """Options for `from_pretrained`."""
+        if self.is_regression:
+            return {"num_labels": 1, "problem_type": "regression"}
+        return {
+            "id2label": dict(enumerate(self.names)),
+            "label2id": {name: index for index, name in enumerate(self.names)},
+            "problem_type": "single_label_classification",
+        }
+
+
+def resolve_model(name: str) -> str:
+    """Where `name` is loaded from: itself, or the packaged copy of the demo's model if that is asked for."""
+    return str(minilm_path()) if name == MINILM else name
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a base.
+
+    Raises:
+        ConfigError: it cannot be found.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(resolve_model(name))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"the tokenizer of {name!r} cannot be loaded: {error}") from error
+    return tokenizer
+
+
+def load_peft_model(name: str, labels: Labels, lora: LoraOptions, seed: int) -> PeftModel:
+    """A base from the hub or a folder with a new head and LoRA, trainable.
+
+    Modules that the checkpoint does not have (heads, some poolers) are trained and saved with LoRA.
+
+    Raises:
+        ConfigError: the model cannot be loaded.
+        AnatomyError: its architecture is unknown.
+    """
+    path = resolve_model(name)
+    _check_architecture(name, path)
+    set_seed(seed)
+    try:
+        base, info = AutoModelForSequenceClassification.from_pretrained(
+            path, output_loading_info=True, **labels.head_options()
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"the model {name!r} cannot be loaded: {error}") from error
+    config = LoraConfig(
+        task_type=TaskType.SEQ_CLS,
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        use_rslora=lora.rslora,
+        target_modules=target_modules(find_anatomy(base), lora.targets),
+        modules_to_save=new_modules(base, info["missing_keys"]),
+    )
+    base.config._name_or_path = name
+    model = get_peft_model(base, config)
+    assert isinstance(model, PeftModel)
+    return model
+
+
+def target_modules(anatomy: Anatomy, targets: str | list[str]) -> list[str]:
+    """Full names of the linears that get LoRA; names that PEFT resolves itself are passed on.
+
+    Raises:
+        ConfigError: an unknown keyword.
+    """
+    if isinstance(targets, list):
+        return targets
+    if targets == "query-value":
+        return [name for layer in anatomy.layers for name in (layer.attention.query, layer.attention.value)]
+    if targets != "all":
+        raise ConfigError(f"lora.targets is {targets!r}; choose all, query-value, or a list of names.")
+    return [
+        name
+        for layer in anatomy.layers
+        for name in (
+            layer.attention.query,
+            layer.attention.key,
+            layer.attention.value,
+            layer.attention.out,
+            *layer.ffn.inputs,
+            layer.ffn.out,
+        )
+    ]
+
+
+def new_modules(base: PreTrainedModel, missing: set[str] | list[str]) -> list[str]:
+    """The modules outside LoRA's reach that were not in the checkpoint, as PEFT's `modules_to_save`."""
+    prefix = f"{base.base_model_prefix}."
+    inside = {key.rsplit(".", 2)[0].removeprefix(prefix) for key in missing if key.startswith(prefix)}
+    if any(not name.startswith("pooler") for name in inside):
+        logger.warning("the checkpoint lacks weights of the encoder: %s", ", ".join(sorted(inside)))
+    heads = {key.split(".")[0] for key in missing if not key.startswith(prefix)}
+    saved_by_peft = {"classifier", "score"}
+    return sorted(heads - saved_by_peft | {name for name in inside if name.startswith("pooler")})
+
+
+def _check_architecture(name: str, path: str) -> None:
+    try:
+        model_type = AutoConfig.from_pretrained(path).model_type
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"the model {name!r} is neither a folder nor a name that the hub (or its cache, offline) "
+            f"knows: {error}"
+        ) from error
+    if model_type not in FAMILIES:
+        raise AnatomyError(
+            f"{name} is a {model_type}, which lightpeft cannot cut; it can cut {', '.join(FAMILIES)}."
+        )

@@ -1,0 +1,87 @@
+"""Texts -> token ids, unpadded; ``DataCollatorWithPadding`` pads each batch to its longest."""
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from lightpeft.tasks.errors import TaskError, listed
+
+logger = logging.getLogger(__name__)
+
+BATCH = 1000
+TYPES = {
+    "input_ids": pa.list_(pa.int32()),
+    "attention_mask": pa.list_(pa.int8()),
+    "token_type_ids": pa.list_(pa.int8()),
+}
+
+
+def encode(data: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
+    """Tokenise the texts of a split.
+
+    Args:
+        data: columns ``text``, optionally ``text_pair``, and optionally ``label``.
+        tokenizer: the base model's.
+        max_length: tokens to keep of an example, special tokens included; of two texts the longer
+            one is cut first.
+
+    Returns:
+        as many rows, in order: ``input_ids``, ``attention_mask``, ``token_type_ids`` where the
+        tokenizer gives them, and ``labels`` (int64 class ids or float32) where there were labels.
+
+    Raises:
+        TaskError: no ``text`` column, or ``max_length`` leaves no room for text.
+    """
+    _check(data, tokenizer, max_length)
+    names = [name for name in TYPES if name in tokenizer.model_input_names]
+    chunks: dict[str, list[pa.Array]] = {name: [] for name in names}
+    for texts in _batches(data):
+        encoded = tokenizer(*texts, truncation=True, max_length=max_length, padding=False)
+        for name in names:
+            chunks[name].append(pa.array(encoded[name], TYPES[name]))
+    columns = {name: pa.chunked_array(chunks[name], TYPES[name]) for name in names}
+    if "label" in data.column_names:
+        columns["labels"] = data.with_format("arrow")["label"][:]
+    return Dataset.from_dict(columns)
+
+
+def truncated_share(data: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> float:
+    """The share of examples, 0 to 1, that ``encode`` cuts because they have more tokens.
+
+    Tokenises once more, without truncation. 0.0 for no examples.
+
+    Raises:
+        TaskError: as ``encode``.
+    """
+    _check(data, tokenizer, max_length)
+    longer = 0
+    for texts in _batches(data):
+        encoded = tokenizer(*texts, truncation=False, padding=False, verbose=False)
+        longer += sum(len(ids) > max_length for ids in encoded["input_ids"])
+    return longer / max(1, len(data))
+
+
+def _batches(data: Dataset) -> Iterator[list[list[str]]]:
+    """The texts, and the second texts where there are any, of up to ``BATCH`` rows at a time."""
+    names = [name for name in ("text", "text_pair") if name in data.column_names]
+    for start in range(0, len(data), BATCH):
+        rows: dict[str, Any] = data[start : start + BATCH]
+        yield [rows[name] for name in names]
+
+
+def _check(data: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+    if "text" not in data.column_names:
+        raise TaskError(f"no column 'text'; found {listed(data.column_names)}; see load_task")
+    special = tokenizer.num_special_tokens_to_add(pair="text_pair" in data.column_names)
+    if max_length <= special:
+        raise TaskError(f"max_length {max_length} leaves no room for text beside {special} special tokens")
+    if max_length > tokenizer.model_max_length:
+        logger.warning(
+            "max_length %d is more than the %d tokens that the tokenizer's model was made for",
+            max_length,
+            tokenizer.model_max_length,
+        )

@@ -1,0 +1,102 @@
+"""A task and its data set -> checked splits under one set of column names."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from random import Random
+
+from datasets import Dataset, Features, Value
+
+from lightpeft.tasks.columns import Columns, checked_columns, checked_test_columns
+from lightpeft.tasks.draw import permutation
+from lightpeft.tasks.errors import TaskError
+from lightpeft.tasks.files import Table
+from lightpeft.tasks.labels import check_varied, resolve_labels
+from lightpeft.tasks.metrics import with_metrics
+from lightpeft.tasks.registry import find_task
+from lightpeft.tasks.sources import open_tables
+from lightpeft.tasks.spec import DataPaths, TaskData, TaskSpec
+
+logger = logging.getLogger(__name__)
+
+HELD_OUT_SHARE = 0.1
+
+
+def load_task(
+    task: str | TaskSpec,
+    data: DataPaths | None = None,
+    *,
+    train_limit: int | None = None,
+    sizes: Mapping[str, int] | None = None,
+    seed: int = 0,
+) -> TaskData:
+    """Load the splits of a task and check them before anything is trained.
+
+    Args:
+        task: a name (``glue/sst2``, ``sst2``, ``demo/sentiment``) or a spec (``custom_task``).
+        data: a folder with one file a split (train, validation, optionally test; .parquet, .csv,
+            .tsv, .jsonl or .json), or a mapping of split names to files. None takes the task's own
+            source: the hub or a generator.
+        train_limit: keep a random subset of this many training examples.
+        sizes: numbers of examples to generate for ``train`` and ``validation``; only for generated
+            tasks.
+        seed: of everything random here: generated text, the subset, the held-out rows.
+
+    Raises:
+        TaskError: the task, its files, columns, texts or labels cannot be used.
+    """
+    spec = find_task(task) if isinstance(task, str) else task
+    if train_limit is not None and train_limit < 1:
+        raise TaskError(f"train_limit must be at least 1; found {train_limit}")
+    columns = _checked(spec, open_tables(spec, data, sizes, seed))
+    spec, labels = resolve_labels(spec, {split: found["label"] for split, found in columns.items()})
+    spec = with_metrics(spec)
+    columns = {split: found | {"label": labels[split]} for split, found in columns.items()}
+    if "validation" not in columns:
+        columns |= _held_out(columns["train"], spec, seed)
+    columns["train"] = _limited(columns["train"], spec, train_limit, seed)
+    splits = {split: _dataset(found, spec) for split, found in columns.items()}
+    return TaskData(spec, splits["train"], splits["validation"], splits.get("test"))
+
+
+def _checked(spec: TaskSpec, tables: Mapping[str, Table]) -> dict[str, Columns]:
+    columns = {split: checked_columns(spec, table) for split, table in tables.items() if split != "test"}
+    test = checked_test_columns(spec, tables["test"]) if "test" in tables else None
+    return columns if test is None else columns | {"test": test}
+
+
+def _held_out(train: Columns, spec: TaskSpec, seed: int) -> dict[str, Columns]:
+    """The training rows split into ``train`` and ``validation``."""
+    rows = len(train["label"])
+    held = max(1, round(HELD_OUT_SHARE * rows))
+    order = permutation(Random(seed), rows)
+    logger.warning(
+        "task %r has no validation split: %d of %d training rows are held out for it (seed %d)",
+        spec.name,
+        held,
+        rows,
+        seed,
+    )
+    return {
+        "train": _rows(train, sorted(order[held:])),
+        "validation": _rows(train, sorted(order[:held])),
+    }
+
+
+def _limited(train: Columns, spec: TaskSpec, limit: int | None, seed: int) -> Columns:
+    rows = len(train["label"])
+    if limit is not None and limit > rows:
+        logger.warning("train_limit %d has no effect: there are %d training rows", limit, rows)
+    if limit is not None and limit < rows:
+        train = _rows(train, sorted(permutation(Random(seed), rows)[:limit]))
+    check_varied(train["label"], spec)
+    return train
+
+
+def _rows(columns: Columns, rows: Sequence[int]) -> Columns:
+    return {name: [values[row] for row in rows] for name, values in columns.items()}
+
+
+def _dataset(columns: Columns, spec: TaskSpec) -> Dataset:
+    types = {"label": Value("float32" if spec.regression else "int64")}
+    features = {name: types.get(name, Value("string")) for name in columns}
+    return Dataset.from_dict(columns, features=Features(features))

@@ -1,0 +1,150 @@
+"""Metrics by name, and the numbers a task is judged by. All are fractions; 1.0 is perfect.
+
+Accuracy and F1 lie in 0..1; correlations (Matthews, Pearson, Spearman) in -1..1.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+from transformers import EvalPrediction
+
+from lightpeft.tasks.errors import TaskError, did_you_mean, listed
+from lightpeft.tasks.spec import TaskSpec
+
+Array = NDArray[Any]
+
+RELATIVE_ROUNDING = 1e-13
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A score of (labels, predictions), both of shape (examples,): class ids or floats."""
+
+    score: Callable[[Array, Array], float]
+    regression: bool = False
+    binary: bool = False
+
+
+def _binary_f1(labels: Array, predictions: Array) -> float:
+    return float(f1_score(labels, predictions, pos_label=1, zero_division=0.0))
+
+
+def _macro_f1(labels: Array, predictions: Array) -> float:
+    return float(f1_score(labels, predictions, average="macro", zero_division=0.0))
+
+
+def _pearson(labels: Array, predictions: Array) -> float:
+    return _correlation(pearsonr, labels, predictions)
+
+
+def _spearman(labels: Array, predictions: Array) -> float:
+    return _correlation(spearmanr, labels, predictions)
+
+
+def _correlation(measure: Callable[..., Any], labels: Array, predictions: Array) -> float:
+    """The correlation, 0.0 where it is not defined because one side is constant."""
+    sides = labels.astype(np.float64), predictions.astype(np.float64)
+    if any(_is_constant(side) for side in sides):
+        return 0.0
+    return float(measure(*sides).statistic)
+
+
+def _is_constant(values: Array) -> bool:
+    mean = values.mean()
+    return bool(np.linalg.norm(values - mean) <= RELATIVE_ROUNDING * abs(mean))
+
+
+def _accuracy(labels: Array, predictions: Array) -> float:
+    return float(accuracy_score(labels, predictions))
+
+
+def _matthews(labels: Array, predictions: Array) -> float:
+    """Matthews correlation, 0.0 where it is not defined because one side is constant."""
+    if len(set(labels)) == 1 or len(set(predictions)) == 1:
+        return 0.0
+    return float(matthews_corrcoef(labels, predictions))
+
+
+METRICS: dict[str, Metric] = {
+    "accuracy": Metric(_accuracy),
+    "f1": Metric(_binary_f1, binary=True),
+    "macro_f1": Metric(_macro_f1),
+    "matthews": Metric(_matthews),
+    "pearson": Metric(_pearson, regression=True),
+    "spearman": Metric(_spearman, regression=True),
+}
+
+
+def with_metrics(spec: TaskSpec) -> TaskSpec:
+    """The spec with the usual metrics of its kind added, and its main metrics filled in.
+
+    Raises:
+        TaskError: an unknown metric, or one that does not fit the kind of labels.
+    """
+    for name in (*spec.metrics, *spec.main):
+        _check_fit(name, spec)
+    if spec.metrics and spec.source is not None:
+        return replace(spec, main=spec.main or spec.metrics)
+    usual = ("pearson", "spearman") if spec.regression else ("accuracy", "macro_f1")
+    main = spec.main or spec.metrics or (usual if spec.regression else usual[:1])
+    return replace(spec, metrics=tuple(dict.fromkeys((*spec.metrics, *usual))), main=main)
+
+
+def compute_metrics_for(spec: TaskSpec) -> Callable[[EvalPrediction], dict[str, float]]:
+    """A ``compute_metrics`` for ``transformers.Trainer``.
+
+    It takes logits of shape (examples, classes), or (examples, 1) or (examples,) for regression;
+    of a tuple of outputs the first is used. It gives each metric of the task by name, and ``main``:
+    the mean of the task's main metrics.
+
+    Raises:
+        TaskError: the spec is not resolved (take ``load_task(...).spec``) or a metric does not
+            fit; when called: no examples, or predictions that are NaN or infinite.
+    """
+    if spec.regression is None:
+        raise TaskError(
+            f"task {spec.name!r} does not say whether it is a regression; take load_task(...).spec"
+        )
+    spec = with_metrics(spec)
+
+    def compute_metrics(evaluated: EvalPrediction) -> dict[str, float]:
+        predictions = _predictions(evaluated.predictions, bool(spec.regression))
+        labels = np.asarray(evaluated.label_ids).reshape(-1)
+        names = dict.fromkeys((*spec.metrics, *spec.main))
+        scores = {name: METRICS[name].score(labels, predictions) for name in names}
+        return scores | {"main": sum(scores[name] for name in spec.main) / len(spec.main)}
+
+    return compute_metrics
+
+
+def _check_fit(name: str, spec: TaskSpec) -> None:
+    if name not in METRICS:
+        hint = did_you_mean(name, METRICS)
+        raise TaskError(f"task {spec.name!r}: unknown metric {name!r}.{hint} Known: {listed(METRICS)}")
+    if METRICS[name].regression != bool(spec.regression):
+        kind = "regression" if METRICS[name].regression else "classification"
+        raise TaskError(f"task {spec.name!r}: metric {name!r} is for {kind}, the task is not")
+    if METRICS[name].binary and len(spec.class_names or ()) != 2:
+        raise TaskError(
+            f"task {spec.name!r}: metric {name!r} needs two classes, found "
+            f"{len(spec.class_names or ())}; use 'macro_f1'"
+        )
+
+
+def _predictions(outputs: Any, regression: bool) -> Array:
+    logits = np.asarray(outputs[0] if isinstance(outputs, tuple) else outputs)
+    if not len(logits):
+        raise TaskError("no predictions to score: the evaluated split is empty")
+    broken = int((~np.isfinite(logits)).reshape(len(logits), -1).any(axis=1).sum())
+    if broken:
+        raise TaskError(
+            f"{broken} of {len(logits)} predictions are NaN or infinite; the training diverged: "
+            f"lower the learning rate, or train in another precision than float16"
+        )
+    result: Array = logits.reshape(len(logits)) if regression else logits.argmax(axis=-1)
+    return result

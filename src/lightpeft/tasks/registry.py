@@ -1,0 +1,96 @@
+"""Every task lightpeft knows, one row each."""
+
+from lightpeft.tasks.errors import TaskError, did_you_mean, listed
+from lightpeft.tasks.spec import GeneratedSource, HubSource, TaskSpec
+from lightpeft.tasks.synthetic.sentiment import CLASS_NAMES, generate_sentiment
+
+ENTAILMENT = ("entailment", "not_entailment")
+ENTAILMENT_3 = ("entailment", "neutral", "contradiction")
+EQUIVALENCE = ("not_equivalent", "equivalent")
+SENTENCES = ("sentence1", "sentence2")
+
+
+def _glue(
+    name: str,
+    text: tuple[str, ...],
+    class_names: tuple[str, ...] | None,
+    *metrics: str,
+    validation_splits: tuple[str, ...] = ("validation",),
+) -> TaskSpec:
+    return TaskSpec(
+        name=f"glue/{name}",
+        text=text,
+        class_names=class_names,
+        regression=class_names is None,
+        metrics=metrics,
+        main=metrics,
+        validation_splits=validation_splits,
+        source=HubSource("nyu-mll/glue", name),
+    )
+
+
+_MATCHED = ("validation_matched", "validation")
+
+ROWS: tuple[TaskSpec, ...] = (
+    _glue("sst2", ("sentence",), ("negative", "positive"), "accuracy"),
+    _glue("cola", ("sentence",), ("unacceptable", "acceptable"), "matthews"),
+    _glue("mrpc", SENTENCES, EQUIVALENCE, "accuracy", "f1"),
+    _glue("rte", SENTENCES, ENTAILMENT, "accuracy"),
+    _glue("qnli", ("question", "sentence"), ENTAILMENT, "accuracy"),
+    _glue("qqp", ("question1", "question2"), ("not_duplicate", "duplicate"), "accuracy", "f1"),
+    _glue("mnli", ("premise", "hypothesis"), ENTAILMENT_3, "accuracy", validation_splits=_MATCHED),
+    _glue("stsb", SENTENCES, None, "pearson", "spearman"),
+    _glue("wnli", SENTENCES, ("not_entailment", "entailment"), "accuracy"),
+    TaskSpec(
+        "demo/sentiment",
+        ("text",),
+        class_names=CLASS_NAMES,
+        regression=False,
+        metrics=("accuracy", "macro_f1"),
+        main=("accuracy",),
+        source=GeneratedSource(generate_sentiment),
+    ),
+)
+
+TASKS: dict[str, TaskSpec] = {row.name: row for row in ROWS}
+_BY_ANY_NAME = {row.name.rpartition("/")[2]: row for row in ROWS} | TASKS
+
+
+def task_names() -> list[str]:
+    """The full names of all known tasks, sorted."""
+    return sorted(TASKS)
+
+
+def find_task(name: str) -> TaskSpec:
+    """The task of a full name (``glue/sst2``) or its last part (``sst2``).
+
+    Raises:
+        TaskError: no such task.
+    """
+    if name in _BY_ANY_NAME:
+        return _BY_ANY_NAME[name]
+    raise TaskError(
+        f"unknown task {name!r}.{did_you_mean(name, _BY_ANY_NAME)} Known tasks: "
+        f"{listed(task_names())}. For files of your own, describe the task with custom_task()."
+    )
+
+
+def custom_task(
+    text: tuple[str, ...],
+    label: str = "label",
+    metric: str | None = None,
+    class_names: tuple[str, ...] | None = None,
+    name: str = "custom",
+) -> TaskSpec:
+    """A task on files of your own; give the files to ``load_task(spec, data=...)``.
+
+    Args:
+        text: the one or two text columns.
+        label: the label column: integers or strings for classes, floats for regression.
+        metric: the main metric, a name from ``METRICS``; None means accuracy for classes, the
+            mean of Pearson and Spearman correlation for regression.
+        class_names: names by class id for integer labels; None means read from the labels.
+        name: how messages and reports call the task.
+    """
+    metrics = (metric,) if metric else ()
+    return TaskSpec(name, text, label, class_names, metrics=metrics, main=metrics)

@@ -1,0 +1,119 @@
+"""Where the units are, and what is refused because they cannot be found or cut."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from support.models import HEADS, LAYERS, NAMES, NEURONS, ROWS, WIDTH, load_base, save_base, with_lora
+from torch import nn
+from transformers import AutoModel, GPT2Config, GPT2Model
+
+from lightpeft import AnatomyError, find_anatomy
+from lightpeft.anatomy import FAMILIES, base_of
+
+
+@pytest.fixture(params=NAMES)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def test_every_known_architecture_has_a_row_here() -> None:
+    assert set(FAMILIES) == set(NAMES)
+
+
+def test_heads_neurons_and_names_are_found(name: str, tmp_path: Path) -> None:
+    anatomy, row = find_anatomy(load_base(save_base(name, tmp_path))), ROWS[name]
+    assert anatomy.model_type == name
+    assert len(anatomy.layers) == LAYERS
+    for i, layer in enumerate(anatomy.layers):
+        assert layer.index == i
+        assert (layer.attention.heads, layer.attention.head_size) == (HEADS, WIDTH // HEADS)
+        assert layer.ffn.neurons == NEURONS
+        for part in ("query", "key", "value"):
+            assert getattr(layer.attention, part) == row.at(i, part)
+        assert layer.outputs == (row.at(i, "attention_out"), row.at(i, "ffn_out"))
+        assert layer.ffn.inputs == (row.at(i, "ffn_in"),)
+
+
+def test_lora_changes_nothing_about_the_anatomy(name: str, tmp_path: Path) -> None:
+    folder = save_base(name, tmp_path)
+    assert find_anatomy(with_lora(load_base(folder))) == find_anatomy(load_base(folder))
+
+
+def test_an_encoder_without_a_head_has_shorter_names(name: str, tmp_path: Path) -> None:
+    model = AutoModel.from_pretrained(save_base(name, tmp_path))
+    anatomy = find_anatomy(model)
+    assert model.get_submodule(anatomy.layers[0].attention.out).in_features == WIDTH
+
+
+def test_parameters_are_those_of_the_layers(name: str, tmp_path: Path) -> None:
+    model = load_base(save_base(name, tmp_path))
+    counted = sum(p.numel() for k, p in model.named_parameters() if ".layer." in k)
+    anatomy = find_anatomy(model)
+    assert anatomy.parameters == counted
+    assert f"{counted:,} parameters" in anatomy.describe()
+
+
+@pytest.mark.parametrize("kind", ["heads", "neurons"])
+def test_the_cost_of_a_unit_is_its_weights(name: str, kind: str, tmp_path: Path) -> None:
+    layer = find_anatomy(load_base(save_base(name, tmp_path))).layers[0]
+    size = WIDTH // HEADS
+    costs = {"heads": 3 * size * (WIDTH + 1) + size * WIDTH, "neurons": 2 * WIDTH + 1}
+    whole = layer.parameters(HEADS, NEURONS)
+    fewer = (HEADS - 1, NEURONS) if kind == "heads" else (HEADS, NEURONS - 1)
+    assert whole - layer.parameters(*fewer) == costs[kind]
+
+
+def test_an_unknown_architecture_is_refused_with_the_known_ones() -> None:
+    model = GPT2Model(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=9))
+    with pytest.raises(AnatomyError, match=r"'gpt2'.*Known: bert, roberta"):
+        find_anatomy(model)
+
+
+def test_a_close_name_is_suggested(tmp_path: Path) -> None:
+    model = load_base(save_base("bert", tmp_path))
+    model.config.model_type = "berd"
+    with pytest.raises(AnatomyError, match=r"Did you mean bert\?"):
+        find_anatomy(model)
+
+
+def test_a_module_that_is_no_transformers_model_is_refused() -> None:
+    with pytest.raises(AnatomyError, match="found Linear"):
+        base_of(nn.Linear(2, 2))
+
+
+class PackedLinear(nn.Linear):
+    """Like a quantised linear: a subclass whose weight has another shape and a scale beside it."""
+
+    def __init__(self, old: nn.Linear) -> None:
+        super().__init__(old.in_features, old.out_features)
+        packed = old.weight.detach().reshape(-1, 1).mul(10).to(torch.uint8)
+        self.weight = nn.Parameter(packed, requires_grad=False)
+        self.scale = torch.ones(1)
+
+
+class ScaledLinear(nn.Linear):
+    """Like an 8-bit linear: weight of the usual shape, and a scale per row that a cut would forget."""
+
+    def __init__(self, old: nn.Linear) -> None:
+        super().__init__(old.in_features, old.out_features)
+        self.weight = nn.Parameter(old.weight.detach().to(torch.int8), requires_grad=False)
+        self.scale = torch.ones(old.out_features)
+
+
+@pytest.mark.parametrize("kind", [PackedLinear, ScaledLinear])
+@pytest.mark.parametrize("linear", ["query", "attention_out", "ffn_in", "ffn_out"])
+def test_quantised_linears_are_refused(kind: type, linear: str, tmp_path: Path) -> None:
+    model, place = load_base(save_base("bert", tmp_path)), ROWS["bert"].at(1, linear)
+    parent, _, child = place.rpartition(".")
+    setattr(model.get_submodule(parent), child, kind(model.get_submodule(place)))
+    with pytest.raises(AnatomyError, match=rf"{place} is a {kind.__name__}.*cut before quantising"):
+        find_anatomy(model)
+
+
+def test_a_model_cut_by_someone_else_is_refused(tmp_path: Path) -> None:
+    model = load_base(save_base("bert", tmp_path))
+    attention = model.get_submodule("bert.encoder.layer.2.attention.self")
+    attention.num_attention_heads = 3
+    with pytest.raises(AnatomyError, match=r"layer\.2.*says 3 heads of 8"):
+        find_anatomy(model)

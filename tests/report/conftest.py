@@ -1,0 +1,148 @@
+"""Synthetic anatomy, scores, plans and results: no model is built here."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from lightpeft.anatomy import Anatomy, AttentionSite, FFNSite, Layer
+from lightpeft.config import Budget
+from lightpeft.plan import Plan, make_plan
+from lightpeft.report import Curve, Measurement, Result
+from lightpeft.scores import Scores
+
+PLACES = (
+    "attention.self.query",
+    "attention.self.key",
+    "attention.self.value",
+    "attention.output.dense",
+    "intermediate.dense",
+    "output.dense",
+)
+
+
+def anatomy_of(layers: int, heads: int, neurons: int) -> Anatomy:
+    def layer(index: int) -> Layer:
+        names = [f"bert.encoder.layer.{index}.{place}" for place in PLACES]
+        query, key, value, out, ffn_in, ffn_out = names
+        attention = AttentionSite("attention", query, key, value, out, heads, 4, "heads", None)
+        ffn = FFNSite((ffn_in,), ffn_out, neurons)
+        return Layer(index, attention, ffn, 16, 2, 8)
+
+    return Anatomy("bert", tuple(layer(index) for index in range(layers)))
+
+
+def scores_of(
+    layers: int = 3,
+    heads: int = 4,
+    neurons: int = 16,
+    rank: int = 4,
+    places: Sequence[str] = PLACES,
+    extra: Sequence[str] = (),
+    constant: float | None = None,
+) -> Scores:
+    def draw(count: int) -> torch.Tensor:
+        if constant is not None:
+            return torch.full((count,), constant)
+        return 10 ** (torch.randn(count) - 4)
+
+    names = [f"bert.encoder.layer.{i}.{place}" for i in range(layers) for place in places]
+    names += extra
+    return Scores(
+        heads=tuple(draw(heads) for _ in range(layers)),
+        neurons=tuple(draw(neurons) for _ in range(layers)),
+        ranks={name: draw(rank) for name in names},
+        modules={name: float(draw(1)) for name in names},
+        steps=200,
+        methods={"base": "fisher", "module": "activation", "rank": "taylor"},
+    )
+
+
+def plan_of(scores: Scores, budget: Budget | None = None) -> Plan:
+    anatomy = anatomy_of(len(scores.heads), len(scores.heads[0]), len(scores.neurons[0]))
+    return make_plan(scores, anatomy, budget or Budget())
+
+
+@pytest.fixture
+def make_scores() -> Callable[..., Scores]:
+    return scores_of
+
+
+@pytest.fixture
+def planned() -> Callable[..., Plan]:
+    return plan_of
+
+
+@pytest.fixture
+def scores() -> Scores:
+    return scores_of()
+
+
+@pytest.fixture
+def plan(scores: Scores) -> Plan:
+    return plan_of(scores)
+
+
+@pytest.fixture
+def vanilla() -> Measurement:
+    return Measurement(
+        metric=0.912,
+        metric_name="accuracy",
+        train_step_seconds=0.2,
+        inference_samples_per_second=400.0,
+        peak_memory_bytes=2_000_000_000,
+        encoder_parameters=10_000_000,
+        peft_parameters=400_000,
+        checkpoint_bytes=1_600_000,
+    )
+
+
+@pytest.fixture
+def light() -> Measurement:
+    return Measurement(
+        metric=0.908,
+        metric_name="accuracy",
+        train_step_seconds=0.11,
+        inference_samples_per_second=640.0,
+        peak_memory_bytes=1_500_000_000,
+        encoder_parameters=6_500_000,
+        peft_parameters=88_000,
+        checkpoint_bytes=400_000,
+        estimation_steps=200,
+        estimation_step_seconds=0.25,
+    )
+
+
+@pytest.fixture
+def make_result(vanilla: Measurement, light: Measurement) -> Callable[..., Result]:
+    def make(**changes: Any) -> Result:
+        steps = (10, 20, 30)
+        parts: dict[str, Any] = {
+            "kind": "demo",
+            "title": "Sentiment with MiniLM",
+            "vanilla": vanilla,
+            "light": light,
+            "seeds": (0, 1),
+            "per_seed": (
+                {"seed": 0, "vanilla": 0.91, "light": 0.906},
+                {"seed": 1, "vanilla": 0.914, "light": 0.91},
+            ),
+            "curves": (
+                Curve("plain LoRA", "loss", steps, (0.7, 0.5, 0.4)),
+                Curve("light PEFT", "loss", steps, (0.7, 0.6, 0.4), cut_step=20),
+                Curve("plain LoRA", "metric", steps, (0.6, 0.8, 0.91)),
+                Curve("light PEFT", "metric", steps, (0.6, 0.8, 0.9), cut_step=20),
+            ),
+            "environment": {"python": "3.11", "cuda_device": None, "git_dirty": False},
+            "config": {"budget": {"heads": 0.25}},
+            "command": "lightpeft demo --out runs/demo",
+        }
+        return Result(**(parts | changes))
+
+    return make
+
+
+@pytest.fixture
+def result(make_result: Callable[..., Result]) -> Result:
+    return make_result()

@@ -1,0 +1,277 @@
+"""A cut that goes wrong is noticed, named, and taken back completely."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from support.models import (
+    NAMES,
+    ROWS,
+    assert_identical,
+    hook_count,
+    make_batch,
+    snapshot,
+    tiny_peft,
+)
+from support.plans import random_plan, random_scores
+from torch import Tensor, nn
+
+import lightpeft
+from lightpeft import AnatomyError, LightPeftError, PlanError, VerificationError, find_anatomy
+from lightpeft.adapters import LoraModule
+from lightpeft.edits import Journal
+
+CUT = "lightpeft.surgery.cut"
+
+
+def watched(model: PeftModel, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Everything about a model and its optimizer that a failed cut must leave alone."""
+    base = model.get_base_model()
+    return {
+        "tree": [(name, id(module)) for name, module in model.named_modules()],
+        "parameters": [(n, id(p), p.requires_grad) for n, p in model.named_parameters()],
+        "training": [module.training for module in model.modules()],
+        "sizes": [
+            {k: v for k, v in vars(module).items() if isinstance(v, int | float | str)}
+            for module in model.modules()
+        ],
+        "lora": [
+            (dict(m.r), dict(m.lora_alpha), dict(m.scaling))
+            for m in model.modules()
+            if hasattr(m, "lora_alpha")
+        ],
+        "config": model.peft_config["default"].to_dict(),
+        "targets": list(model.base_model.targeted_module_names),
+        "groups": [[id(p) for p in group["params"]] for group in optimizer.param_groups],
+        "state": {id(p): {k: id(v) for k, v in s.items()} for p, s in optimizer.state.items()},
+        "record": getattr(base, "lightpeft_record", None),
+        "hooks": hook_count(model),
+        "model config": base.config.to_dict(),
+    }
+
+
+@pytest.fixture(params=NAMES)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+class Patient:
+    """A model with an optimizer after one step, and what it looked like."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name, self.model = name, tiny_peft(name, folder)
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=1e-3)
+        self.model.train()
+        self.model(**make_batch(name, labels=True)).loss.backward()
+        self.optimizer.step()
+        self.gradients = [(p, p.grad.clone()) for p in trained]
+        self.moments = [s["exp_avg"].clone() for s in self.optimizer.state.values()]
+        self.tensors, self.seen = snapshot(self.model), watched(self.model, self.optimizer)
+
+    def cut(self, **options: Any) -> None:
+        scores = random_scores(self.model, gates=True, means=True)
+        plan = random_plan(self.model)
+        batch = make_batch(self.name, labels=True)
+        lightpeft.cut(self.model, plan, self.optimizer, scores=scores, batch=batch, **options)
+
+    def assert_untouched(self) -> None:
+        assert_identical(self.model.state_dict(), self.tensors)
+        found = watched(self.model, self.optimizer)
+        assert {key: found[key] == self.seen[key] for key in found} == dict.fromkeys(found, True)
+        for parameter, gradient in self.gradients:
+            assert torch.equal(parameter.grad, gradient)
+        for state, moment in zip(self.optimizer.state.values(), self.moments, strict=True):
+            assert torch.equal(state["exp_avg"], moment)
+
+
+def shifted(kept: Tensor, whole: int) -> Tensor:
+    """As many indices, but other ones."""
+    return (kept + 1) % whole if len(kept) < whole else kept
+
+
+def test_wrong_rows_in_one_layer_are_named_and_taken_back(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patient = Patient(name, tmp_path)
+    place, real = ROWS[name].at(1, "value"), Journal.slice_linear
+    victim = patient.model.get_base_model().get_submodule(place).get_base_layer()
+
+    def wrong(self: Journal, linear: nn.Linear, dim: int, kept: Tensor) -> None:
+        if linear is victim and dim == 0:
+            kept = shifted(kept, linear.out_features)
+        real(self, linear, dim, kept)
+
+    monkeypatch.setattr(Journal, "slice_linear", wrong)
+    with pytest.raises(VerificationError, match=r"layer 1 .*put back"):
+        patient.cut()
+    patient.assert_untouched()
+
+
+def test_wrong_columns_of_the_last_ffn_are_named(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patient = Patient(name, tmp_path)
+    place, real = ROWS[name].at(2, "ffn_out"), Journal.slice_linear
+    victim = patient.model.get_base_model().get_submodule(place).get_base_layer()
+
+    def wrong(self: Journal, linear: nn.Linear, dim: int, kept: Tensor) -> None:
+        real(self, linear, dim, shifted(kept, 64) if linear is victim else kept)
+
+    monkeypatch.setattr(Journal, "slice_linear", wrong)
+    with pytest.raises(VerificationError, match="layer 2 "):
+        patient.cut()
+    patient.assert_untouched()
+
+
+def test_wrong_lora_rows_are_named(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    patient = Patient(name, tmp_path)
+    plan = random_plan(patient.model)
+    places = [module.name for module in plan.kept_modules if module.name.endswith((".value", ".v_lin"))]
+    place, real = places[0], LoraModule.keep_outputs
+
+    def wrong(self: LoraModule, kept: Tensor, journal: Journal) -> None:
+        real(self, shifted(kept, 32) if self.name == place else kept, journal)
+
+    monkeypatch.setattr(LoraModule, "keep_outputs", wrong)
+    number = next(i for i in range(3) if f".{i}." in place)
+    with pytest.raises(VerificationError, match=f"layer {number} "):
+        patient.cut()
+    patient.assert_untouched()
+
+
+def test_a_stale_head_count_is_refused_and_taken_back(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether or not the architecture computes with the count, a model that lies about it is not left."""
+    patient = Patient(name, tmp_path)
+    site = find_anatomy(patient.model).layers[1].attention
+    victim, real = patient.model.get_base_model().get_submodule(site.module), Journal.set_attribute
+
+    def stale(self: Journal, owner: object, key: str, value: Any) -> None:
+        if owner is not victim or key != site.head_count:
+            real(self, owner, key, value)
+
+    monkeypatch.setattr(Journal, "set_attribute", stale)
+    with pytest.raises(LightPeftError, match=r"layer.1"):
+        patient.cut()
+    patient.assert_untouched()
+
+
+class InjectedError(Exception):
+    """Raised by the tests themselves."""
+
+
+def explode(*args: Any, **kwargs: Any) -> Any:
+    raise InjectedError
+
+
+LATE_STEPS = [
+    f"{CUT}.cut_base",
+    f"{CUT}.fold_gates",
+    f"{CUT}.fold_pairs",
+    f"{CUT}.describe_in_config",
+    f"{CUT}.largest_difference",
+    f"{CUT}.shift_biases",
+    f"{CUT}.follow_cut",
+    f"{CUT}.attach_record",
+    "lightpeft.surgery.optimizer._sliced",
+]
+
+
+def patch(monkeypatch: pytest.MonkeyPatch, target: str, value: Any) -> None:
+    """Patch a name of a *module*; `lightpeft.surgery.cut` as an attribute is the function."""
+    module, _, attribute = target.rpartition(".")
+    monkeypatch.setattr(sys.modules[module], attribute, value)
+
+
+@pytest.mark.parametrize("where", LATE_STEPS)
+def test_an_exception_in_any_step_takes_everything_back(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patient = Patient("bert", tmp_path)
+    patch(monkeypatch, where, explode)
+    with pytest.raises(InjectedError):
+        patient.cut()
+    patient.assert_untouched()
+
+
+def test_an_exception_in_the_middle_of_the_base_takes_everything_back(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patient, real, calls = Patient(name, tmp_path), Journal.slice_linear, []
+
+    def fragile(self: Journal, linear: nn.Linear, dim: int, kept: Tensor) -> None:
+        calls.append(dim)
+        if len(calls) == 17:
+            raise InjectedError
+        real(self, linear, dim, kept)
+
+    monkeypatch.setattr(Journal, "slice_linear", fragile)
+    with pytest.raises(InjectedError):
+        patient.cut()
+    patient.assert_untouched()
+
+
+def test_an_interrupt_takes_everything_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    patient = Patient("bert", tmp_path)
+
+    def interrupt(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    patch(monkeypatch, f"{CUT}.fold_pairs", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        patient.cut()
+    patient.assert_untouched()
+
+
+def test_after_a_failed_cut_the_right_cut_still_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patient = Patient("bert", tmp_path)
+    with monkeypatch.context() as patched:
+        patch(patched, f"{CUT}.describe_in_config", explode)
+        with pytest.raises(InjectedError):
+            patient.cut()
+    patient.cut()
+    assert find_anatomy(patient.model).parameters < 30_000
+
+
+def test_wrong_compensation_does_not_go_unnoticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NaN means would make every bias they touch NaN."""
+    patient = Patient("bert", tmp_path)
+    scores = random_scores(patient.model, means=True)
+    for mean in scores.means.values():
+        mean[:] = float("nan")
+    with pytest.raises(LightPeftError):
+        lightpeft.cut(patient.model, random_plan(patient.model), patient.optimizer, scores=scores)
+    patient.assert_untouched()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"model_type": "roberta"}, "the plan is for roberta, the model is bert"),
+        ({"layers": ()}, "0 layers, the model has 3"),
+        ({"modules": ()}, "PEFT modules are not the model's"),
+    ],
+)
+def test_a_plan_of_another_model_is_refused_before_anything_is_touched(
+    changed: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    patient = Patient("bert", tmp_path)
+    plan = dataclasses.replace(random_plan(patient.model), **changed)
+    with pytest.raises(PlanError, match=message):
+        lightpeft.cut(patient.model, plan, patient.optimizer)
+    patient.assert_untouched()
+
+
+def test_a_batch_without_tokens_is_refused(tmp_path: Path) -> None:
+    patient = Patient("bert", tmp_path)
+    with pytest.raises(AnatomyError, match="no input_ids"):
+        lightpeft.cut(patient.model, random_plan(patient.model), batch={"labels": torch.zeros(2)})
+    patient.assert_untouched()

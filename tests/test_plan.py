@@ -1,0 +1,351 @@
+"""`make_plan` chooses exactly what the budget says, whatever the scores look like."""
+
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightpeft import Anatomy, Budget, EstimationError, Plan, PlanError, Scores, make_plan
+from lightpeft.anatomy import AttentionSite, FFNSite, Layer
+from lightpeft.config import Scope, exact_count
+
+NOTHING = {"heads": 0.0, "neurons": 0.0, "modules": 0.0, "ranks": 0.0}
+
+
+def anatomy_of(heads: Sequence[int], neurons: Sequence[int], head_size: int = 8) -> Anatomy:
+    """Layers of such sizes and a hidden width of 32, without a model."""
+    layers = []
+    for i, (h, n) in enumerate(zip(heads, neurons, strict=True)):
+        attention = AttentionSite(
+            f"{i}.a", f"{i}.q", f"{i}.k", f"{i}.v", f"{i}.o", h, head_size, "heads", None
+        )
+        ffn = FFNSite((f"{i}.up",), f"{i}.down", n)
+        layers.append(Layer(i, attention, ffn, head_size * (3 * 33 + 32), 33 + 32, 32 * 6))
+    return Anatomy("bert", tuple(layers))
+
+
+def scores_of(
+    heads: Sequence[Tensor],
+    neurons: Sequence[Tensor],
+    ranks: dict[str, Tensor] | None = None,
+    modules: dict[str, float] | None = None,
+) -> Scores:
+    ranks = ranks or {}
+    return Scores(
+        heads=tuple(heads),
+        neurons=tuple(neurons),
+        ranks=ranks,
+        modules=modules if modules is not None else dict.fromkeys(ranks, 1.0),
+        steps=7,
+        methods={"base": "fisher", "module": "activation", "rank": "taylor"},
+    )
+
+
+def drawn(anatomy: Anatomy, seed: int, modules: int = 6, rank: int = 4) -> Scores:
+    generator = torch.Generator().manual_seed(seed)
+    ranks = {f"m{i}": torch.rand(rank, generator=generator) for i in range(modules)}
+    return scores_of(
+        [torch.rand(layer.attention.heads, generator=generator) for layer in anatomy.layers],
+        [torch.rand(layer.ffn.neurons, generator=generator) for layer in anatomy.layers],
+        ranks,
+        {name: float(torch.rand((), generator=generator)) for name in ranks},
+    )
+
+
+def head_counts(plan: Plan) -> list[int]:
+    return [len(layer.heads) for layer in plan.layers]
+
+
+def neuron_counts(plan: Plan) -> list[int]:
+    return [len(layer.neurons) for layer in plan.layers]
+
+
+def parameters(plan: Plan, anatomy: Anatomy) -> int:
+    return sum(
+        layer.parameters(len(kept.heads), len(kept.neurons))
+        for layer, kept in zip(anatomy.layers, plan.layers, strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("share", "total", "count"),
+    [
+        (0.0, 9, 0),
+        (1 / 3, 3, 1),
+        (1 / 3, 12, 4),
+        (2 / 3, 12, 8),
+        (1 / 3, 1536, 512),
+        (1 / 7, 49, 7),
+        (0.1, 10, 1),
+        (0.5, 5, 3),
+        (0.7, 10, 7),
+        (0.29, 100, 29),
+        (0.57, 100, 57),
+    ],
+)
+def test_counts_are_exact(share: float, total: int, count: int) -> None:
+    assert exact_count(share, total) == count
+
+
+@pytest.mark.parametrize("total", [3, 4, 7, 12, 16, 30])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.25, 1 / 3, 0.5, 2 / 3, 0.9])
+def test_the_asked_number_of_heads_goes_from_every_layer(share: float, total: int) -> None:
+    anatomy = anatomy_of([total] * 2, [8, 8])
+    cut = math.floor(share * total + 0.5 + 1e-9)
+    budget = Budget(**(NOTHING | {"heads": share}))
+    if cut >= total:
+        with pytest.raises(PlanError, match=r"budget\.heads"):
+            make_plan(drawn(anatomy, 0), anatomy, budget)
+        return
+    assert head_counts(make_plan(drawn(anatomy, 0), anatomy, budget)) == [total - cut] * 2
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize("value", [0.0, 1.0, 1e-30])
+def test_equal_scores_still_cut_exactly_the_asked_number(scope: Scope, value: float) -> None:
+    anatomy = anatomy_of([12] * 3, [60] * 3)
+    ranks = {f"m{i}": torch.full((8,), value) for i in range(6)}
+    scores = scores_of([torch.full((12,), value)] * 3, [torch.full((60,), value)] * 3, ranks)
+    budget = Budget(heads_scope=scope, neurons_scope=scope)
+    plan = make_plan(scores, anatomy, budget)
+    assert (sum(head_counts(plan)), sum(neuron_counts(plan))) == (24, 120)
+    assert len(plan.kept_modules) <= 3
+    assert sum(len(module.ranks) for module in plan.modules) == 12
+
+
+def test_partly_tied_scores_cut_exactly_the_asked_number() -> None:
+    anatomy = anatomy_of([6], [6])
+    tied = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, 1.0])
+    plan = make_plan(scores_of([tied], [tied]), anatomy, Budget(heads=0.5, neurons=0.5))
+    assert plan.layers[0].heads == (0, 1, 5)
+    assert plan.layers[0].neurons == (0, 1, 5)
+
+
+def test_the_least_important_go_in_each_layer() -> None:
+    anatomy = anatomy_of([4, 4], [4, 4])
+    one, two = torch.tensor([0.1, 0.4, 0.2, 0.3]), torch.tensor([9.0, 7.0, 6.0, 8.0])
+    budget = Budget(heads=0.5, neurons=0.25)
+    plan = make_plan(scores_of([one, two], [one, two]), anatomy, budget)
+    assert [layer.heads for layer in plan.layers] == [(1, 3), (0, 3)]
+    assert [layer.neurons for layer in plan.layers] == [(1, 2, 3), (0, 1, 3)]
+
+
+@pytest.mark.parametrize("kind", ["heads", "neurons"])
+@pytest.mark.parametrize("floor", [1, 2])
+def test_global_ranking_keeps_a_floor_in_every_layer(kind: str, floor: int) -> None:
+    anatomy = anatomy_of([4] * 3, [4] * 3)
+    values = [torch.rand(4) * 1e-6, torch.rand(4) + 1, torch.rand(4) + 2]
+    budget = Budget(**{kind: 0.5, f"{kind}_scope": "global", f"min_{kind}": floor})
+    plan = make_plan(scores_of(values, values), anatomy, budget)
+    kept = head_counts(plan) if kind == "heads" else neuron_counts(plan)
+    assert kept == [floor, 6 - 4 if floor == 2 else 1, 4 if floor == 1 else 2]
+    best = int(values[0].argmax())
+    assert best in (plan.layers[0].heads if kind == "heads" else plan.layers[0].neurons)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_global_ranking_keeps_the_best_above_the_floor(seed: int) -> None:
+    anatomy = anatomy_of([6] * 4, [30] * 4)
+    scores = drawn(anatomy, seed)
+    budget = Budget(heads_scope="global", neurons_scope="global")
+    plan = make_plan(scores, anatomy, budget)
+    for kept, values in (
+        ([layer.heads for layer in plan.layers], scores.heads),
+        ([layer.neurons for layer in plan.layers], scores.neurons),
+    ):
+        cut = [v[i] for v, k in zip(values, kept, strict=True) for i in range(len(v)) if i not in k]
+        stay = [v[list(k)] for v, k in zip(values, kept, strict=True)]
+        total = sum(len(v) for v in values)
+        assert len(cut) == exact_count(1 / 3, total)
+        free = torch.cat([one for one in stay if len(one) > 1])
+        assert min(float(x) for x in free) >= max(map(float, cut))
+
+
+def test_floors_that_forbid_the_share_are_refused() -> None:
+    anatomy = anatomy_of([4] * 2, [8] * 2)
+    with pytest.raises(PlanError, match=r"budget\.heads=0\.5 leaves 2 of 4 .* at least 3"):
+        make_plan(drawn(anatomy, 0), anatomy, Budget(heads=0.5, min_heads=3))
+    with pytest.raises(PlanError, match=r"budget\.neurons=0\.75 leaves"):
+        make_plan(drawn(anatomy, 0), anatomy, Budget(neurons=0.75, min_neurons=6))
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize("width", [64, 96, 100, 130, 200])
+@pytest.mark.parametrize("share", [0.0, 0.25, 1 / 3, 0.5])
+def test_aligned_widths_are_multiples(scope: Scope, width: int, share: float) -> None:
+    anatomy = anatomy_of([4] * 3, [width] * 3)
+    scores = drawn(anatomy, 3)
+    budget = Budget(neurons=share, neurons_scope=scope, align_neurons=32)
+    counts = neuron_counts(make_plan(scores, anatomy, budget))
+    assert [count % 32 for count in counts] == [0, 0, 0]
+    assert abs(sum(counts) - 3 * width * (1 - share)) <= 3 * 16
+
+
+def test_aligned_widths_are_multiples_when_one_layer_is_kept_whole() -> None:
+    """100 = 3 · 32 + 4: the four left over are no block of their own."""
+    anatomy = anatomy_of([4] * 2, [100] * 2)
+    scores = scores_of([torch.rand(4)] * 2, [torch.rand(100), torch.rand(100) + 10])
+    budget = Budget(neurons=0.2, neurons_scope="global", align_neurons=32)
+    counts = neuron_counts(make_plan(scores, anatomy, budget))
+    assert [count % 32 for count in counts] == [0, 0]
+
+
+def test_aligned_layers_keep_their_best_neurons() -> None:
+    anatomy = anatomy_of([4], [128])
+    scores = drawn(anatomy, 1)
+    plan = make_plan(scores, anatomy, Budget(neurons=0.5, align_neurons=32))
+    expected = scores.neurons[0].topk(64).indices.sort().values.tolist()
+    assert list(plan.layers[0].neurons) == expected
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize("target", [0.35, 0.5, 0.6, 0.65, 0.8, 0.95])
+def test_keep_parameters_is_met_from_below_and_tight(scope: Scope, target: float) -> None:
+    anatomy = anatomy_of([12] * 6, [512] * 6)
+    budget = Budget(keep_parameters=target, heads_scope=scope, neurons_scope=scope)
+    plan = make_plan(drawn(anatomy, 5), anatomy, budget)
+    kept = parameters(plan, anatomy) / anatomy.parameters
+    step = 6 * anatomy.layers[0].head_parameters / anatomy.parameters
+    assert target - step <= kept <= target
+
+
+def test_keep_parameters_of_one_keeps_all() -> None:
+    anatomy = anatomy_of([4] * 2, [64] * 2)
+    plan = make_plan(drawn(anatomy, 0), anatomy, Budget(keep_parameters=1.0))
+    assert parameters(plan, anatomy) == anatomy.parameters
+
+
+def test_keep_parameters_with_alignment() -> None:
+    anatomy = anatomy_of([12] * 4, [1000] * 4)
+    plan = make_plan(drawn(anatomy, 5), anatomy, Budget(keep_parameters=0.6, align_neurons=64))
+    assert {count % 64 for count in neuron_counts(plan)} == {0}
+    assert 0.5 < parameters(plan, anatomy) / anatomy.parameters <= 0.6
+
+
+def test_an_impossible_keep_parameters_is_refused_with_what_is_possible() -> None:
+    anatomy = anatomy_of([4] * 2, [64] * 2)
+    with pytest.raises(PlanError, match=r"keep_parameters=0\.1 cannot be met.*at least 0\.\d+"):
+        make_plan(drawn(anatomy, 0), anatomy, Budget(keep_parameters=0.1, min_heads=3))
+
+
+@pytest.mark.parametrize(("share", "gone"), [(0.0, 0), (0.25, 3), (0.5, 6), (0.75, 9), (0.9, 11)])
+def test_the_asked_number_of_modules_goes(share: float, gone: int) -> None:
+    anatomy = anatomy_of([4], [8])
+    scores = drawn(anatomy, 2, modules=12)
+    plan = make_plan(scores, anatomy, Budget(modules=share, ranks=0))
+    assert len(plan.removed_modules) == gone
+    lowest = sorted(scores.modules, key=lambda name: scores.modules[name])[:gone]
+    assert {module.name for module in plan.removed_modules} == set(lowest)
+
+
+def test_ranks_are_chosen_over_all_surviving_modules_and_one_may_lose_all() -> None:
+    anatomy = anatomy_of([4], [8])
+    ranks = {"a": torch.tensor([5.0, 6.0]), "b": torch.tensor([1.0, 2.0]), "c": torch.tensor([9.0, 9.0])}
+    scores = scores_of([torch.rand(4)], [torch.rand(8)], ranks, {"a": 1.0, "b": 2.0, "c": 0.0})
+    plan = make_plan(scores, anatomy, Budget(modules=1 / 3, ranks=0.5))
+    assert {module.name: module.ranks for module in plan.modules} == {"a": (0, 1), "b": (), "c": ()}
+
+
+def test_losing_every_rank_is_refused() -> None:
+    anatomy = anatomy_of([4], [8])
+    scores = drawn(anatomy, 0, modules=1, rank=1)
+    with pytest.raises(PlanError, match="leave nothing of 1 PEFT modules"):
+        make_plan(scores, anatomy, Budget(modules=0.5, ranks=0.5))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("kind", ["heads", "neurons", "ranks", "modules", "gates", "means"])
+def test_scores_that_are_not_finite_are_refused(kind: str, bad: float) -> None:
+    parts: dict[str, object] = {
+        "heads": (torch.ones(2),),
+        "neurons": (torch.ones(2),),
+        "ranks": {"a": torch.ones(2)},
+        "modules": {"a": 1.0},
+        "gates": {"0.o": torch.ones(2)},
+        "means": {"0.o": torch.ones(2)},
+    }
+    poisoned = torch.tensor([1.0, bad])
+    parts[kind] = {
+        "heads": (poisoned,),
+        "neurons": (poisoned,),
+        "ranks": {"a": poisoned},
+        "modules": {"a": bad},
+        "gates": {"0.o": poisoned},
+        "means": {"0.o": poisoned},
+    }[kind]
+    with pytest.raises(EstimationError, match="not finite"):
+        Scores(steps=1, methods={}, **parts)  # type: ignore[arg-type]
+
+
+def test_scores_of_another_model_are_refused() -> None:
+    small, large = anatomy_of([4], [8]), anatomy_of([4, 4], [8, 8])
+    with pytest.raises(PlanError, match="the scores are for layers"):
+        make_plan(drawn(small, 0), large, Budget())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_same_scores_give_the_same_plan(seed: int) -> None:
+    anatomy = anatomy_of([6] * 3, [40] * 3)
+    budget = Budget(heads_scope="global", neurons_scope="global")
+    one = make_plan(drawn(anatomy, seed), anatomy, budget)
+    two = make_plan(drawn(anatomy, seed), anatomy, budget)
+    assert one == two
+    assert hash(one) == hash(two)
+    assert one != make_plan(drawn(anatomy, seed + 10), anatomy, budget)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_kept_indices_ascend_and_are_in_range(seed: int) -> None:
+    anatomy = anatomy_of([6, 4, 2], [40, 33, 8])
+    plan = make_plan(drawn(anatomy, seed), anatomy, Budget(neurons_scope="global"))
+    for layer in plan.layers:
+        for kept, count in ((layer.heads, layer.head_count), (layer.neurons, layer.neuron_count)):
+            assert list(kept) == sorted(set(kept))
+            assert set(kept) <= set(range(count))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_cut_units_are_exactly_what_does_not_stay(seed: int) -> None:
+    anatomy = anatomy_of([6] * 2, [10] * 2)
+    plan = make_plan(drawn(anatomy, seed), anatomy, Budget())
+    expected = {
+        (kind, str(layer.index), unit)
+        for layer in plan.layers
+        for kind, kept, count in (
+            ("head", layer.heads, layer.head_count),
+            ("neuron", layer.neurons, layer.neuron_count),
+        )
+        for unit in range(count)
+        if unit not in kept
+    } | {
+        ("rank", module.name, unit)
+        for module in plan.modules
+        for unit in range(module.rank_count)
+        if unit not in module.ranks
+    }
+    assert plan.cut_units() == expected
+    assert not plan.cuts_nothing
+
+
+def test_describe_says_what_goes_and_why() -> None:
+    anatomy = anatomy_of([4] * 2, [8] * 2)
+    heads = torch.tensor([0.1, 0.4, 0.2, 0.3])
+    ranks = {"m": torch.tensor([1.0, 2.0]), "n": torch.ones(2)}
+    plan = make_plan(
+        scores_of(
+            [heads] * 2,
+            [torch.arange(8.0)] * 2,
+            ranks,
+            {"m": 1.0, "n": 0.5},
+        ),
+        anatomy,
+        Budget(heads=0.5, neurons=0.25),
+    )
+    text = plan.describe()
+    assert "bert from 7 estimation steps" in text
+    assert "heads: 4 of 8 go, lowest by fisher (cut up to 0.2, kept from 0.3)" in text
+    assert "layer 0: heads 2/4 (without 0,2), neurons 6/8" in text
+    assert "m: rank 1/2" in text
+    assert "n: removed" in text

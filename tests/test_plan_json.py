@@ -1,0 +1,170 @@
+"""Plans as JSON: read back equal, refused when malformed."""
+
+import copy
+import json
+from typing import Any
+
+import pytest
+import torch
+from test_plan import anatomy_of, drawn
+
+from lightpeft import Budget, Plan, PlanError, Scores, make_plan
+from lightpeft.errors import CheckpointError
+from lightpeft.indices import format_indices, parse_indices
+
+ANATOMY = anatomy_of([6, 4, 5], [40, 33, 8])
+
+
+def a_plan(seed: int = 0, budget: Budget | None = None) -> Plan:
+    return make_plan(drawn(ANATOMY, seed), ANATOMY, budget or Budget(heads_scope="global"))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_round_trip_is_equal(seed: int) -> None:
+    plan = a_plan(seed, Budget(modules=0.3, ranks=0.6, keep_parameters=0.7))
+    read = Plan.from_json(plan.to_json())
+    assert read == plan
+    assert read.to_json() == plan.to_json()
+    assert read.describe() == plan.describe()
+
+
+def test_round_trip_of_a_plan_that_cuts_nothing() -> None:
+    plan = a_plan(0, Budget(heads=0, neurons=0, modules=0, ranks=0))
+    assert plan.cuts_nothing
+    assert Plan.from_json(plan.to_json()) == plan
+
+
+def at(value: Any, *path: Any) -> Any:
+    for key in path:
+        value = value[key]
+    return value
+
+
+def changed(*path: Any, to: Any) -> dict[str, Any]:
+    """The dictionary of a plan with one value changed."""
+    value = copy.deepcopy(a_plan().to_dict())
+    at(value, *path[:-1])[path[-1]] = to
+    return value
+
+
+def without(*path: Any) -> dict[str, Any]:
+    value = copy.deepcopy(a_plan().to_dict())
+    del at(value, *path[:-1])[path[-1]]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (changed("format_version", to=2), "version 2"),
+        (changed("format_version", to="1"), "version '1'"),
+        (without("format_version"), "version None"),
+        (changed("layers", 0, "heads", to="0-6"), "index 6 is out of range, there are only 6"),
+        (changed("layers", 1, "neurons", to="0,33"), "index 33 is out of range"),
+        (changed("layers", 0, "heads", to="0,2,2"), "index 2 is duplicated"),
+        (changed("layers", 0, "heads", to="0-3,3"), "index 3 is duplicated"),
+        (changed("layers", 0, "heads", to="3,1"), "index 1 comes after 3"),
+        (changed("layers", 0, "heads", to="3-1,4"), "3-1"),
+        (changed("layers", 0, "heads", to=""), "layer 0 without heads"),
+        (changed("layers", 2, "neurons", to=""), "layer 2 without heads or neurons"),
+        (changed("layers", 0, "heads", to="-1"), "not an index"),
+        (changed("layers", 0, "heads", to="1.5"), "not an index"),
+        (changed("layers", 0, "heads", to="0, 1"), "not an index"),
+        (changed("layers", 0, "heads", to="0,,1"), "not an index"),
+        (changed("layers", 0, "heads", to="²"), "not an index"),
+        (changed("layers", 0, "heads", to=[0, 1]), "malformed"),
+        (changed("layers", 0, "heads", to=None), "malformed|without heads"),
+        (changed("layers", 0, "head_count", to="6"), "malformed"),
+        (changed("layers", 0, "head_count", to=6.5), "malformed|head_count"),
+        (changed("layers", 0, "head_count", to=-1), "out of range|head_count"),
+        (changed("layers", 1, "index", to=0), "numbered"),
+        (changed("modules", 0, "ranks", to="0-4"), "m0: index 4 is out of range"),
+        (changed("modules", 1, "name", to="m0"), "m0 twice"),
+        (changed("modules", 1, "name", to=1), "malformed|name"),
+        (changed("model_type", to=None), "malformed|model_type"),
+        (changed("estimation_steps", to="many"), "malformed|estimation_steps"),
+        (changed("budget", "heads", to=2.0), r"budget\.heads is 2\.0"),
+        (changed("budget", "surprise", to=1), "surprise"),
+        (changed("surprise", to=1), "surprise"),
+        (changed("layers", 0, "surprise", to=1), "surprise"),
+        (changed("modules", 0, "surprise", to=1), "surprise"),
+        (changed("cutoffs", 0, "surprise", to=1), "surprise"),
+        (changed("cutoffs", to=3), "malformed"),
+        (changed("layers", to="all"), "malformed"),
+        (changed("layers", 0, to=None), "malformed"),
+        (without("layers"), "layers"),
+        (without("layers", 0, "heads"), "heads"),
+        (without("modules"), "modules"),
+        (without("budget"), "budget"),
+        (without("model_type"), "model_type"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_malformed_plans_are_refused_with_what_was_found(value: Any, message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        Plan.from_json(json.dumps(value))
+
+
+@pytest.mark.parametrize("kind", ["head", "neuron"])
+def test_a_huge_range_is_refused_before_it_is_counted_out(kind: str) -> None:
+    """A few bytes of JSON must not become gigabytes of indices."""
+    value = changed("layers", 0, f"{kind}_count", to=10**15)
+    value["layers"][0][f"{kind}s"] = f"0-{10**15 - 1}"
+    with pytest.raises(PlanError):
+        Plan.from_dict(value)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "not a plan", "[1]", "null", '"plan"', "3", "[" * 100_000, "\ufeff{}"]
+)
+def test_what_is_not_a_json_object_is_refused(text: str) -> None:
+    with pytest.raises(PlanError):
+        Plan.from_json(text)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_index_sets_survive_their_text(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    kept = tuple(torch.nonzero(torch.rand(50, generator=generator) < 0.6).flatten().tolist())
+    assert parse_indices(format_indices(kept), 50, "x") == kept
+
+
+def test_index_text_is_short() -> None:
+    assert format_indices([0, 1, 2, 3, 5, 8, 9]) == "0-3,5,8-9"
+    assert format_indices([]) == ""
+
+
+def test_check_fits_names_the_layer_that_differs() -> None:
+    plan = a_plan()
+    plan.check_fits(ANATOMY)
+    with pytest.raises(PlanError, match="layer 1: the plan is for 4 heads and 33 neurons"):
+        plan.check_fits(anatomy_of([6, 3, 5], [40, 33, 8]))
+
+
+def test_scores_survive_their_file(tmp_path: Any) -> None:
+    scores = drawn(ANATOMY, 1)
+    scores.means["0.o"] = torch.rand(4)
+    scores.gates["0.o"] = torch.rand(4)
+    scores.save(tmp_path / "scores.safetensors")
+    read = Scores.load(tmp_path / "scores.safetensors")
+    for mine, found in ((scores.heads, read.heads), (scores.neurons, read.neurons)):
+        assert all(torch.equal(a, b) for a, b in zip(mine, found, strict=True))
+    for name in ("ranks", "means", "gates"):
+        mine, found = getattr(scores, name), getattr(read, name)
+        assert mine.keys() == found.keys()
+        assert all(torch.equal(mine[key], found[key]) for key in mine)
+    assert (read.modules, read.steps, read.methods) == (scores.modules, 7, scores.methods)
+    assert make_plan(read, ANATOMY, Budget()) == make_plan(scores, ANATOMY, Budget())
+
+
+def test_a_truncated_scores_file_is_refused(tmp_path: Any) -> None:
+    path = tmp_path / "scores.safetensors"
+    drawn(ANATOMY, 1).save(path)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        Scores.load(path)
+
+
+def test_missing_scores_are_refused(tmp_path: Any) -> None:
+    with pytest.raises(CheckpointError, match="missing"):
+        Scores.load(tmp_path / "scores.safetensors")

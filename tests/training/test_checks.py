@@ -1,0 +1,205 @@
+"""What cannot be done is refused before the first step, with what was found and what to do."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from support.models import ROWS, load_base, save_base, snapshot, tiny_peft, with_lora
+from support.plans import random_plan
+from support.runs import DEFAULT, STEPS, Sentences, arguments, fresh_model, trainer
+from torch import nn
+from transformers import GPT2Config, GPT2ForSequenceClassification, Trainer
+
+import lightpeft
+from lightpeft import (
+    AnatomyError,
+    Budget,
+    ConfigError,
+    EstimationConfig,
+    LightCallback,
+    LightConfig,
+    LightTrainer,
+    PlanError,
+)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_base("bert", tmp_path_factory.mktemp("base"))
+
+
+class NoStep(LightTrainer):
+    """A Trainer that must refuse before it trains."""
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("a step was taken")
+
+
+def refused(
+    error: type[Exception], match: str, base: Path, folder: Path, light: LightConfig = DEFAULT, **options: Any
+) -> None:
+    run = trainer(base, folder, light, kind=NoStep, **options)
+    with pytest.raises(error, match=match):
+        run.train()
+
+
+@pytest.mark.parametrize("steps", [STEPS, STEPS + 1, 200])
+def test_more_estimation_than_steps(steps: int, base: Path, tmp_path: Path) -> None:
+    config = LightConfig(estimation=EstimationConfig(steps=steps))
+    refused(
+        ConfigError, rf"estimation\.steps is {steps}, but the run has only {STEPS}", base, tmp_path, config
+    )
+
+
+def test_auto_that_may_take_the_whole_run(base: Path, tmp_path: Path) -> None:
+    config = LightConfig(estimation=EstimationConfig(steps="auto"))
+    refused(ConfigError, r"estimation\.max_steps is 800", base, tmp_path, config)
+
+
+@pytest.mark.parametrize(
+    ("budget", "match"),
+    [
+        (Budget(heads=0.9), r"budget\.heads=0\.9 leaves 0 of 4"),
+        (Budget(neurons=0.9, min_neurons=32), r"budget\.neurons=0\.9"),
+        (Budget(keep_parameters=0.01), "cannot be met"),
+        (Budget(modules=0.99), "leave nothing"),
+    ],
+)
+def test_an_impossible_budget(budget: Budget, match: str, base: Path, tmp_path: Path) -> None:
+    config = LightConfig(estimation=DEFAULT.estimation, budget=budget)
+    refused(PlanError, match, base, tmp_path, config)
+
+
+def test_a_model_without_peft(base: Path, tmp_path: Path) -> None:
+    run = NoStep(model=load_base(base), args=arguments(tmp_path), train_dataset=Sentences(), light=DEFAULT)
+    with pytest.raises(ConfigError, match=r"BertForSequenceClassification.*get_peft_model"):
+        run.train()
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [({"use_dora": True}, "use_dora"), ({"bias": "all"}, "bias='all'")],
+)
+def test_lora_that_cannot_be_cut(options: dict[str, Any], match: str, base: Path, tmp_path: Path) -> None:
+    refused(AnatomyError, match, base, tmp_path, model=fresh_model(base, **options))
+
+
+def test_two_adapters(base: Path, tmp_path: Path) -> None:
+    model = fresh_model(base)
+    model.add_adapter("other", copy.deepcopy(model.peft_config["default"]))
+    refused(AnatomyError, "one active adapter", base, tmp_path, model=model)
+
+
+def test_an_unknown_architecture(base: Path, tmp_path: Path) -> None:
+    gpt2 = GPT2ForSequenceClassification(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=99))
+    config = LoraConfig(target_modules=["c_attn"], task_type="SEQ_CLS", fan_in_fan_out=True)
+    run = NoStep(
+        model=get_peft_model(gpt2, config),
+        args=arguments(tmp_path),
+        train_dataset=Sentences(),
+        light=DEFAULT,
+    )
+    with pytest.raises(AnatomyError, match=r"gpt2|Conv1D"):
+        run.train()
+
+
+class QuantisedLinear(nn.Linear):
+    """A subclass with a scale beside its weight, as quantised linears are."""
+
+    scale = torch.ones(1)
+
+
+def test_a_quantised_base(base: Path, tmp_path: Path) -> None:
+    plain, place = load_base(base), ROWS["bert"].at(1, "ffn_in")
+    parent, _, child = place.rpartition(".")
+    setattr(plain.get_submodule(parent), child, QuantisedLinear(32, 64))
+    model = with_lora(plain, targets=("query", "value"))
+    refused(AnatomyError, rf"{place} is a QuantisedLinear.*before quantising", base, tmp_path, model=model)
+
+
+def test_a_model_that_is_cut_already(base: Path, tmp_path: Path) -> None:
+    model = fresh_model(base)
+    lightpeft.cut(model, random_plan(model))
+    before = snapshot(model)
+    refused(ConfigError, "cut before this run", base, tmp_path, model=model)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_the_callback_refuses_too(base: Path, tmp_path: Path) -> None:
+    run = trainer(base, tmp_path, kind=Trainer, callbacks=[LightCallback()])
+    with pytest.raises(ConfigError, match=r"estimation\.steps is 200"):
+        run.train()
+
+
+def test_torch_compile_is_refused(base: Path, tmp_path: Path) -> None:
+    run = trainer(base, tmp_path, kind=NoStep)
+    run.args.torch_compile = True
+    with pytest.raises(ConfigError, match=r"torch\.compile"):
+        run.train()
+
+
+def test_an_unknown_preset() -> None:
+    with pytest.raises(ConfigError, match="preset is 'papr'; choose one of default, paper"):
+        LightCallback("papr")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"steps": 0}, r"estimation\.steps is 0"),
+        ({"steps": 1.5}, r"estimation\.steps is 1\.5"),
+        ({"steps": True}, r"estimation\.steps is True"),
+        ({"steps": "Auto"}, r"estimation\.steps"),
+        ({"interval": 0}, r"estimation\.interval"),
+        ({"patience": 0}, r"estimation\.patience"),
+        ({"tolerance": 1.0}, r"estimation\.tolerance"),
+        ({"base_score": "gradient"}, r"base_score is 'gradient'; choose one of mask, taylor"),
+        ({"module_score": "x"}, r"module_score"),
+        ({"rank_score": "x"}, r"rank_score"),
+        ({"l1": -1.0}, r"estimation\.l1"),
+        ({"l1": float("nan")}, r"estimation\.l1"),
+        ({"gate_learning_rate": -0.1}, r"gate_learning_rate"),
+    ],
+)
+def test_estimation_options_out_of_range(options: dict[str, Any], match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        EstimationConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"heads": 1.0}, r"budget\.heads is 1\.0"),
+        ({"neurons": -0.1}, r"budget\.neurons"),
+        ({"modules": float("nan")}, r"budget\.modules"),
+        ({"ranks": 2}, r"budget\.ranks"),
+        ({"heads": "half"}, r"budget\.heads"),
+        ({"heads_scope": "model"}, r"heads_scope"),
+        ({"min_heads": 0}, r"min_heads"),
+        ({"align_neurons": 0}, r"align_neurons"),
+        ({"min_neurons": 1.5}, r"min_neurons"),
+        ({"keep_parameters": 0.0}, r"keep_parameters"),
+        ({"keep_parameters": 1.1}, r"keep_parameters"),
+        ({"keep_parameters": float("nan")}, r"keep_parameters"),
+    ],
+)
+def test_budgets_out_of_range(options: dict[str, Any], match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        Budget(**options)
+
+
+def test_a_plain_peft_model_is_untouched_by_a_refusal(tmp_path: Path) -> None:
+    model = tiny_peft("bert", tmp_path / "base")
+    before = snapshot(model)
+    refused(
+        PlanError,
+        "cannot be met",
+        tmp_path,
+        tmp_path / "run",
+        LightConfig(estimation=DEFAULT.estimation, budget=Budget(keep_parameters=0.01)),
+        model=model,
+    )
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())

@@ -1,0 +1,224 @@
+"""Resume from any checkpoint, before or after the cut, is the uninterrupted run, bit by bit."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.models import assert_identical, load_base, save_base, with_lora
+from support.runs import AUTO, CONFIGS, DEFAULT, PAPER, STEPS, fresh_model, trainer, weights
+from torch import Tensor
+from transformers import Trainer
+
+import lightpeft
+from lightpeft import CheckpointError, EstimationConfig, LightCallback, LightConfig
+from lightpeft.checkpoint import last_complete_checkpoint
+
+SAVING: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1}
+
+
+@dataclasses.dataclass
+class Whole:
+    """An uninterrupted run with a checkpoint after every step."""
+
+    folder: Path
+    weights: dict[str, Tensor]
+    plan: lightpeft.Plan
+    light: LightConfig
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_base("bert", tmp_path_factory.mktemp("base"), dropout=0.1)
+
+
+@pytest.fixture(scope="module")
+def wholes(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Whole]:
+    found = {}
+    for name, config in CONFIGS.items():
+        folder = tmp_path_factory.mktemp(name)
+        run = trainer(base, folder, config, **SAVING)
+        run.train()
+        found[name] = Whole(folder, weights(run.model), run.light.plan, config)
+    return found
+
+
+def until(whole: Whole, step: int, target: Path) -> Path:
+    """A copy of the run as it was after `step` steps."""
+    for number in range(1, step + 1):
+        name = f"checkpoint-{number}"
+        shutil.copytree(whole.folder / name, target / name)
+    return target
+
+
+@pytest.mark.parametrize("step", [1, 3, 4, 5, 9])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_resume_is_bit_identical(
+    name: str, step: int, wholes: dict[str, Whole], base: Path, tmp_path: Path
+) -> None:
+    """`default` and `paper` cut after step 4, `auto` after step 3."""
+    whole = wholes[name]
+    run = trainer(base, until(whole, step, tmp_path), whole.light, **SAVING)
+    run.train(resume_from_checkpoint=True)
+    assert run.state.global_step == STEPS
+    assert run.light.plan == whole.plan
+    assert_identical(weights(run.model), whole.weights)
+
+
+@pytest.mark.parametrize("step", [2, 6])
+def test_resume_with_the_plain_trainer_and_restore(
+    step: int, wholes: dict[str, Whole], base: Path, tmp_path: Path
+) -> None:
+    whole = wholes["paper"]
+    checkpoint = until(whole, step, tmp_path) / f"checkpoint-{step}"
+    callback, model = LightCallback(whole.light), fresh_model(base)
+    callback.restore(model, checkpoint)
+    run = trainer(base, tmp_path, model=model, kind=Trainer, callbacks=[callback], **SAVING)
+    run.train(resume_from_checkpoint=str(checkpoint))
+    assert_identical(weights(run.model), whole.weights)
+
+
+def test_the_plain_trainer_resumes_before_the_cut_by_itself(
+    wholes: dict[str, Whole], base: Path, tmp_path: Path
+) -> None:
+    whole, callback = wholes["default"], LightCallback(DEFAULT)
+    until(whole, 3, tmp_path)
+    run = trainer(base, tmp_path, kind=Trainer, callbacks=[callback], **SAVING)
+    run.train(resume_from_checkpoint=True)
+    assert_identical(weights(run.model), whole.weights)
+
+
+@pytest.mark.parametrize("step", [2, 6])
+def test_resume_continues_after_resuming_twice(
+    step: int, wholes: dict[str, Whole], base: Path, tmp_path: Path
+) -> None:
+    """Checkpoints that a resumed run writes are as good as those of the first one."""
+    whole = wholes["paper"]
+    until(whole, step, tmp_path)
+    first = trainer(base, tmp_path, whole.light, **SAVING)
+    first.train(resume_from_checkpoint=True)
+    for number in range(step + 3, STEPS + 1):
+        shutil.rmtree(tmp_path / f"checkpoint-{number}")
+    second = trainer(base, tmp_path, whole.light, **SAVING)
+    second.train(resume_from_checkpoint=True)
+    assert_identical(weights(second.model), whole.weights)
+
+
+@pytest.mark.parametrize("name", ["bert", "distilbert"])
+@pytest.mark.parametrize("step", [2, 6])
+def test_resume_brings_back_the_frozen_random_head(name: str, step: int, tmp_path: Path) -> None:
+    """Scripts seldom seed before they build the model: a head outside PEFT is drawn anew each time."""
+    base = save_base(name, tmp_path / "base", dropout=0.1)
+
+    def start(head_seed: int) -> Any:
+        model = with_lora(load_base(base, head_seed=head_seed), task_type=None)
+        return trainer(base, tmp_path / "run", model=model, **SAVING)
+
+    first = start(1)
+    first.train()
+    expected = weights(first.model)
+    for number in range(step + 1, STEPS + 1):
+        shutil.rmtree(tmp_path / "run" / f"checkpoint-{number}")
+    again = start(2)
+    again.train(resume_from_checkpoint=True)
+    assert_identical(weights(again.model), expected)
+
+
+def test_resume_with_accumulation(base: Path, tmp_path: Path) -> None:
+    options = SAVING | {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}
+    first = trainer(base, tmp_path, PAPER, **options)
+    first.train()
+    for number in range(4, STEPS + 1):
+        shutil.rmtree(tmp_path / f"checkpoint-{number}")
+    second = trainer(base, tmp_path, PAPER, **options)
+    second.train(resume_from_checkpoint=True)
+    assert_identical(weights(second.model), weights(first.model))
+
+
+@pytest.mark.parametrize("spoil", ["no marker", "truncated", "missing", "empty marker"])
+@pytest.mark.parametrize("step", [3, 6])
+def test_an_incomplete_checkpoint_is_passed_over(
+    step: int, spoil: str, wholes: dict[str, Whole], base: Path, tmp_path: Path
+) -> None:
+    whole = wholes["default"]
+    last = until(whole, step, tmp_path) / f"checkpoint-{step}"
+    marker, optimizer = last / "lightpeft_complete.json", last / "optimizer.pt"
+    if spoil == "no marker":
+        marker.unlink()
+    elif spoil == "empty marker":
+        marker.write_text("")
+    elif spoil == "missing":
+        optimizer.unlink()
+    else:
+        optimizer.write_bytes(optimizer.read_bytes()[:-1])
+    assert last_complete_checkpoint(tmp_path) == tmp_path / f"checkpoint-{step - 1}"
+    with pytest.raises(CheckpointError, match=rf"not a complete checkpoint.*checkpoint-{step - 1}"):
+        trainer(base, tmp_path, **SAVING).train(resume_from_checkpoint=str(last))
+    run = trainer(base, tmp_path, **SAVING)
+    run.train(resume_from_checkpoint=True)
+    assert_identical(weights(run.model), whole.weights)
+
+
+def test_checkpoint_10_is_newer_than_checkpoint_9(wholes: dict[str, Whole]) -> None:
+    folder = wholes["default"].folder
+    assert last_complete_checkpoint(folder) == folder / "checkpoint-10"
+
+
+def test_nothing_complete_is_an_error(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no complete checkpoint to resume from"):
+        trainer(base, tmp_path, **SAVING).train(resume_from_checkpoint=True)
+    assert last_complete_checkpoint(tmp_path / "nowhere") is None
+
+
+def test_another_configuration_is_refused_before_the_cut(
+    wholes: dict[str, Whole], base: Path, tmp_path: Path
+) -> None:
+    until(wholes["default"], 2, tmp_path)
+    other = LightConfig(estimation=EstimationConfig(steps=5))
+    run = trainer(base, tmp_path, other, **SAVING)
+    with pytest.raises(CheckpointError, match=r"estimation\.steps 4 instead of 5"):
+        run.train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize("step", [2, 6])
+def test_another_base_is_refused(step: int, wholes: dict[str, Whole], tmp_path: Path) -> None:
+    until(wholes["default"], step, tmp_path / "run")
+    other = save_base("bert", tmp_path / "other", seed=9, dropout=0.1)
+    run = trainer(other, tmp_path / "run", **SAVING)
+    with pytest.raises(CheckpointError, match="base"):
+        run.train(resume_from_checkpoint=True)
+
+
+def test_a_checkpoint_of_a_plain_run_is_refused(base: Path, tmp_path: Path) -> None:
+    trainer(base, tmp_path, kind=Trainer, **SAVING | {"max_steps": 2}).train()
+    run = trainer(base, tmp_path, **SAVING)
+    with pytest.raises(CheckpointError):
+        run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+def test_a_tampered_record_in_a_checkpoint_is_refused(
+    wholes: dict[str, Whole], base: Path, tmp_path: Path
+) -> None:
+    last = until(wholes["default"], 6, tmp_path) / "checkpoint-6"
+    data = bytearray((last / "light.safetensors").read_bytes())
+    data[-1] ^= 1
+    (last / "light.safetensors").write_bytes(data)
+    with pytest.raises(CheckpointError, match="SHA-256 differs"):
+        trainer(base, tmp_path, **SAVING).train(resume_from_checkpoint=str(last))
+
+
+def test_auto_remembers_what_it_compared(wholes: dict[str, Whole], base: Path, tmp_path: Path) -> None:
+    run = trainer(base, until(wholes["auto"], 2, tmp_path), AUTO, **SAVING)
+    run.train(resume_from_checkpoint=True)
+    assert run.light.plan.estimation_steps == wholes["auto"].plan.estimation_steps == 3
+
+
+def test_scores_come_back_after_the_cut(wholes: dict[str, Whole], base: Path, tmp_path: Path) -> None:
+    whole = wholes["default"]
+    run = trainer(base, until(whole, 6, tmp_path), **SAVING)
+    run.train(resume_from_checkpoint=True)
+    uncut = lightpeft.find_anatomy(fresh_model(base))
+    assert lightpeft.make_plan(run.light.scores, uncut, DEFAULT.budget) == whole.plan
+    assert torch.isfinite(torch.cat(run.light.scores.heads)).all()
