@@ -37,7 +37,7 @@ class EstimationConfig:
     """Optimizer steps with gates before the cut; `auto` stops when the cut set has settled."""
 
     max_steps: int = 800
-    """Upper limit of `auto`."""
+    """Upper limit of `auto`; in a run it also stops after a third of the steps."""
 
     interval: int = 20
     """`auto` compares the set that would be cut every so many optimizer steps."""
@@ -104,7 +104,7 @@ class Budget:
     heads_scope: Scope = "layer"
     """Rank heads inside each `layer`, or over all layers together (`global`)."""
 
-    neurons_scope: Scope = "layer"
+    neurons_scope: Scope = "global"
     """Rank neurons inside each `layer`, or over all layers together (`global`)."""
 
     min_heads: int = 1
@@ -117,8 +117,8 @@ class Budget:
     """FFN widths become multiples of this number; 32, 64 or 128 suit the hardware."""
 
     depth_cost: float = 0.0
-    """Prefer PEFT modules in high layers: scores count as score · ((layer + 1) / layers)^depth_cost. Below the
-    lowest surviving module nothing needs a backward pass."""
+    """Prefer PEFT modules in high layers: scores count as score · ((layer + 1) / layers)^depth_cost. Below
+    the lowest surviving module nothing needs a backward pass."""
 
     keep_parameters: float | None = None
     """Instead of `heads` and `neurons`: the share of encoder-layer parameters to keep, met from below."""
@@ -252,6 +252,9 @@ class TrainingConfig:
     batch_size: int = 32
     """Examples per step and device."""
 
+    group_by_length: bool = False
+    """Put texts of similar length into a batch: less padding, faster steps; excludes save_steps."""
+
     gradient_accumulation: int = 1
     """Batches per optimizer step."""
 
@@ -282,6 +285,11 @@ class TrainingConfig:
         for name in ("max_steps", "eval_steps", "save_steps"):
             if getattr(self, name) is not None:
                 _check_at_least(f"training.{name}", getattr(self, name), 1)
+        if self.group_by_length and self.save_steps is not None:
+            raise ConfigError(
+                "training.group_by_length draws another order when a run is resumed, so checkpoints of it "
+                "(training.save_steps) would not continue the same run; use one of the two."
+            )
         if self.epochs <= 0 or self.learning_rate <= 0:
             raise ConfigError(
                 f"training.epochs is {self.epochs} and training.learning_rate {self.learning_rate}; "

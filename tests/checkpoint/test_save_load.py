@@ -218,9 +218,14 @@ def test_an_encoder_without_a_head_is_saved_and_loaded(
     assert isinstance(loaded.get_base_model(), PreTrainedModel)
 
 
+@pytest.mark.parametrize("lora", [torch.float32, None], ids=["float32 LoRA", "half LoRA"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_kept(dtype: torch.dtype, bases: dict[str, Path], tmp_path: Path) -> None:
-    model = with_lora(load_base(bases["bert"], dtype=dtype)).to(dtype)
+def test_half_precision_is_kept(
+    dtype: torch.dtype, lora: torch.dtype | None, bases: dict[str, Path], tmp_path: Path
+) -> None:
+    model = with_lora(load_base(bases["bert"], dtype=dtype))
+    if lora is None:
+        model.to(dtype)
     lightpeft.cut(model, random_plan(model))
     loaded = lightpeft.load(lightpeft.save(model, tmp_path / "light"))
     for place in ("query", "ffn_out"):

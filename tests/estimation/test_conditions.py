@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from torch import Tensor
 import lightpeft
 from lightpeft import ConfigError, EstimationConfig, EstimationError, Scores, find_anatomy
 from lightpeft.estimation import Estimator, Settled
+from lightpeft.training.callback import loss_scale_of
 
 Batch = dict[str, Tensor]
 STEPS = 4
@@ -179,6 +181,25 @@ def test_the_loss_scale_may_be_a_tensor(model: PeftModel, expected: Scores) -> N
         return torch.tensor([512.0])
 
     assert_same_scores(run(model, training_batches(), step), expected)
+
+
+def test_the_scale_is_read_from_accelerates_scaler(model: PeftModel, expected: Scores) -> None:
+    """As the Trainer does it: the scaler unscales and clips the parameters, never the gates."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=4096.0)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
+    wrapped = SimpleNamespace(scaler=scaler)
+
+    def step(model: PeftModel, batch: Batch) -> Any:
+        scaler.scale(model(**batch).loss).backward()
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+        scale = loss_scale_of(wrapped)
+        scaler.step(optimizer)
+        scaler.update()
+        return scale
+
+    assert_same_scores(run(model, training_batches(), step), expected)
+    assert loss_scale_of(optimizer) == 1.0
 
 
 def overflowing(bad: set[int]) -> Callable[[PeftModel, Batch], float]:

@@ -172,11 +172,13 @@ def test_nothing_complete_is_an_error(base: Path, tmp_path: Path) -> None:
     assert last_complete_checkpoint(tmp_path / "nowhere") is None
 
 
-def test_another_configuration_is_refused_before_the_cut(
-    wholes: dict[str, Whole], base: Path, tmp_path: Path
+@pytest.mark.parametrize("step", [2, 6])
+def test_another_configuration_is_refused(
+    step: int, wholes: dict[str, Whole], base: Path, tmp_path: Path
 ) -> None:
-    until(wholes["default"], 2, tmp_path)
-    other = LightConfig(estimation=EstimationConfig(steps=5))
+    """After the cut too: another `restart_schedule` would silently give other learning rates."""
+    until(wholes["default"], step, tmp_path)
+    other = LightConfig(estimation=EstimationConfig(steps=5), restart_schedule=True)
     run = trainer(base, tmp_path, other, **SAVING)
     with pytest.raises(CheckpointError, match=r"estimation\.steps 4 instead of 5"):
         run.train(resume_from_checkpoint=True)
@@ -222,3 +224,21 @@ def test_scores_come_back_after_the_cut(wholes: dict[str, Whole], base: Path, tm
     uncut = lightpeft.find_anatomy(fresh_model(base))
     assert lightpeft.make_plan(run.light.scores, uncut, DEFAULT.budget) == whole.plan
     assert torch.isfinite(torch.cat(run.light.scores.heads)).all()
+
+
+def test_a_checkpoint_that_is_being_rewritten_is_not_complete(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new run in an old folder: its half of `checkpoint-2` and the old half must not pass as one."""
+    options = SAVING | {"save_steps": 2}
+    trainer(base, tmp_path, **options).train()
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="no space"):
+        trainer(base, tmp_path, seed=8, **options).train()
+    monkeypatch.undo()
+    with pytest.raises(CheckpointError, match="not a complete checkpoint"):
+        trainer(base, tmp_path, **options).train(str(tmp_path / "checkpoint-2"))

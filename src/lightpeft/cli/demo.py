@@ -25,6 +25,8 @@ def demo(
     out: Path,
     seeds: list[int] | None = None,
     training: TrainingConfig = TRAINING,
+    train_examples: int = 3000,
+    validation_examples: int = 1000,
     json: bool = False,
 ) -> None:
     """Train plain LoRA and light PEFT for the same steps on built-in text and show both side by side.
@@ -33,10 +35,13 @@ def demo(
         out: Folder for result.json, report.html and both checkpoints.
         seeds: Training seeds; by default 0, 1 and 2.
         training: The run; the defaults are the demo's.
+        train_examples: Sentences to generate for training.
+        validation_examples: Sentences to generate for validation.
         json: Print the result as JSON instead of a table.
     """
     check_out(out)
-    options = TaskOptions("demo/sentiment")
+    sizes = {"train": train_examples, "validation": validation_examples}
+    options = TaskOptions("demo/sentiment", sizes=sizes)
     task = options.load()
     chosen = seeds or [0, 1, 2]
     experiment = Experiment(

@@ -34,7 +34,7 @@ def run_with_options(
     preset = _chosen_preset(words)
     if preset is not None:
         parser.set_defaults(_preset_defaults(parser, preset))
-    options = parser.instantiate_classes(parser.parse_args(words))
+    options = parser.instantiate(parser.parse_args(words))
     options.pop("config", None)
     return function(**options.as_dict() if hasattr(options, "as_dict") else options)
 

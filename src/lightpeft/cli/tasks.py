@@ -19,6 +19,8 @@ class TaskOptions:
     label: str = "label"
     metric: str | None = None
     train_limit: int | None = None
+    sizes: Mapping[str, int] | None = None
+    """Examples per split of a generated task."""
 
     def spec(self) -> str | TaskSpec:
         """The name of a known task, or a task on the user's own columns.
@@ -37,7 +39,7 @@ class TaskOptions:
 
     def load(self, seed: int = 0) -> TaskData:
         """Load and check the task."""
-        return load_task(self.spec(), self.data, train_limit=self.train_limit, seed=seed)
+        return load_task(self.spec(), self.data, train_limit=self.train_limit, sizes=self.sizes, seed=seed)
 
 
 def task_record(options: TaskOptions, data: TaskData, max_length: int) -> dict[str, Any]:

@@ -61,8 +61,8 @@ def run_experiment(
     """
     pairs: list[tuple[int, Outcome | None, Outcome]] = []
     for seed in experiment.seeds:
-        plain = _fit(experiment, None, seed, out, resume, progress) if experiment.compare else None
         light = _fit(experiment, experiment.light, seed, out, resume, progress)
+        plain = _fit(experiment, None, seed, out, resume, progress) if experiment.compare else None
         if not pairs:
             _save(experiment, out, plain, light)
         pairs.append((seed, plain, light))

@@ -14,6 +14,7 @@ from peft import PeftModel
 from transformers import (
     DataCollatorWithPadding,
     PreTrainedTokenizerBase,
+    PrinterCallback,
     ProgressCallback,
     Trainer,
     TrainerCallback,
@@ -99,6 +100,7 @@ def fit(
         "callbacks": [clock],
     }
     trainer = Trainer(**options) if light is None else LightTrainer(light=light, **options)
+    trainer.pop_callback(PrinterCallback)
     if trainer.pop_callback(ProgressCallback) is not None:
         trainer.add_callback(_Bar)
     if isinstance(trainer, LightTrainer):
@@ -152,6 +154,7 @@ def training_arguments(training: TrainingConfig, folder: Path, progress: bool) -
         save_steps=training.save_steps or 500,
         save_total_limit=2,
         logging_steps=10,
+        train_sampling_strategy="group_by_length" if training.group_by_length else "random",
         report_to=[],
         disable_tqdm=not (progress and sys.stderr.isatty()),
         dataloader_pin_memory=torch.cuda.is_available(),
@@ -161,9 +164,7 @@ def training_arguments(training: TrainingConfig, folder: Path, progress: bool) -
 class _Bar(ProgressCallback):
     """The Trainer's progress bar without its log lines."""
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         pass
 
 

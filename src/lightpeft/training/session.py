@@ -1,5 +1,6 @@
 """One light run as a state machine, driven by a Trainer's events: estimate, cut, go on."""
 
+import dataclasses
 import gc
 import logging
 import warnings
@@ -13,7 +14,7 @@ from tqdm.auto import tqdm
 from lightpeft.adapters import find_lora_modules
 from lightpeft.anatomy import find_anatomy
 from lightpeft.checkpoint import PRUNING, read_record, write_cut
-from lightpeft.config import LightConfig
+from lightpeft.config import EstimationConfig, LightConfig
 from lightpeft.errors import CheckpointError, ConfigError
 from lightpeft.estimation import Estimator, Settled, should_stop
 from lightpeft.files import read_tensors, write_tensors
@@ -59,8 +60,9 @@ class LightSession:
                 "the model was cut before this run. To resume, call restore(model, checkpoint); to go on "
                 "training a loaded light checkpoint, use a Trainer without lightpeft's callback."
             )
+        estimation = within_run(self.config.estimation, total_steps)
         self.check(model, total_steps)
-        self._estimator = Estimator(model, self.config.estimation)
+        self._estimator = Estimator(model, estimation)
         if self._resumed is not None:
             tensors, header = self._resumed
             self._estimator.restore(tensors, header)
@@ -68,7 +70,7 @@ class LightSession:
             self._resumed = None
         self._estimator.attach()
         self._bar = tqdm(
-            total=self.config.estimation.most_steps,
+            total=estimation.most_steps,
             initial=self._estimator.steps,
             desc="lightpeft: estimating",
             disable=not show_progress,
@@ -76,13 +78,12 @@ class LightSession:
 
     def check(self, model: nn.Module, total_steps: int) -> None:
         """Fail now if the budget or the number of steps is impossible."""
-        steps = self.config.estimation.most_steps
+        steps = within_run(self.config.estimation, total_steps).most_steps
         if steps >= total_steps:
-            option = "max_steps" if self.config.estimation.steps == "auto" else "steps"
             raise ConfigError(
-                f"estimation.{option} is {steps}, but the run has only {total_steps} steps, so nothing "
-                f"would be trained after the cut. Train longer or set estimation.{option} below "
-                f"{total_steps}."
+                f"estimation.steps is {steps}, but the run has only {total_steps} steps, so nothing would "
+                f"be trained after the cut. Train longer, or set estimation.steps below {total_steps} or "
+                "to auto."
             )
         modules = find_lora_modules(model)
         if not modules:
@@ -174,6 +175,13 @@ class LightSession:
                 f"one. Found {_differences(header.get('config') or {}, self.config.to_dict())}."
             )
         self._resumed = (tensors, header)
+
+
+def within_run(config: EstimationConfig, total_steps: int) -> EstimationConfig:
+    """`auto` takes at most a third of the run; a fixed number of steps stays what it is."""
+    if config.steps != "auto":
+        return config
+    return dataclasses.replace(config, max_steps=max(1, min(config.max_steps, total_steps // 3)))
 
 
 def _flat_scores(model: nn.Module) -> Scores:

@@ -1,0 +1,117 @@
+"""Quality of methods on a task: configurations in, one JSON result a run out; finished runs are kept.
+
+python benchmarks/quality.py benchmarks/configs/sst2-minilm.yaml --out benchmarks/results/sst2-minilm
+python benchmarks/quality.py benchmarks/configs/sst2-minilm.yaml --out DIR --only default --seed 0
+"""
+
+import argparse
+import dataclasses
+import statistics
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightpeft.config import Budget, EstimationConfig, LightConfig, LoraOptions, SurgeryConfig, TrainingConfig
+from lightpeft.files import read_json, write_json
+from lightpeft.report import environment
+from lightpeft.runs import fit, make_setting
+from lightpeft.tasks import TaskData, load_task
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--data", type=Path, help="folder with the task's files")
+    parser.add_argument("--only", help="one method of the configuration")
+    parser.add_argument("--seed", type=int, help="one seed of the configuration")
+    parser.add_argument("--table", action="store_true", help="only print the table of finished runs")
+    options = parser.parse_args()
+    config = yaml.safe_load(options.config.read_text(encoding="utf-8"))
+    if not options.table:
+        run_all(config, options)
+    print(table(config, options.out))
+
+
+def run_all(config: dict[str, Any], options: argparse.Namespace) -> None:
+    methods = [options.only] if options.only else list(config["methods"])
+    seeds = config["seeds"] if options.seed is None else [options.seed]
+    task = select(load_task(config["task"], options.data), config)
+    for seed in seeds:
+        for method in methods:
+            target = options.out / f"{method}-{seed}.json"
+            if not target.is_file():
+                write_json(target, run_one(config, task, method, seed))
+
+
+def select(task: TaskData, config: dict[str, Any]) -> TaskData:
+    """Training rows of at least `min_words` words, then the first `train_rows` of a shuffle with seed 0."""
+    long_enough = task.train.filter(lambda row: len(row["text"].split()) >= config.get("min_words", 0))
+    rows = long_enough.shuffle(seed=0)
+    return dataclasses.replace(task, train=rows.select(range(min(config["train_rows"], len(rows)))))
+
+
+def run_one(config: dict[str, Any], task: TaskData, method: str, seed: int) -> dict[str, Any]:
+    training = TrainingConfig(**config["training"], seed=seed)
+    setting = make_setting(config["model"], task, training, LoraOptions(**config.get("lora", {})))
+    light = light_config(config["methods"][method])
+    with tempfile.TemporaryDirectory() as folder:
+        outcome = fit(setting, light, Path(folder), progress=False)
+    report = outcome.light.report if outcome.light is not None else None
+    return {
+        "method": method,
+        "seed": seed,
+        "metrics": outcome.metrics,
+        "main": outcome.main,
+        "estimation_steps": outcome.light.plan.estimation_steps if outcome.light is not None else None,
+        "cut": None if report is None else dataclasses.asdict(report),
+        "training_rows": len(task.train),
+        "validation_rows": len(task.validation),
+        "config": config,
+        "light": None if light is None else light.to_dict(),
+        "environment": environment(),
+    }
+
+
+def light_config(values: dict[str, Any] | None) -> LightConfig | None:
+    """None for plain LoRA; else a preset with changes, group by group."""
+    if values is None:
+        return None
+    preset = LightConfig.preset(values.get("preset", "default"))
+    return LightConfig(
+        EstimationConfig(**dataclasses.asdict(preset.estimation) | values.get("estimation", {})),
+        Budget(**dataclasses.asdict(preset.budget) | values.get("budget", {})),
+        SurgeryConfig(**dataclasses.asdict(preset.surgery) | values.get("surgery", {})),
+        values.get("restart_schedule", preset.restart_schedule),
+    )
+
+
+def table(config: dict[str, Any], folder: Path) -> str:
+    """Finished runs as a markdown table: mean and standard deviation over seeds."""
+    runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for file in sorted(folder.glob("*.json")):
+        run = read_json(file)
+        runs[run["method"]].append(run)
+    lines = ["| method | seeds | metric | per seed | encoder | PEFT |", "|---|---|---|---|---|---|"]
+    lines += [table_row(method, runs[method]) for method in config["methods"] if method in runs]
+    return "\n".join(lines)
+
+
+def table_row(method: str, runs: list[dict[str, Any]]) -> str:
+    values = [100 * run["main"] for run in sorted(runs, key=lambda run: run["seed"])]
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    cuts = [run["cut"] for run in runs if run["cut"]]
+    encoder = statistics.fmean(c["encoder_after"] / c["encoder_before"] for c in cuts) if cuts else 1.0
+    peft = statistics.fmean(c["peft_after"] / c["peft_before"] for c in cuts) if cuts else 1.0
+    each = ", ".join(f"{value:.1f}" for value in values)
+    return (
+        f"| {method} | {len(values)} | {statistics.fmean(values):.1f}{spread} | {each} | {encoder:.2f} "
+        f"| {peft:.2f} |"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""`lightpeft train` and the verbs that use what it wrote."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.cli.conftest import QUICK, read
+
+import lightpeft
+from lightpeft.cli.main import main
+from lightpeft.report import Result
+from lightpeft.scores import Scores
+
+NUMBERS = {
+    "metric",
+    "train_step_seconds",
+    "inference_samples_per_second",
+    "peak_memory_bytes",
+    "encoder_parameters",
+    "peft_parameters",
+    "checkpoint_bytes",
+}
+
+
+def test_train_writes_checkpoints_result_scores_and_page(finished_run: Path) -> None:
+    result = read(finished_run / "result.json")
+    for method in ("vanilla", "light"):
+        assert set(result[method]) >= NUMBERS
+    assert set(result["ratios"]) >= NUMBERS
+    assert result["light"]["estimation_steps"] == 4
+    assert result["light"]["estimation_step_seconds"] > 0
+    assert result["ratios"]["encoder_parameters"] < 0.75
+    assert result["ratios"]["peft_parameters"] < 0.35
+    assert "torch" in result["environment"]
+    assert (finished_run / "plain" / "adapter_model.safetensors").is_file()
+    assert "<svg" in (finished_run / "report.html").read_text(encoding="utf-8")
+    assert Scores.load(finished_run / "scores.safetensors").steps == 4
+
+
+def test_the_light_checkpoint_loads_and_has_the_reported_size(finished_run: Path) -> None:
+    model = lightpeft.load(finished_run / "light")
+    result = Result.load(finished_run / "result.json")
+    assert lightpeft.find_anatomy(model).parameters == result.light.encoder_parameters
+
+
+def test_evaluate_finds_the_metric_that_train_reported(
+    finished_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(finished_run), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["main"]
+    assert found == pytest.approx(Result.load(finished_run / "result.json").light.metric, abs=1e-6)
+
+
+def test_predict_labels_every_line(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("the film is not dull at all\n\nan awful hotel\n", encoding="utf-8")
+    assert main(["predict", str(finished_run), str(texts)]) == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(answers) == 2
+    assert all(a["label"] in ("negative", "positive") and 0.5 <= a["probability"] <= 1 for a in answers)
+    assert main(["predict", str(finished_run / "light"), str(texts), "--out", str(tmp_path / "l")]) == 0
+    assert [json.loads(line) for line in (tmp_path / "l").read_text().splitlines()] == answers
+
+
+def test_report_writes_the_same_page_again(finished_run: Path, tmp_path: Path) -> None:
+    page = tmp_path / "again.html"
+    assert main(["report", str(finished_run), "--out", str(page)]) == 0
+    first = (finished_run / "report.html").read_text(encoding="utf-8")
+    assert page.read_text(encoding="utf-8") == first
+
+
+def test_a_yaml_file_gives_the_same_run_as_flags(
+    tiny_model: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        f"model: {tiny_model}\ntask: demo/sentiment\ntrain_limit: 64\nout: {tmp_path / 'out'}\n"
+        "estimation:\n  steps: 4\ntraining:\n  max_steps: 10\n  batch_size: 8\n  max_length: 32\n",
+        encoding="utf-8",
+    )
+    assert main(["train", "--config", str(config)]) == 0
+    again, first = (read(folder / "light" / "pruning.json") for folder in (tmp_path / "out", finished_run))
+    assert again["plan"] == first["plan"]
+
+
+def test_a_preset_sets_defaults_that_flags_change(tiny_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert main(["train", "--model", str(tiny_model), "--out", str(out), "--preset", "paper", *QUICK]) == 0
+    light = read(out / "result.json")["config"]["light"]
+    assert light["estimation"]["base_score"] == "mask"
+    assert light["estimation"]["steps"] == 4
+    assert light["budget"]["modules"] == 0.75
+    assert light["restart_schedule"] is True
+
+
+def test_resume_goes_on_from_a_complete_checkpoint(tiny_model: Path, tmp_path: Path) -> None:
+    run = ["train", "--model", str(tiny_model), *QUICK, "--training.save_steps", "3"]
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    assert main([*run, "--out", str(whole)]) == 0
+    last = whole / "checkpoints" / "light-0" / "checkpoint-9"
+    target = resumed / "checkpoints" / "light-0" / "checkpoint-9"
+    target.parent.mkdir(parents=True)
+    last.rename(target)
+    assert main([*run, "--out", str(resumed), "--resume"]) == 0
+    adapters = [folder / "light" / "adapter_model.safetensors" for folder in (whole, resumed)]
+    assert adapters[0].read_bytes() == adapters[1].read_bytes()
+
+
+def test_own_columns_train_and_evaluate(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for split, rows in (("train", 40), ("validation", 12)):
+        lines = [f"the film is {'good' if i % 2 else 'bad'},{'yes' if i % 2 else 'no'}" for i in range(rows)]
+        (data / f"{split}.csv").write_text("review,verdict\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    out = tmp_path / "out"
+    quick = [*QUICK[4:], "--task", "mine", "--data", str(data), "--text", "[review]", "--label", "verdict"]
+    assert main(["train", "--model", str(tiny_model), "--out", str(out), *quick]) == 0
+    assert main(["evaluate", str(out), "--json"]) == 0
+    assert (
+        0
+        <= json.loads(capsys.readouterr().out.split("\n", 1)[1][-400:].split("{")[-1].join(["{", ""]))["main"]
+        <= 1
+    )
+
+
+def test_estimate_then_many_plans(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = tmp_path / "scores.safetensors"
+    quick = [*QUICK[:6], *QUICK[8:]]
+    assert main(["estimate", "--model", str(tiny_model), "--out", str(scores), *quick]) == 0
+    kept = []
+    for share in ("0.8", "0.6"):
+        capsys.readouterr()
+        base = ["plan", "--scores", str(scores), "--model", str(tiny_model), "--json"]
+        assert main([*base, "--budget.keep_parameters", share]) == 0
+        plan = lightpeft.Plan.from_json(capsys.readouterr().out)
+        kept.append(sum(len(layer.neurons) for layer in plan.layers))
+    assert kept[0] > kept[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["nonsense"], 2, "unknown verb"),
+        (["train", "--model", "/nowhere", "--task", "demo/sentiment", "--out", "x"], 1, "/nowhere"),
+        (["train", "--model", "m", "--task", "glue/sst3", "--out", "x"], 1, "sst2"),
+        (["train", "--model", "m", "--task", "demo/sentiment", "--out", "x", "--resume"], 1, "save_steps"),
+        (["train", "--model", "m", "--task", "mine", "--text", "[a]", "--out", "x"], 1, "--data"),
+        (["evaluate", "/nowhere"], 1, "/nowhere"),
+        (["report", "/nowhere"], 1, "result.json"),
+        (["bench", "taste"], 1, "speed"),
+        (["plan", "--scores", "/nowhere", "--model", "m"], 1, "/nowhere"),
+    ],
+)
+def test_mistakes_end_in_one_line_that_says_what_to_do(
+    arguments: list[str], status: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == status
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_too_few_steps_fail_before_training(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "--model", str(tiny_model), "--out", str(tmp_path / "o"), *QUICK]
+    assert main([*words, "--estimation.steps", "10"]) == 1
+    assert "estimation.steps is 10" in capsys.readouterr().err
+    assert not (tmp_path / "o" / "light").exists()
+
+
+def test_help_explains_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Share of attention heads to cut" in text
+    assert "Hub name or folder of the base" in text
