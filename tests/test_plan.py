@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from lightpeft import Anatomy, Budget, EstimationError, Plan, PlanError, Scores,
 from lightpeft.anatomy import AttentionSite, FFNSite, Layer
 from lightpeft.config import Scope, exact_count
 
-NOTHING = {"heads": 0.0, "neurons": 0.0, "modules": 0.0, "ranks": 0.0}
+PER_LAYER: dict[str, Any] = {"heads_scope": "layer", "neurons_scope": "layer"}
+NOTHING: dict[str, Any] = PER_LAYER | {"heads": 0.0, "neurons": 0.0, "modules": 0.0, "ranks": 0.0}
 
 
 def anatomy_of(heads: Sequence[int], neurons: Sequence[int], head_size: int = 8) -> Anatomy:
@@ -126,7 +128,7 @@ def test_partly_tied_scores_cut_exactly_the_asked_number() -> None:
 def test_the_least_important_go_in_each_layer() -> None:
     anatomy = anatomy_of([4, 4], [4, 4])
     one, two = torch.tensor([0.1, 0.4, 0.2, 0.3]), torch.tensor([9.0, 7.0, 6.0, 8.0])
-    budget = Budget(heads=0.5, neurons=0.25)
+    budget = Budget(heads=0.5, neurons=0.25, heads_scope="layer", neurons_scope="layer")
     plan = make_plan(scores_of([one, two], [one, two]), anatomy, budget)
     assert [layer.heads for layer in plan.layers] == [(1, 3), (0, 3)]
     assert [layer.neurons for layer in plan.layers] == [(1, 2, 3), (0, 1, 3)]
@@ -166,9 +168,9 @@ def test_global_ranking_keeps_the_best_above_the_floor(seed: int) -> None:
 def test_floors_that_forbid_the_share_are_refused() -> None:
     anatomy = anatomy_of([4] * 2, [8] * 2)
     with pytest.raises(PlanError, match=r"budget\.heads=0\.5 leaves 2 of 4 .* at least 3"):
-        make_plan(drawn(anatomy, 0), anatomy, Budget(heads=0.5, min_heads=3))
+        make_plan(drawn(anatomy, 0), anatomy, Budget(heads=0.5, min_heads=3, **PER_LAYER))
     with pytest.raises(PlanError, match=r"budget\.neurons=0\.75 leaves"):
-        make_plan(drawn(anatomy, 0), anatomy, Budget(neurons=0.75, min_neurons=6))
+        make_plan(drawn(anatomy, 0), anatomy, Budget(neurons=0.75, min_neurons=6, **PER_LAYER))
 
 
 @pytest.mark.parametrize("scope", ["layer", "global"])
@@ -341,7 +343,7 @@ def test_describe_says_what_goes_and_why() -> None:
             {"m": 1.0, "n": 0.5},
         ),
         anatomy,
-        Budget(heads=0.5, neurons=0.25),
+        Budget(heads=0.5, neurons=0.25, **PER_LAYER),
     )
     text = plan.describe()
     assert "bert from 7 estimation steps" in text

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from test_plan import anatomy_of, drawn
 
 from lightpeft import Budget, Plan, PlanError, Scores, make_plan
 from lightpeft.errors import CheckpointError
 from lightpeft.indices import format_indices, parse_indices
+from tests.test_plan import anatomy_of, drawn
 
 ANATOMY = anatomy_of([6, 4, 5], [40, 33, 8])
 

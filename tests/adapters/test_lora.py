@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
-from support.models import (
+from tests.support.models import (
     HEADS,
     NAMES,
     ROWS,
@@ -22,7 +22,7 @@ from support.models import (
     tiny_peft,
     with_lora,
 )
-from support.plans import plan_gates, random_plan, random_scores
+from tests.support.plans import plan_gates, random_plan, random_scores
 from torch import nn
 
 import lightpeft

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.models import HEADS, LAYERS, NAMES, NEURONS, ROWS, WIDTH, load_base, save_base, with_lora
+from tests.support.models import HEADS, LAYERS, NAMES, NEURONS, ROWS, WIDTH, load_base, save_base, with_lora
 from torch import nn
 from transformers import AutoModel, GPT2Config, GPT2Model
 

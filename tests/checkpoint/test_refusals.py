@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.models import ROWS, load_base, make_batch, outputs, save_base, with_lora
-from support.plans import random_plan, random_scores
+from tests.support.models import ROWS, load_base, make_batch, outputs, save_base, with_lora
+from tests.support.plans import random_plan, random_scores
 
 import lightpeft
 from lightpeft import CheckpointError

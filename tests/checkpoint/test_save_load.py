@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from support.models import (
+from tests.support.models import (
     NAMES,
     ROWS,
     assert_identical,
@@ -21,7 +21,7 @@ from support.models import (
     tiny_peft,
     with_lora,
 )
-from support.plans import random_plan, random_scores
+from tests.support.plans import random_plan, random_scores
 from transformers import AutoModel, PreTrainedModel
 
 import lightpeft
@@ -181,6 +181,19 @@ def test_a_base_that_moved_is_given_by_its_folder(bases: dict[str, Path], tmp_pa
         lightpeft.load(folder)
     loaded = lightpeft.load(folder, base=tmp_path / "there")
     assert_same(outputs(loaded, batch), outputs(model, batch))
+
+
+def test_a_base_given_by_a_relative_path_is_found_from_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kept as it was typed, `base` would next time be looked up on the hub."""
+    save_base("bert", tmp_path / "base")
+    monkeypatch.chdir(tmp_path)
+    model, batch = cut_model("bert", Path("base")), make_batch("bert")
+    lightpeft.save(model, "light")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert_same(outputs(lightpeft.load(tmp_path / "light"), batch), outputs(model, batch))
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

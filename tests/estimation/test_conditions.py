@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from support.models import (
+from tests.support.models import (
     assert_identical,
     hook_count,
     load_base,
@@ -19,7 +19,7 @@ from support.models import (
     widened,
     with_lora,
 )
-from support.oracles import base_gradients
+from tests.support.oracles import base_gradients
 from torch import Tensor
 
 import lightpeft

@@ -5,15 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from support.models import LAYERS, NAMES, ROWS, load_base, make_batch, save_base, snapshot, with_lora
-from support.oracles import (
+from tests.support.models import LAYERS, NAMES, ROWS, load_base, make_batch, save_base, snapshot, with_lora
+from tests.support.oracles import (
     base_gradients,
     contribution_ratios,
     gate_gradients,
     mean_inputs,
     weight_gradients,
 )
-from support.plans import lora_names
+from tests.support.plans import lora_names
 from torch import Tensor
 
 import lightpeft

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from support.models import (
+from tests.support.models import (
     LAYERS,
     ROWS,
     assert_same,
@@ -16,8 +16,8 @@ from support.models import (
     save_base,
     with_lora,
 )
-from support.oracles import base_gradients, mean_inputs
-from support.plans import plan_gates
+from tests.support.oracles import base_gradients, mean_inputs
+from tests.support.plans import plan_gates
 from torch import Tensor
 
 import lightpeft

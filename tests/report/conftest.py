@@ -59,32 +59,43 @@ def scores_of(
     )
 
 
-def plan_of(scores: Scores, budget: Budget | None = None) -> Plan:
+BUDGET = Budget(
+    heads=1 / 3,
+    neurons=1 / 3,
+    modules=0.5,
+    ranks=0.5,
+    heads_scope="layer",
+    neurons_scope="layer",
+)
+
+
+def plan_of(scores: Scores, budget: Budget = BUDGET) -> Plan:
     anatomy = anatomy_of(len(scores.heads), len(scores.heads[0]), len(scores.neurons[0]))
-    return make_plan(scores, anatomy, budget or Budget())
+    return make_plan(scores, anatomy, budget)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_scores() -> Callable[..., Scores]:
     return scores_of
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def planned() -> Callable[..., Plan]:
     return plan_of
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def scores() -> Scores:
+    torch.manual_seed(0)
     return scores_of()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def plan(scores: Scores) -> Plan:
     return plan_of(scores)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def vanilla() -> Measurement:
     return Measurement(
         metric=0.912,
@@ -98,7 +109,7 @@ def vanilla() -> Measurement:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def light() -> Measurement:
     return Measurement(
         metric=0.908,
@@ -114,7 +125,7 @@ def light() -> Measurement:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_result(vanilla: Measurement, light: Measurement) -> Callable[..., Result]:
     def make(**changes: Any) -> Result:
         steps = (10, 20, 30)
@@ -143,6 +154,6 @@ def make_result(vanilla: Measurement, light: Measurement) -> Callable[..., Resul
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def result(make_result: Callable[..., Result]) -> Result:
     return make_result()

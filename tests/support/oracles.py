@@ -6,8 +6,8 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from support.models import HEADS, LAYERS, ROWS
-from support.plans import lora_names
+from tests.support.models import HEADS, LAYERS, ROWS
+from tests.support.plans import lora_names
 
 Batch = Mapping[str, Tensor]
 

@@ -5,7 +5,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from lightpeft import Budget, Plan, Scores, find_anatomy, make_plan
-from support.models import HEADS, LAYERS, NEURONS, ROWS, WIDTH
+from tests.support.models import HEADS, LAYERS, NEURONS, ROWS, WIDTH
 
 UNEVEN = Budget(heads=0.4, neurons=0.4, modules=0.3, ranks=0.4, heads_scope="global", neurons_scope="global")
 """Other counts in every layer; some modules go, some keep part of their ranks."""

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from transformers import TrainingArguments
 
 from lightpeft import Budget, EstimationConfig, LightConfig, LightTrainer
-from support.models import load_base, make_batch, with_lora
+from tests.support.models import load_base, make_batch, with_lora
 
 STEPS, ESTIMATION = 10, 4
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from support.models import (
+from tests.support.models import (
     HEADS,
     LAYERS,
     NAMES,
@@ -25,7 +25,7 @@ from support.models import (
     tiny_peft,
     with_lora,
 )
-from support.plans import UNEVEN, plan_gates, random_plan, random_scores
+from tests.support.plans import UNEVEN, plan_gates, random_plan, random_scores
 
 import lightpeft
 from lightpeft import Budget, Plan, PlanError, SurgeryConfig, find_anatomy, make_plan

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from support.models import (
+from tests.support.models import (
     NAMES,
     assert_identical,
     assert_same,
@@ -18,7 +18,7 @@ from support.models import (
     save_base,
     with_lora,
 )
-from support.plans import UNEVEN, plan_gates, random_scores
+from tests.support.plans import UNEVEN, plan_gates, random_scores
 from torch import Tensor
 
 import lightpeft

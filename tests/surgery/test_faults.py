@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from support.models import (
+from tests.support.models import (
     NAMES,
     ROWS,
     assert_identical,
@@ -17,7 +17,7 @@ from support.models import (
     snapshot,
     tiny_peft,
 )
-from support.plans import random_plan, random_scores
+from tests.support.plans import random_plan, random_scores
 from torch import Tensor, nn
 
 import lightpeft

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from support.models import gated, load_base, make_batch, save_base, tiny_peft, with_lora
-from support.plans import plan_gates, random_plan
+from tests.support.models import gated, load_base, make_batch, save_base, tiny_peft, with_lora
+from tests.support.plans import plan_gates, random_plan
 from torch import Tensor
 
 import lightpeft

@@ -19,7 +19,7 @@ from typing import Any
 
 import peft.peft_model
 import torch
-from support.runs import PAPER, trainer, weights
+from tests.support.runs import PAPER, trainer, weights
 from transformers import TrainerCallback
 
 import lightpeft.files

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from support.models import ROWS, load_base, save_base, snapshot, tiny_peft, with_lora
-from support.plans import random_plan
-from support.runs import DEFAULT, STEPS, Sentences, arguments, fresh_model, trainer
+from tests.support.models import ROWS, load_base, save_base, snapshot, tiny_peft, with_lora
+from tests.support.plans import random_plan
+from tests.support.runs import DEFAULT, STEPS, Sentences, arguments, fresh_model, trainer
 from torch import nn
 from transformers import GPT2Config, GPT2ForSequenceClassification, Trainer
 
@@ -54,16 +54,18 @@ def test_more_estimation_than_steps(steps: int, base: Path, tmp_path: Path) -> N
     )
 
 
-def test_auto_that_may_take_the_whole_run(base: Path, tmp_path: Path) -> None:
-    config = LightConfig(estimation=EstimationConfig(steps="auto"))
-    refused(ConfigError, r"estimation\.max_steps is 800", base, tmp_path, config)
+def test_auto_leaves_two_thirds_of_the_run(base: Path, tmp_path: Path) -> None:
+    never = EstimationConfig(steps="auto", interval=1, patience=99)
+    run = trainer(base, tmp_path, LightConfig(estimation=never))
+    run.train()
+    assert run.light.plan.estimation_steps == STEPS // 3
 
 
 @pytest.mark.parametrize(
     ("budget", "match"),
     [
-        (Budget(heads=0.9), r"budget\.heads=0\.9 leaves 0 of 4"),
-        (Budget(neurons=0.9, min_neurons=32), r"budget\.neurons=0\.9"),
+        (Budget(heads=0.9, heads_scope="layer"), r"budget\.heads=0\.9 leaves 0 of 4"),
+        (Budget(neurons=0.9, min_neurons=32, neurons_scope="layer"), r"budget\.neurons=0\.9"),
         (Budget(keep_parameters=0.01), "cannot be met"),
         (Budget(modules=0.99), "leave nothing"),
     ],
@@ -129,8 +131,8 @@ def test_a_model_that_is_cut_already(base: Path, tmp_path: Path) -> None:
 
 
 def test_the_callback_refuses_too(base: Path, tmp_path: Path) -> None:
-    run = trainer(base, tmp_path, kind=Trainer, callbacks=[LightCallback()])
-    with pytest.raises(ConfigError, match=r"estimation\.steps is 200"):
+    run = trainer(base, tmp_path, kind=Trainer, callbacks=[LightCallback("paper")])
+    with pytest.raises(ConfigError, match=r"estimation\.steps is 800"):
         run.train()
 
 

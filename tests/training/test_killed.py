@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.models import save_base
+from tests.support.models import save_base
 
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.slow
@@ -20,7 +20,7 @@ def scenarios(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     root = tmp_path_factory.mktemp("killed")
     base = save_base("bert", root / "base", dropout=0.1)
     environment = os.environ | {
-        "PYTHONPATH": str(HERE.parent),
+        "PYTHONPATH": str(HERE.parents[1]),
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
     }

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from support.models import assert_identical, load_base, save_base, with_lora
-from support.runs import AUTO, CONFIGS, DEFAULT, PAPER, STEPS, fresh_model, trainer, weights
+from tests.support.models import assert_identical, load_base, save_base, with_lora
+from tests.support.runs import AUTO, CONFIGS, DEFAULT, PAPER, STEPS, fresh_model, trainer, weights
 from torch import Tensor
 from transformers import Trainer
 

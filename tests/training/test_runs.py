@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from support.models import assert_identical, hook_count, make_batch, outputs, save_base
-from support.runs import (
+from tests.support.models import assert_identical, hook_count, make_batch, outputs, save_base
+from tests.support.runs import (
     AUTO,
     CONFIGS,
     DEFAULT,

@@ -108,7 +108,9 @@ def _plan_figures(plan: Plan, scores: Scores | None) -> list[Figure]:
     if scores is not None:
         caption = (
             "How important the units were found, further right is more: orange was cut, blue stays. "
-            "The dashed line is the cut; a grey band means that each layer has a line of its own."
+            "The dashed line is the cut; a grey band means that no single score parts the two, as "
+            "when each layer is cut by itself. A PEFT module in orange right of the line lost its "
+            "last rank in the cut of ranks."
         )
         figures.append(Figure(scores_picture(scores, plan), caption))
     return figures

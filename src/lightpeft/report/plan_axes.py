@@ -19,6 +19,9 @@ SHADES = ("#d6e6f4", "#abd0e6", "#6aaed6", "#3787c0", "#105ba4")
 GAP = 0.1
 """Share of a row between two cells."""
 
+CHARACTER = 0.058
+"""Inches that one character of a column's name takes."""
+
 SMALLEST_TEXT = 4.5
 """Points; cells too low for it carry no number."""
 
@@ -127,7 +130,7 @@ def _name_columns(axes: "Axes", columns: Sequence[str], width: float) -> None:
     """Names broken at their dots where that fits, else slanted."""
     axes.set_xticks(range(len(columns)))
     longest = max(len(part) for name in columns for part in name.split("."))
-    if (longest + 1.5) * 0.068 <= width:
+    if (longest + 1) * CHARACTER <= width:
         axes.set_xticklabels([name.replace(".", ".\n") for name in columns], fontsize=8)
     else:
         axes.set_xticklabels(columns, fontsize=8, rotation=35, ha="right", rotation_mode="anchor")

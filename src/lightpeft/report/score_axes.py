@@ -57,7 +57,10 @@ class _Scale:
 
 
 def score_groups(scores: Scores, plan: Plan) -> list[ScoreGroup]:
-    """Heads, neurons, PEFT modules, and ranks of the modules that survived as modules."""
+    """Heads, neurons, PEFT modules, and ranks of the modules that stay.
+
+    A module that lost its last rank counts as cut, though its cutoff counts it as surviving.
+    """
     heads = [
         (value, index in layer.heads)
         for layer, tensor in zip(plan.layers, scores.heads, strict=True)
@@ -71,19 +74,17 @@ def score_groups(scores: Scores, plan: Plan) -> list[ScoreGroup]:
         for index, value in enumerate(tensor.tolist())
     ]
     cutoffs: list[Cutoff | None] = [*plan.cutoffs, *([None] * 4)][:4]
-    survivors = _survivors(scores, cutoffs[2])
-    modules = [(value, name in survivors) for name, value in scores.modules.items()]
+    modules = [(scores.modules[one.name], bool(one.ranks)) for one in plan.modules]
     ranks = [
         (value, index in module.ranks)
-        for module in plan.modules
-        if module.name in survivors
+        for module in plan.kept_modules
         for index, value in enumerate(scores.ranks[module.name].tolist())
     ]
     return [
         _group("Heads", heads, cutoffs[0]),
         _group("FFN neurons", neurons, cutoffs[1]),
         _group("PEFT modules", modules, cutoffs[2]),
-        _group("Ranks of surviving modules", ranks, cutoffs[3]),
+        _group("Ranks of kept modules", ranks, cutoffs[3]),
     ]
 
 
@@ -112,7 +113,7 @@ def draw_scores(axes: "Axes", group: ScoreGroup) -> None:
 
 
 def _draw_cutoff(axes: "Axes", cutoff: Cutoff | None, scale: _Scale) -> None:
-    """One line, or a band where each layer has a line of its own."""
+    """One line, or a band where no single score parts cut from kept."""
     if cutoff is None or cutoff.highest_cut is None or cutoff.lowest_kept is None:
         return
     cut, kept = scale.at(cutoff.highest_cut), scale.at(cutoff.lowest_kept)
@@ -147,14 +148,6 @@ def _scale_for(values: Sequence[float]) -> _Scale:
         margin = abs(high) / 2 or 0.5
         return _Scale(low - margin, high + margin, log=False)
     return _Scale(low, high, log=False)
-
-
-def _survivors(scores: Scores, cutoff: Cutoff | None) -> frozenset[str]:
-    """The modules that were kept as modules, though they may have lost all ranks later."""
-    names = list(scores.ranks)
-    gone = 0 if cutoff is None else cutoff.cut
-    by_importance = sorted(names, key=lambda name: -scores.modules[name])
-    return frozenset(by_importance[: len(names) - gone])
 
 
 def _group(title: str, units: Sequence[tuple[float, bool]], cutoff: Cutoff | None) -> ScoreGroup:

@@ -1,5 +1,6 @@
 """`LightCallback`: Light-PEFT in anybody's `transformers.Trainer`."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from transformers.training_args import ParallelMode
 
 from lightpeft.checkpoint import mark_complete, require_complete
 from lightpeft.config import LightConfig, Preset
-from lightpeft.errors import ConfigError, LightPeftError
+from lightpeft.errors import ConfigError
 from lightpeft.plan import Plan
 from lightpeft.scores import Scores
 from lightpeft.surgery import CutReport
@@ -101,10 +102,13 @@ class LightCallback(TrainerCallback):
     ) -> None:
         self.session.end()
         if self.session.plan is None:
-            raise LightPeftError(
-                f"training ended after {state.global_step} steps, before estimation was done "
-                f"({self.session.config.estimation.most_steps} steps): NOTHING WAS CUT."
+            warnings.warn(
+                f"NOTHING WAS CUT: training ended after {state.global_step} steps, before estimation was "
+                "done. The model is a plain PEFT model, save it with save_pretrained.",
+                stacklevel=2,
             )
+        elif self.session.plan.cuts_nothing:
+            warnings.warn("NOTHING WAS CUT: the budget asked for nothing.", stacklevel=2)
 
 
 def loss_scale_of(optimizer: torch.optim.Optimizer) -> Tensor | float:

@@ -7,9 +7,10 @@ from torch import nn
 from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 
-from lightpeft.checkpoint import last_complete_checkpoint
+from lightpeft.checkpoint import last_complete_checkpoint, write_cut
 from lightpeft.config import LightConfig, Preset
 from lightpeft.errors import CheckpointError
+from lightpeft.surgery import record_of
 from lightpeft.training.callback import LightCallback
 
 
@@ -42,6 +43,13 @@ class LightTrainer(Trainer):
                 )
             resume_from_checkpoint = str(found)
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        model: Any = self.model
+        record = record_of(model)
+        if record is not None and self.args.should_save:
+            write_cut(model, Path(str(output_dir or self.args.output_dir)), record)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         target: Any = self.model if model is None else model

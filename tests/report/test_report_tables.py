@@ -1,0 +1,134 @@
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from lightpeft.config import Budget
+from lightpeft.plan import Plan
+from lightpeft.report import Measurement, Result, plan_table, side_by_side, summary
+from lightpeft.report.places import Place, places
+from lightpeft.report.units import count, difference, metric, percent, seconds, size, times
+from lightpeft.scores import Scores
+
+
+def shown(table: Table) -> list[list[str]]:
+    """The table's lines as cells."""
+    console = Console(width=200, color_system=None)
+    with console.capture() as captured:
+        console.print(table)
+    lines = captured.get().splitlines()
+    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if "│" in line]
+
+
+def test_side_by_side_shows_the_numbers(result: Result) -> None:
+    assert shown(side_by_side(result)) == [
+        ["accuracy", "0.912", "0.908", "−0.4 points"],
+        ["encoder parameters", "10.0 M", "6.50 M", "0.65×"],
+        ["PEFT parameters", "400 k", "88.0 k", "0.22×"],
+        ["training step", "200 ms", "110 ms", "0.55×"],
+        ["estimation step", "–", "250 ms (200 steps)", "1.25×"],
+        ["inference", "400 samples/s", "640 samples/s", "1.60×"],
+        ["peak memory", "2.00 GB", "1.50 GB", "0.75×"],
+        ["checkpoint", "1.60 MB", "400 kB", "0.25×"],
+    ]
+
+
+def test_side_by_side_without_vanilla_has_two_columns(make_result: Callable[..., Result]) -> None:
+    lines = shown(side_by_side(make_result(vanilla=None)))
+    assert lines[0] == ["accuracy", "0.908"]
+    assert ["training step", "110 ms"] in lines
+    assert {len(line) for line in lines} == {2}
+
+
+def test_markup_in_texts_is_shown_as_it_is(make_result: Callable[..., Result], light: Measurement) -> None:
+    renamed = dataclasses.replace(light, metric_name="[red]acc[/red]")
+    result = make_result(title="[bold]x[/nonsense]", vanilla=None, light=renamed)
+    table = side_by_side(result)
+    assert shown(table)[0][0] == "[red]acc[/red]"
+    assert str(table.title) == "[bold]x[/nonsense]"
+
+
+def test_plan_table_adds_up(plan: Plan) -> None:
+    lines = shown(plan_table(plan))
+    assert [line[0] for line in lines] == ["0", "1", "2", "total"]
+    assert lines[0][1:3] == ["3/4", "11/16"]
+    assert lines[-1] == ["total", "9/12", "33/48", f"{len(plan.kept_modules)}/18", "18/72"]
+    modules = [module for module in plan.modules if ".layer.1." in module.name]
+    kept = sum(len(module.ranks) for module in modules)
+    assert lines[1][4] == f"{kept}/{sum(module.rank_count for module in modules)}"
+
+
+def test_plan_table_has_a_row_for_modules_outside_layers(
+    make_scores: Callable[..., Scores], planned: Callable[..., Plan]
+) -> None:
+    plan = planned(make_scores(layers=1, extra=("classifier",)), Budget(0, 0, 0, 0))
+    assert shown(plan_table(plan))[1] == ["other", "–", "–", "1/1", "4/4"]
+
+
+def test_plan_table_without_modules(make_scores: Callable[..., Scores], planned: Callable[..., Plan]) -> None:
+    lines = shown(plan_table(planned(make_scores(layers=1, places=()))))
+    assert lines[0][3:] == lines[1][3:] == ["–", "–"]
+
+
+def test_places_group_by_layer() -> None:
+    names = ["bert.encoder.layer.3.attention.self.query", "bert.encoder.layer.11.output", "head.0"]
+    assert list(places(names).values()) == [
+        Place(3, "attention.self.query"),
+        Place(11, "output"),
+        Place(None, "head.0"),
+    ]
+
+
+def test_places_keep_two_stacks_apart() -> None:
+    found = places(["encoder.layers.0.q", "decoder.layers.0.q", "0.q"])
+    assert found["encoder.layers.0.q"] == Place(0, "encoder.layers.q")
+    assert found["decoder.layers.0.q"] == Place(0, "decoder.layers.q")
+    assert found["0.q"] == Place(0, "q")
+
+
+def test_summary_in_plain_words(result: Result) -> None:
+    assert summary(result) == (
+        "Against plain LoRA: 65 % of the encoder, 22 % of the PEFT parameters, training step 0.55×, "
+        "inference time 0.62×, peak memory 0.75×, accuracy −0.4 points (0.908 against 0.912)."
+    )
+
+
+def test_summary_without_vanilla(make_result: Callable[..., Result]) -> None:
+    assert summary(make_result(vanilla=None)) == (
+        "The light model reached accuracy 0.908 with 6.50 M encoder parameters and 88.0 k PEFT "
+        "parameters; a training step takes 110 ms, a task is stored in 400 kB."
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (count(0), "0"),
+        (count(999), "999"),
+        (count(1000), "1.00 k"),
+        (count(999_999), "1.00 M"),
+        (count(412.34), "412"),
+        (count(7_103_232), "7.10 M"),
+        (size(512), "512 B"),
+        (size(41_000_000), "41.0 MB"),
+        (size(10**16), "10000 TB"),
+        (seconds(0), "0 µs"),
+        (seconds(0.0000005), "0.50 µs"),
+        (seconds(0.0123), "12.3 ms"),
+        (seconds(75), "75.0 s"),
+        (times(None), "–"),
+        (times(0.5512), "0.55×"),
+        (percent(0.652), "65 %"),
+        (metric(0.91234), "0.912"),
+        (metric(33.21), "33.2"),
+        (difference("accuracy", 0.908, 0.912), "−0.4 points"),
+        (difference("accuracy", 0.9121, 0.9119), "0.0 points"),
+        (difference("matthews", -0.1, 0.2), "−30.0 points"),
+        (difference("eval_loss", 0.5, 0.25), "+0.250"),
+        (difference("perplexity", 12.5, 12.0), "+0.500"),
+    ],
+)
+def test_units(text: str, expected: str) -> None:
+    assert text == expected
