@@ -1,6 +1,7 @@
 """What a user can ask for: the text under each field is its documentation and its command line help."""
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Literal, get_args
@@ -19,9 +20,14 @@ def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
         raise ConfigError(f"{name} is {value!r}; choose one of {', '.join(allowed)}.")
 
 
+def _check_number(name: str, value: float) -> None:
+    if not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise ConfigError(f"{name} is {value!r}; give a number of at least 0.")
+
+
 def _check_share(name: str, value: float) -> None:
-    if not 0 <= value < 1:
-        raise ConfigError(f"{name} is {value}; give a share in [0, 1).")
+    if not isinstance(value, int | float) or not 0 <= value < 1:
+        raise ConfigError(f"{name} is {value!r}; give a share in [0, 1).")
 
 
 def _check_at_least(name: str, value: int, least: int) -> None:
@@ -78,6 +84,9 @@ class EstimationConfig:
         _check_at_least("estimation.patience", self.patience, 1)
         _check_at_least("estimation.max_steps", self.max_steps, 1)
         _check_share("estimation.tolerance", self.tolerance)
+        _check_number("estimation.l1", self.l1)
+        if self.gate_learning_rate is not None:
+            _check_number("estimation.gate_learning_rate", self.gate_learning_rate)
 
     @property
     def most_steps(self) -> int:
@@ -126,6 +135,7 @@ class Budget:
     def __post_init__(self) -> None:
         for name in ("heads", "neurons", "modules", "ranks"):
             _check_share(f"budget.{name}", getattr(self, name))
+        _check_number("budget.depth_cost", self.depth_cost)
         _check_choice("budget.heads_scope", self.heads_scope, get_args(Scope))
         _check_choice("budget.neurons_scope", self.neurons_scope, get_args(Scope))
         for name in ("min_heads", "min_neurons", "align_neurons"):

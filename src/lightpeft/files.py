@@ -45,7 +45,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, OSError) as error:
         raise CheckpointError(
             f"{path} is not valid JSON ({error}); the file is damaged or cut off."
         ) from error
@@ -89,7 +89,11 @@ def _take_place(beside: Path, target: Path) -> None:
         old = target.with_name(f".{target.name}.{os.getpid()}.old")
         _remove(old)
         target.rename(old)
-        beside.rename(target)
+        try:
+            beside.rename(target)
+        except BaseException:
+            old.rename(target)
+            raise
         _remove(old)
     else:
         beside.replace(target)

@@ -32,6 +32,8 @@ def parse_indices(text: str, count: int, what: str) -> tuple[int, ...]:
         if match is None:
             raise PlanError(f"{what}: {part!r} is not an index or a range of indices.")
         first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise PlanError(f"{what}: the range {part!r} runs backwards.")
         if last >= count:
             raise PlanError(f"{what}: index {last} is out of range, there are only {count}.")
         found.extend(range(first, last + 1))

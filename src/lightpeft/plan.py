@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -16,6 +16,7 @@ from lightpeft.indices import format_indices, parse_indices
 from lightpeft.scores import Scores
 
 FORMAT_VERSION = 1
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -158,12 +159,13 @@ class Plan:
                 f"{FORMAT_VERSION}."
             )
         try:
+            _check_keys(value, _PLAN_KEYS, "the plan")
             plan = cls(
-                model_type=value["model_type"],
+                model_type=_typed(value["model_type"], str, "model_type"),
                 layers=tuple(_read_layer(layer) for layer in value["layers"]),
                 modules=tuple(_read_module(module) for module in value["modules"]),
                 budget=Budget(**value["budget"]),
-                estimation_steps=value["estimation_steps"],
+                estimation_steps=_typed(value["estimation_steps"], int, "estimation_steps"),
                 cutoffs=tuple(Cutoff(**cutoff) for cutoff in value["cutoffs"]),
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -182,7 +184,7 @@ class Plan:
         """
         try:
             value = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise PlanError(f"the plan is not JSON: {error}.") from error
         if not isinstance(value, dict):
             raise PlanError(f"the plan is a JSON {type(value).__name__}, expected an object.")
@@ -314,8 +316,12 @@ class _Blocks:
         self.units = len(scores)
         self.order = sorted(range(len(scores)), key=lambda unit: (-scores[unit], unit))
         self.size = size
-        self.count = math.ceil(len(scores) / size)
+        self.count = len(scores) // size
         self.floor = min(math.ceil(floor / size), self.count)
+        if self.count == 0:
+            raise PlanError(
+                f"layer {layer} has {len(scores)} units, fewer than the {size} of budget.align_neurons."
+            )
         self.values = [
             math.fsum(scores[unit] for unit in self._block(number)) / len(self._block(number))
             for number in range(self.count)
@@ -333,6 +339,8 @@ def _keep_best(
     pool: list[_Blocks], share: float, clamp: bool, option: str
 ) -> Iterable[tuple[int, tuple[int, ...]]]:
     units, size = sum(one.units for one in pool), pool[0].size
+    if share == 0:
+        return [(one.layer, tuple(range(one.units))) for one in pool]
     keep = exact_count((units - exact_count(share, units)) / size, 1)
     floor = sum(one.floor for one in pool)
     if keep < floor and not clamp:
@@ -429,17 +437,44 @@ def _check_same_shape(scores: Scores, anatomy: Anatomy) -> None:
         raise PlanError("the scores name other PEFT modules for ranks than for modules.")
 
 
+_PLAN_KEYS = {"format_version", "model_type", "estimation_steps", "budget", "cutoffs", "layers", "modules"}
+_MOST_UNITS = 2**20
+
+
 def _read_layer(value: dict[str, Any]) -> LayerPlan:
+    _check_keys(value, {"index", "head_count", "heads", "neuron_count", "neurons"}, "a layer of the plan")
     where = f"layer {value['index']}"
+    heads, neurons = (_count(value[key], f"{where}, {key}") for key in ("head_count", "neuron_count"))
     return LayerPlan(
-        index=value["index"],
-        head_count=value["head_count"],
-        heads=parse_indices(value["heads"], value["head_count"], f"{where}, heads"),
-        neuron_count=value["neuron_count"],
-        neurons=parse_indices(value["neurons"], value["neuron_count"], f"{where}, neurons"),
+        index=_typed(value["index"], int, "a layer's index"),
+        head_count=heads,
+        heads=parse_indices(value["heads"], heads, f"{where}, heads"),
+        neuron_count=neurons,
+        neurons=parse_indices(value["neurons"], neurons, f"{where}, neurons"),
     )
 
 
 def _read_module(value: dict[str, Any]) -> ModulePlan:
-    ranks = parse_indices(value["ranks"], value["rank_count"], value["name"])
-    return ModulePlan(name=value["name"], ranks=ranks, rank_count=value["rank_count"])
+    _check_keys(value, {"name", "rank_count", "ranks"}, "a module of the plan")
+    name = _typed(value["name"], str, "a module's name")
+    count = _count(value["rank_count"], f"{name}, rank_count")
+    return ModulePlan(name=name, ranks=parse_indices(value["ranks"], count, name), rank_count=count)
+
+
+def _check_keys(value: dict[str, Any], expected: set[str], what: str) -> None:
+    if set(value) != expected:
+        odd = sorted(set(value) ^ expected)
+        raise PlanError(f"malformed: {what} has missing or unknown fields: {', '.join(map(str, odd))}.")
+
+
+def _typed(value: Any, kind: type[T], what: str) -> T:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise PlanError(f"malformed: {what} is {value!r}, expected {kind.__name__}.")
+    return value
+
+
+def _count(value: Any, what: str) -> int:
+    count = _typed(value, int, what)
+    if not 0 < count <= _MOST_UNITS:
+        raise PlanError(f"{what} is {count}; expected 1 to {_MOST_UNITS}.")
+    return count

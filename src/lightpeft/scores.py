@@ -47,7 +47,7 @@ class Scores:
                 if not torch.isfinite(tensor).all():
                     bad = int((~torch.isfinite(tensor)).sum())
                     raise EstimationError(
-                        f"{bad} of {tensor.numel()} {kind} scores of {place} are not finite. The loss "
+                        f"{bad} of {tensor.numel()} {kind} values of {place} are not finite. The loss "
                         "diverged during estimation: lower the learning rate or check the data."
                     )
 
@@ -96,7 +96,7 @@ class Scores:
         return cls(
             heads=tuple(tensors[f"heads.{index}"] for index in layers),
             neurons=tuple(tensors[f"neurons.{index}"] for index in layers),
-            ranks=group("ranks"),
+            ranks={name: tensors[f"ranks.{name}"] for name in header["modules"]},
             modules={name: float(value) for name, value in header["modules"].items()},
             steps=int(header["steps"]),
             methods=dict(header["methods"]),
@@ -110,4 +110,6 @@ class Scores:
             ("neuron", [(f"layer {i}", t) for i, t in enumerate(self.neurons)]),
             ("rank", list(self.ranks.items())),
             ("module", [(name, torch.tensor(value)) for name, value in self.modules.items()]),
+            ("trained gate", list(self.gates.items())),
+            ("mean input", list(self.means.items())),
         ]

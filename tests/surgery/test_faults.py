@@ -177,7 +177,7 @@ LATE_STEPS = [
     f"{CUT}.describe_in_config",
     f"{CUT}.largest_difference",
     f"{CUT}.shift_biases",
-    f"{CUT}.follow_cut",
+    f"{CUT}.prepare_to_follow",
     f"{CUT}.attach_record",
     "lightpeft.surgery.optimizer._sliced",
 ]

@@ -10,6 +10,7 @@ from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from lightpeft.anatomy import is_plain_linear
 from lightpeft.edits import Journal
 from lightpeft.errors import AnatomyError
 
@@ -147,7 +148,7 @@ def find_lora_modules(model: nn.Module) -> tuple[LoraModule, ...]:
     for name, module in model.get_base_model().named_modules():
         if not isinstance(module, LoraLayer):
             continue
-        if not isinstance(module, LoraLinear) or not isinstance(module.get_base_layer(), nn.Linear):
+        if not isinstance(module, LoraLinear) or not is_plain_linear(module.get_base_layer()):
             raise AnatomyError(
                 f"{name} carries LoRA on a {type(module.get_base_layer()).__name__}; "
                 "only LoRA on nn.Linear can be cut. Leave it out of target_modules."

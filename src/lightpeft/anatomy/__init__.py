@@ -8,6 +8,7 @@ from lightpeft.anatomy.model import (
     Layer,
     base_of,
     find_anatomy,
+    is_plain_linear,
     layer_modules,
     linear_at,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "Layer",
     "base_of",
     "find_anatomy",
+    "is_plain_linear",
     "layer_modules",
     "linear_at",
 ]

@@ -4,7 +4,6 @@ import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -107,12 +106,18 @@ def linear_at(base: nn.Module, name: str) -> nn.Linear:
     """The base linear at `name`, seen through PEFT's wrapper if there is one."""
     module = base.get_submodule(name)
     inner = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-    if not isinstance(inner, nn.Linear) or type(inner.weight.data) is not torch.Tensor:
+    if not is_plain_linear(inner):
         raise AnatomyError(
-            f"{name} is a {type(inner).__name__} of {type(getattr(inner, 'weight', None)).__name__}; "
-            "only plain torch.nn.Linear can be cut (cut before quantising)."
+            f"{name} is a {type(inner).__name__}; only a plain torch.nn.Linear "
+            "with floating point weights can be cut (cut before quantising)."
         )
+    assert isinstance(inner, nn.Linear)
     return inner
+
+
+def is_plain_linear(module: nn.Module) -> bool:
+    """Whether `module` is a torch.nn.Linear itself, not a quantised or otherwise derived one."""
+    return type(module) is nn.Linear and module.weight.dtype.is_floating_point
 
 
 def find_anatomy(model: nn.Module) -> Anatomy:

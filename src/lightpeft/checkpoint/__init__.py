@@ -1,20 +1,38 @@
 """Light checkpoints: written whole or not at all, checked before they are used."""
 
 from lightpeft.checkpoint.format import PRUNING, read_record
-from lightpeft.checkpoint.load import check_adapter_config, find_folder, is_light_checkpoint, load
-from lightpeft.checkpoint.progress import last_complete_checkpoint, mark_complete, require_complete
-from lightpeft.checkpoint.save import save, write_cut
+from lightpeft.checkpoint.load import (
+    check_adapter_config,
+    find_folder,
+    is_light_checkpoint,
+    load,
+    restore_parameters,
+)
+from lightpeft.checkpoint.progress import (
+    is_complete,
+    keep_newest,
+    last_complete_checkpoint,
+    mark_complete,
+    require_complete,
+    unmark,
+)
+from lightpeft.checkpoint.save import save, unsaved_parameters, write_cut
 
 __all__ = [
     "PRUNING",
     "check_adapter_config",
     "find_folder",
+    "is_complete",
     "is_light_checkpoint",
+    "keep_newest",
     "last_complete_checkpoint",
     "load",
     "mark_complete",
     "read_record",
     "require_complete",
+    "restore_parameters",
     "save",
+    "unmark",
+    "unsaved_parameters",
     "write_cut",
 ]

@@ -26,7 +26,7 @@ def describe_base(model: nn.Module) -> dict[str, Any]:
     """What is needed to load the base again, as JSON values."""
     base = base_of(model)
     return {
-        "name_or_path": base.config._name_or_path,
+        "name_or_path": _lasting_name(base.config._name_or_path),
         "revision": getattr(base.config, "_commit_hash", None),
         "auto_class": _auto_class(base),
         "dtype": str(next(base.parameters()).dtype),
@@ -63,6 +63,11 @@ def load_base(described: dict[str, Any], path: str | None, attention: str | None
         ) from error
     assert isinstance(base, PreTrainedModel)
     return base
+
+
+def _lasting_name(name: str) -> str:
+    """A folder by its absolute path, so that it is found from elsewhere too; a hub name as it is."""
+    return str(Path(name).resolve()) if name and Path(name).is_dir() else name
 
 
 def _label_options(described: dict[str, Any]) -> dict[str, Any]:

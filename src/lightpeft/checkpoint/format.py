@@ -1,6 +1,7 @@
 """What a light checkpoint's own two files hold: `pruning.json` and `light.safetensors`."""
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +30,15 @@ def write_record(folder: Path, record: CutRecord, extra: dict[str, Any], rest: d
     tensors |= {f"shifts.{name}": tensor for name, tensor in record.shifts.items()}
     for name, (left, right) in record.pairs.items():
         tensors |= {f"left.{name}": left, f"right.{name}": right}
-    write_tensors(folder / TENSORS, tensors, {"format_version": FORMAT_VERSION})
+    plan = record.plan.to_dict()
+    write_tensors(folder / TENSORS, tensors, {"format_version": FORMAT_VERSION, "plan": _digest_of(plan)})
     files = {name: _digest(folder / name) for name in (TENSORS, ADAPTER) if (folder / name).is_file()}
     write_json(
         folder / PRUNING,
         {
             "format_version": FORMAT_VERSION,
             "fingerprint": record.fingerprint,
-            "plan": record.plan.to_dict(),
+            "plan": plan,
             "files": files,
             **extra,
         },
@@ -57,7 +59,7 @@ def read_record(folder: Path) -> tuple[CutRecord, dict[str, Any], dict[str, Tens
             f"({value.get('lightpeft_version', 'unknown')})."
         )
     _check_files(folder, value.get("files"))
-    tensors, _ = read_tensors(folder / TENSORS)
+    tensors, header = read_tensors(folder / TENSORS)
 
     def group(kind: str) -> dict[str, Tensor]:
         start = f"{kind}."
@@ -75,8 +77,12 @@ def read_record(folder: Path) -> tuple[CutRecord, dict[str, Any], dict[str, Tens
         )
     except PlanError as error:
         raise CheckpointError(f"{folder / PRUNING}: {error}") from error
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder / PRUNING} lacks {error}; it is damaged.") from error
+    if header.get("plan") != _digest_of(value["plan"]):
+        raise CheckpointError(
+            f"the plan in {folder / PRUNING} is not the one that {TENSORS} was written with: it was changed."
+        )
     return record, value, group("rest")
 
 
@@ -92,6 +98,10 @@ def _check_files(folder: Path, files: Any) -> None:
                 f"{path} is not the file that {PRUNING} was written with (SHA-256 differs): it is cut off, "
                 "damaged or replaced."
             )
+
+
+def _digest_of(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _digest(path: Path) -> str:

@@ -1,22 +1,21 @@
 """`load`: base + plan + adapter, with every part checked first."""
 
 import copy
-import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightpeft.adapters import find_lora_modules
+from lightpeft.anatomy import base_of
 from lightpeft.checkpoint.base import load_base
 from lightpeft.checkpoint.format import PRUNING, read_record
 from lightpeft.checkpoint.save import plain_parameters
-from lightpeft.errors import CheckpointError, PlanError
+from lightpeft.errors import AnatomyError, CheckpointError, PlanError
 from lightpeft.files import read_json
 from lightpeft.surgery import CutRecord, reapply
 
@@ -43,17 +42,20 @@ def load(
     record, described, rest = read_record(directory)
     check_adapter_config(directory)
     if isinstance(base, PreTrainedModel):
+        if attn_implementation is not None:
+            raise CheckpointError("attn_implementation has no effect on a base that is already built.")
         bare = copy.deepcopy(base)
     else:
         path = None if base is None else str(base)
-        bare = load_base(described.get("base") or {}, path, attn_implementation)
+        named = described.get("base")
+        bare = load_base(named if isinstance(named, dict) else {}, path, attn_implementation)
     try:
         reapply(bare, record)
-    except (PlanError, CheckpointError) as error:
+    except (PlanError, CheckpointError, AnatomyError, RuntimeError, AttributeError) as error:
         raise CheckpointError(f"{directory} does not fit the base: {error}") from error
     model = _attach_adapter(bare, directory, is_trainable)
     _check_adapter(model, record, directory)
-    _restore(model, rest, directory)
+    restore_parameters(model, rest, directory)
     model.train(is_trainable)
     return model
 
@@ -87,11 +89,11 @@ def check_adapter_config(directory: Path) -> None:
         raise CheckpointError(
             f"{directory}/adapter_config.json has the PEFT type {config.get('peft_type')!r}, expected LORA."
         )
-    importing = [key for key in ("megatron_config", "auto_mapping") if config.get(key)]
-    if importing:
+    library = str((config.get("auto_mapping") or {}).get("parent_library", "transformers"))
+    if config.get("megatron_config") or library.split(".")[0] != "transformers":
         raise CheckpointError(
-            f"{directory}/adapter_config.json sets {', '.join(importing)}, which makes PEFT import code "
-            "that the file names. Refused."
+            f"{directory}/adapter_config.json sets megatron_config, or auto_mapping to {library!r}, which "
+            "makes PEFT import code that the file names. Refused."
         )
     if not (directory / "adapter_model.safetensors").is_file():
         raise CheckpointError(f"{directory}/adapter_model.safetensors is missing.")
@@ -99,8 +101,10 @@ def check_adapter_config(directory: Path) -> None:
 
 def _attach_adapter(base: PreTrainedModel, directory: Path, is_trainable: bool) -> PeftModel:
     try:
-        return PeftModel.from_pretrained(base, str(directory), is_trainable=is_trainable)
-    except (RuntimeError, ValueError, KeyError, TypeError, json.JSONDecodeError) as error:
+        model = PeftModel.from_pretrained(base, str(directory), is_trainable=is_trainable)
+        find_lora_modules(model)
+        return model
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"the adapter in {directory} does not fit the cut base: {error}") from error
 
 
@@ -115,8 +119,13 @@ def _check_adapter(model: PeftModel, record: CutRecord, directory: Path) -> None
 
 
 @torch.no_grad()
-def _restore(model: PeftModel, rest: dict[str, Tensor], directory: Path) -> None:
-    parameters: dict[str, Any] = plain_parameters(model.get_base_model())
+def restore_parameters(model: nn.Module, rest: dict[str, Tensor], directory: Path) -> None:
+    """Put back the parameters that neither the base nor PEFT's file restores.
+
+    Raises:
+        CheckpointError: a name or shape that the model does not have.
+    """
+    parameters = plain_parameters(base_of(model))
     for name, value in rest.items():
         parameter = parameters.get(name)
         if parameter is None or parameter.shape != value.shape:

@@ -1,6 +1,7 @@
 """Which checkpoints of a run are whole: a marker, written last, lists every file with its size."""
 
 import re
+import shutil
 from pathlib import Path
 
 from lightpeft.errors import CheckpointError
@@ -15,6 +16,21 @@ def mark_complete(checkpoint: Path) -> None:
     write_json(checkpoint / MARKER, {"files": _sizes(checkpoint)})
 
 
+def unmark(checkpoint: Path) -> None:
+    """Declare a folder that is about to be written again to be unfinished."""
+    (checkpoint / MARKER).unlink(missing_ok=True)
+
+
+def keep_newest(run: str | Path, limit: int, keep: str | None = None) -> None:
+    """Delete the oldest complete checkpoints of a run beyond `limit`, but never `keep`."""
+    spared = None if keep is None else Path(keep).resolve()
+    found = [path for path in _complete_checkpoints(run) if path.resolve() != spared]
+    allowed = max(limit - (spared is not None), 1)
+    for checkpoint in found[:-allowed]:
+        unmark(checkpoint)
+        shutil.rmtree(checkpoint)
+
+
 def is_complete(checkpoint: Path) -> bool:
     """Whether the folder was marked complete and still has every file at its size."""
     try:
@@ -26,13 +42,8 @@ def is_complete(checkpoint: Path) -> bool:
 
 def last_complete_checkpoint(run: str | Path) -> Path | None:
     """The newest complete `checkpoint-N` of a run, if any."""
-    folder = Path(run)
-    found = [
-        (int(match[1]), path)
-        for path in (folder.iterdir() if folder.is_dir() else ())
-        if (match := _NAME.fullmatch(path.name)) and is_complete(path)
-    ]
-    return max(found)[1] if found else None
+    found = _complete_checkpoints(run)
+    return found[-1] if found else None
 
 
 def require_complete(checkpoint: Path) -> None:
@@ -47,6 +58,17 @@ def require_complete(checkpoint: Path) -> None:
             "it, or a file is missing or cut off). Resume from an earlier one: "
             f"{last_complete_checkpoint(checkpoint.parent) or 'there is none'}."
         )
+
+
+def _complete_checkpoints(run: str | Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    folder = Path(run)
+    found = [
+        (int(match[1]), path)
+        for path in (folder.iterdir() if folder.is_dir() else ())
+        if (match := _NAME.fullmatch(path.name)) and is_complete(path)
+    ]
+    return [path for _, path in sorted(found)]
 
 
 def _sizes(folder: Path) -> dict[str, int]:

@@ -39,6 +39,8 @@ def save(
     """
     target = Path(folder)
     record = _record_to_save(model)
+    if target.is_file():
+        raise CheckpointError(f"{target} is a file, not a folder; choose another place.")
     if target.exists() and not (target / PRUNING).is_file() and any(target.iterdir()):
         raise CheckpointError(
             f"{target} exists and is not a light checkpoint; saving would replace what is in it. Choose "

@@ -52,7 +52,8 @@ class Estimator:
         self._gate_optimizer = torch.optim.AdamW(trained, weight_decay=0.0) if trained else None
 
     def attach(self) -> None:
-        """Put the hooks in."""
+        """Put the hooks in, once."""
+        self.detach()
         tokens = TokenWeights(self._base)
         note = self._base.register_forward_pre_hook(self._note_batch, with_kwargs=True)
         self._handles = [tokens.handle, note]

@@ -55,8 +55,9 @@ def fold_pairs(base: PreTrainedModel, pairs: Mapping[str, tuple[Tensor, Tensor]]
     """Add frozen low-rank pairs to the base's linears: W += left @ right."""
     for name, (left, right) in pairs.items():
         weight = linear_at(base, name).weight
-        delta = left.to(weight.device).float() @ right.to(weight.device).float()
-        journal.assign(weight, (weight.data.float() + delta).to(weight.dtype))
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        delta = left.to(weight.device, wide) @ right.to(weight.device, wide)
+        journal.assign(weight, (weight.data.to(wide) + delta).to(weight.dtype))
 
 
 def shift_biases(base: PreTrainedModel, shifts: Mapping[str, Tensor], journal: Journal) -> None:

@@ -13,12 +13,18 @@ from lightpeft.adapters import LoraModule, describe_in_config, find_lora_modules
 from lightpeft.anatomy import Anatomy, base_of, find_anatomy, linear_at
 from lightpeft.config import SurgeryConfig
 from lightpeft.edits import Journal, index_tensor
-from lightpeft.errors import CheckpointError, PlanError
+from lightpeft.errors import (
+    AnatomyError,
+    CheckpointError,
+    EstimationError,
+    PlanError,
+    VerificationError,
+)
 from lightpeft.plan import Plan
 from lightpeft.scores import Scores
 from lightpeft.surgery.base import cut_base, fold_gates, fold_pairs, kept_channels, shift_biases
 from lightpeft.surgery.fingerprint import fingerprint
-from lightpeft.surgery.optimizer import follow_cut
+from lightpeft.surgery.optimizer import prepare_to_follow
 from lightpeft.surgery.record import CutRecord, attach_record, record_of
 from lightpeft.surgery.verify import largest_difference, observe, padded_batch
 
@@ -81,14 +87,19 @@ def cut(
         pairs = operation.perform(journal)
         difference = largest_difference(expected, observe(model, inputs))
         shift_biases(operation.base, operation.shifts, journal)
+        report = operation.report(difference)
+        follow = None if optimizer is None else prepare_to_follow(optimizer, journal)
+        shifts = {name: shift.cpu() for name, shift in operation.shifts.items()}
+        attach_record(model, CutRecord(plan, name, operation.surviving_gates(), pairs, shifts))
+    except AnatomyError as error:
+        journal.undo()
+        raise VerificationError(f"{error} The model was put back as it was.") from error
     except BaseException:
         journal.undo()
         raise
-    if optimizer is not None:
-        follow_cut(optimizer, journal)
-    record = CutRecord(plan, name, operation.surviving_gates(), pairs, _on_cpu(operation.shifts))
-    attach_record(model, record)
-    return operation.report(difference)
+    if follow is not None:
+        follow()
+    return report
 
 
 def reapply(model: nn.Module, record: CutRecord) -> None:
@@ -234,6 +245,8 @@ class _Operation:
             if name in by_name:
                 left, right = by_name[name].low_rank_pair(torch.arange(by_name[name].rank))
                 shift += left.float() @ (right.float() @ vector)
+            if not torch.isfinite(shift).all():
+                raise EstimationError(f"the mean inputs of {name} are not finite; estimate anew.")
             shifts[name] = shift
         return shifts
 
@@ -252,7 +265,3 @@ def _check_modules(plan: Plan, modules: Sequence[LoraModule]) -> None:
         f"the plan's PEFT modules are not the model's ({len(differences)} differ by rank): "
         + "; ".join(differences[:3])
     )
-
-
-def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.cpu() for name, tensor in tensors.items()}

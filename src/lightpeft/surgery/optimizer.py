@@ -1,6 +1,7 @@
 """Make an optimizer follow a cut: the surviving rows keep their moments, removed parameters leave."""
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,20 +10,29 @@ from torch import Tensor
 from lightpeft.edits import Journal
 
 
-def follow_cut(optimizer: torch.optim.Optimizer, journal: Journal) -> None:
-    """Slice the state of every parameter that `journal` sliced and forget those it dropped.
+def prepare_to_follow(optimizer: torch.optim.Optimizer, journal: Journal) -> Callable[[], None]:
+    """Slice the state of every parameter that `journal` sliced; the result puts it in place.
 
-    Works on the same `param_groups`, so schedulers and wrappers around the optimizer stay valid.
+    What `journal` dropped leaves the optimizer. The `param_groups` stay the same objects, so schedulers
+    and wrappers around the optimizer stay valid.
     """
     inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
-    for parameter, slices in journal.slices.items():
-        if parameter in inner.state:
-            inner.state[parameter] = _sliced_state(inner, parameter, slices)
-    dropped = {id(parameter) for parameter in journal.dropped}
-    for group in inner.param_groups:
-        group["params"] = [p for p in group["params"] if id(p) not in dropped]
-    for parameter in journal.dropped:
-        inner.state.pop(parameter, None)
+    states = {
+        parameter: _sliced_state(inner, parameter, slices)
+        for parameter, slices in journal.slices.items()
+        if parameter in inner.state
+    }
+    dropped = list(journal.dropped)
+
+    def follow() -> None:
+        inner.state.update(states)
+        gone = {id(parameter) for parameter in dropped}
+        for group in inner.param_groups:
+            group["params"] = [p for p in group["params"] if id(p) not in gone]
+        for parameter in dropped:
+            inner.state.pop(parameter, None)
+
+    return follow
 
 
 def _sliced_state(

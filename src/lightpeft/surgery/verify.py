@@ -59,7 +59,9 @@ def observe(model: nn.Module, batch: Batch, gates: Mapping[str, Tensor] | None =
         stack.enter_context(fixed_gates(base, gates or {}))
         for name, layer in layer_modules(model):
             stack.callback(layer.register_forward_hook(_noting(seen, name)).remove)
-        outputs = model(**batch)
+        # accelerate wraps the outer forward in autocast, whose rounding would hide or fake a difference.
+        stack.enter_context(torch.autocast(batch["attention_mask"].device.type, enabled=False))
+        outputs = base(**batch)
     if "logits" in outputs:
         seen["the logits"] = outputs["logits"].detach()
     tokens = batch["attention_mask"].bool()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.training_args import ParallelMode
 
-from lightpeft.checkpoint import mark_complete, require_complete
+from lightpeft.checkpoint import is_complete, mark_complete, require_complete, unmark
 from lightpeft.config import LightConfig, Preset
 from lightpeft.errors import ConfigError
 from lightpeft.plan import Plan
@@ -66,7 +66,7 @@ class LightCallback(TrainerCallback):
         model, scheduler = _peft_model(kwargs), kwargs["lr_scheduler"]
         _require_one_process(args)
         if state.global_step > 0 and self._restored_from is None:
-            self.restore(model, Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
+            self.restore(model, _checkpoint(args, state))
         if self.session.config.restart_schedule:
             require_restartable(scheduler)
             if self.session.cut_step is not None:
@@ -83,6 +83,8 @@ class LightCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         optimizer = kwargs["optimizer"]
+        if control.should_save:
+            unmark(_checkpoint(args, state))
         if not self.session.end_step(_peft_model(kwargs), optimizer, state.global_step):
             return
         state.best_metric = state.best_global_step = state.best_model_checkpoint = None
@@ -90,12 +92,22 @@ class LightCallback(TrainerCallback):
             getattr(optimizer, "optimizer", optimizer).state.clear()
             restart_schedule(kwargs["lr_scheduler"], args, state.max_steps - state.global_step)
 
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if control.should_save:
+            unmark(_checkpoint(args, state))
+
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        checkpoint = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        self.session.save(_peft_model(kwargs), checkpoint)
-        mark_complete(checkpoint)
+        self.finish_checkpoint(_peft_model(kwargs), _checkpoint(args, state))
+
+    def finish_checkpoint(self, model: nn.Module, checkpoint: Path) -> None:
+        """Add what resuming needs to a checkpoint that the Trainer wrote, and mark it complete."""
+        if not is_complete(checkpoint):
+            self.session.save(model, checkpoint)
+            mark_complete(checkpoint)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -107,8 +119,6 @@ class LightCallback(TrainerCallback):
                 "done. The model is a plain PEFT model, save it with save_pretrained.",
                 stacklevel=2,
             )
-        elif self.session.plan.cuts_nothing:
-            warnings.warn("NOTHING WAS CUT: the budget asked for nothing.", stacklevel=2)
 
 
 def loss_scale_of(optimizer: torch.optim.Optimizer) -> Tensor | float:
@@ -118,6 +128,10 @@ def loss_scale_of(optimizer: torch.optim.Optimizer) -> Tensor | float:
         return 1.0
     scale = scaler._scale
     return scale if isinstance(scale, Tensor) else float(scaler.get_scale())
+
+
+def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
+    return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
 
 
 def _peft_model(kwargs: dict[str, Any]) -> PeftModel:

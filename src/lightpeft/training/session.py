@@ -13,17 +13,24 @@ from tqdm.auto import tqdm
 
 from lightpeft.adapters import find_lora_modules
 from lightpeft.anatomy import find_anatomy
-from lightpeft.checkpoint import PRUNING, read_record, write_cut
+from lightpeft.checkpoint import (
+    PRUNING,
+    read_record,
+    restore_parameters,
+    unsaved_parameters,
+    write_cut,
+)
 from lightpeft.config import EstimationConfig, LightConfig
 from lightpeft.errors import CheckpointError, ConfigError
 from lightpeft.estimation import Estimator, Settled, should_stop
 from lightpeft.files import read_tensors, write_tensors
 from lightpeft.plan import Plan, make_plan
 from lightpeft.scores import Scores
-from lightpeft.surgery import CutReport, cut, reapply, record_of
+from lightpeft.surgery import CutReport, cut, fingerprint, reapply, record_of
 
 ESTIMATION = "estimation.safetensors"
 SCORES = "scores.safetensors"
+_REST = "rest."
 
 logger = logging.getLogger(__name__)
 
@@ -141,12 +148,18 @@ class LightSession:
         """Add to a Trainer's checkpoint what is needed to resume from it."""
         record = record_of(model)
         if record is not None:
-            write_cut(model, checkpoint, record, task={"cut_step": self.cut_step})
+            run = {"cut_step": self.cut_step, "config": self.config.to_dict()}
+            write_cut(model, checkpoint, record, task=run)
             if self.scores is not None:
                 self.scores.save(checkpoint / SCORES)
         elif self._estimator is not None:
             tensors, header = self._estimator.state()
-            header |= {"settled": self._settled.state(), "config": self.config.to_dict()}
+            tensors |= {f"{_REST}{name}": value for name, value in unsaved_parameters(model).items()}
+            header |= {
+                "settled": self._settled.state(),
+                "config": self.config.to_dict(),
+                "fingerprint": fingerprint(model),
+            }
             write_tensors(checkpoint / ESTIMATION, tensors, header)
 
     def restore(self, model: nn.Module, checkpoint: Path) -> None:
@@ -156,25 +169,40 @@ class LightSession:
             CheckpointError: no light run's checkpoint, another base, or another configuration.
         """
         if (checkpoint / PRUNING).is_file():
-            record, described, _ = read_record(checkpoint)
-            if record_of(model) is None:
-                reapply(model, record)
-            self.plan = record.plan
-            self.cut_step = (described.get("task") or {}).get("cut_step")
-            if (checkpoint / SCORES).is_file():
-                self.scores = Scores.load(checkpoint / SCORES)
-            return
-        if not (checkpoint / ESTIMATION).is_file():
+            self._restore_cut(model, checkpoint)
+        elif (checkpoint / ESTIMATION).is_file():
+            self._restore_estimation(model, checkpoint)
+        else:
             raise CheckpointError(
                 f"{checkpoint} has neither {PRUNING} nor {ESTIMATION}: it is not of a light run."
             )
+
+    def _restore_cut(self, model: nn.Module, checkpoint: Path) -> None:
+        record, described, rest = read_record(checkpoint)
+        run = described.get("task") or {}
+        self._check_config(run.get("config"), checkpoint)
+        if record_of(model) is None:
+            reapply(model, record)
+        restore_parameters(model, rest, checkpoint)
+        self.plan, self.cut_step = record.plan, run.get("cut_step")
+        if (checkpoint / SCORES).is_file():
+            self.scores = Scores.load(checkpoint / SCORES)
+
+    def _restore_estimation(self, model: nn.Module, checkpoint: Path) -> None:
         tensors, header = read_tensors(checkpoint / ESTIMATION)
-        if header.get("config") != self.config.to_dict():
+        self._check_config(header.get("config"), checkpoint)
+        if header.get("fingerprint") != fingerprint(model):
+            raise CheckpointError(f"{checkpoint} was written with another base; its weights differ.")
+        rest = {key[len(_REST) :]: value for key, value in tensors.items() if key.startswith(_REST)}
+        restore_parameters(model, rest, checkpoint)
+        self._resumed = (tensors, header)
+
+    def _check_config(self, found: dict[str, Any] | None, checkpoint: Path) -> None:
+        if found != self.config.to_dict():
             raise CheckpointError(
                 f"{checkpoint} was written under another lightpeft configuration; resume with the same "
-                f"one. Found {_differences(header.get('config') or {}, self.config.to_dict())}."
+                f"one. Found {_differences(found or {}, self.config.to_dict())}."
             )
-        self._resumed = (tensors, header)
 
 
 def within_run(config: EstimationConfig, total_steps: int) -> EstimationConfig:

@@ -1,13 +1,13 @@
 """`LightTrainer`: a `transformers.Trainer` that runs light PEFT and resumes by itself."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 
-from lightpeft.checkpoint import last_complete_checkpoint, write_cut
+from lightpeft.checkpoint import keep_newest, last_complete_checkpoint, unmark, write_cut
 from lightpeft.config import LightConfig, Preset
 from lightpeft.errors import CheckpointError
 from lightpeft.surgery import record_of
@@ -42,7 +42,10 @@ class LightTrainer(Trainer):
                     "resume_from_checkpoint."
                 )
             resume_from_checkpoint = str(found)
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        try:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        finally:
+            self.light.session.end()
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
@@ -50,6 +53,20 @@ class LightTrainer(Trainer):
         record = record_of(model)
         if record is not None and self.args.should_save:
             write_cut(model, Path(str(output_dir or self.args.output_dir)), record)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Delete old checkpoints only once the new one is complete."""
+        run, limit = Path(str(self.args.output_dir)), self.args.save_total_limit
+        checkpoint = run / f"checkpoint-{self.state.global_step}"
+        unmark(checkpoint)
+        self.args.save_total_limit = None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self.light.finish_checkpoint(cast(nn.Module, self.model), checkpoint)
+        if limit is not None and limit > 0 and self.args.should_save:
+            keep_newest(run, limit, self.state.best_model_checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         target: Any = self.model if model is None else model
