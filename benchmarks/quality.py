@@ -57,7 +57,7 @@ def select(task: TaskData, config: dict[str, Any]) -> TaskData:
 def run_one(config: dict[str, Any], task: TaskData, method: str, seed: int) -> dict[str, Any]:
     training = TrainingConfig(**config["training"], seed=seed)
     setting = make_setting(config["model"], task, training, LoraOptions(**config.get("lora", {})))
-    light = light_config(config["methods"][method])
+    light = light_config(config["methods"][method], seed)
     with tempfile.TemporaryDirectory() as folder:
         outcome = fit(setting, light, Path(folder), progress=False)
     report = outcome.light.report if outcome.light is not None else None
@@ -76,13 +76,15 @@ def run_one(config: dict[str, Any], task: TaskData, method: str, seed: int) -> d
     }
 
 
-def light_config(values: dict[str, Any] | None) -> LightConfig | None:
-    """None for plain LoRA; else a preset with changes, group by group."""
+def light_config(values: dict[str, Any] | None, seed: int) -> LightConfig | None:
+    """None for plain LoRA; else a preset with changes, group by group; random scores follow the seed."""
     if values is None:
         return None
     preset = LightConfig.preset(values.get("preset", "default"))
     return LightConfig(
-        EstimationConfig(**dataclasses.asdict(preset.estimation) | values.get("estimation", {})),
+        EstimationConfig(
+            **dataclasses.asdict(preset.estimation) | {"seed": seed} | values.get("estimation", {})
+        ),
         Budget(**dataclasses.asdict(preset.budget) | values.get("budget", {})),
         SurgeryConfig(**dataclasses.asdict(preset.surgery) | values.get("surgery", {})),
         values.get("restart_schedule", preset.restart_schedule),

@@ -39,7 +39,7 @@ def _check_at_least(name: str, value: int, least: int) -> None:
 class EstimationConfig:
     """How importance is estimated during the first steps of the run."""
 
-    steps: int | Literal["auto"] = 200
+    steps: int | Literal["auto"] = "auto"
     """Optimizer steps with gates before the cut; `auto` stops when the cut set has settled."""
 
     max_steps: int = 800
@@ -174,8 +174,8 @@ class LightConfig:
     estimation: EstimationConfig = field(default_factory=EstimationConfig)
     """How importance is estimated."""
 
-    budget: Budget = field(default_factory=Budget)
-    """How much is cut."""
+    budget: Budget = field(default_factory=lambda: Budget(align_neurons=32))
+    """How much is cut. Widths that are multiples of 32 make the step after the cut faster."""
 
     surgery: SurgeryConfig = field(default_factory=SurgeryConfig)
     """What the cut preserves."""

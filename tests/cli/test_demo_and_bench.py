@@ -27,7 +27,7 @@ def test_bench_speed_measures_every_method(
 ) -> None:
     out = tmp_path / "speed.json"
     options = ["--model", str(tiny_model), "--training.batch_size", "4", "--repeats", "2"]
-    assert main(["bench", "speed", *options, "--estimation.steps", "2", "--out", str(out), "--json"]) == 0
+    assert main(["bench", "speed", *options, "--estimation-steps", "2", "--out", str(out), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed == read(out)
     assert list(printed["methods"]) == [

@@ -30,6 +30,9 @@ class SpeedBenchmark:
 
     setting: Setting
     light: LightConfig
+    estimation_steps: int = 20
+    """Steps before the cut; a speed does not need more."""
+
     repeats: int = 15
 
 
@@ -79,7 +82,7 @@ def _cut_model(benchmark: SpeedBenchmark) -> PeftModel:
     scores = estimate(
         model,
         batches(setting, setting.train),
-        benchmark.light.estimation,
+        dataclasses.replace(benchmark.light.estimation, steps=benchmark.estimation_steps),
         learning_rate=training.learning_rate,
         budget=benchmark.light.budget,
     )

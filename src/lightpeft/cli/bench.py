@@ -46,6 +46,7 @@ def speed(
     surgery: SurgeryConfig = SurgeryConfig(),
     training: TrainingConfig = TrainingConfig(),
     lora: LoraOptions = LoraOptions(),
+    estimation_steps: int = 20,
     repeats: int = 15,
     json: bool = False,
 ) -> None:
@@ -64,12 +65,14 @@ def speed(
         surgery: What the cut preserves.
         training: Batch size, length, learning rate and seed.
         lora: The LoRA that is put on the base.
+        estimation_steps: Steps before the cut; takes the place of estimation.steps.
         repeats: Timed repeats of each action.
         json: Print JSON instead of a table.
     """
     del preset
     setting = make_setting(model, TaskOptions(task, data).load(), training, lora)
-    result = run_speed(SpeedBenchmark(setting, LightConfig(estimation, budget, surgery), repeats))
+    light = LightConfig(estimation, budget, surgery)
+    result = run_speed(SpeedBenchmark(setting, light, estimation_steps, repeats))
     if out is not None:
         write_json(out, result)
     if json:

@@ -20,7 +20,7 @@ def run_with_options(
 ) -> T:
     """Call `function` with the options that `arguments` give.
 
-    Its parameters are the options, its docstring their help. A preset, where there is one, sets the
+    Its parameters are the options, its docstring their help. A preset, where `function` takes one, sets the
     defaults that other flags then change. With `positional`, required options are given without a name.
     """
     words = _normalised(arguments, function)
@@ -31,9 +31,8 @@ def run_with_options(
     )
     parser.add_argument("--config", action="config", help="YAML file with the same options.")
     parser.add_function_arguments(function, fail_untyped=True, as_positional=positional)
-    preset = _chosen_preset(words)
-    if preset is not None:
-        parser.set_defaults(_preset_defaults(parser, preset))
+    if "preset" in inspect.signature(function).parameters:
+        parser.set_defaults(_preset_defaults(parser, _chosen_preset(words)))
     options = parser.instantiate(parser.parse_args(words))
     options.pop("config", None)
     return function(**options.as_dict() if hasattr(options, "as_dict") else options)
@@ -53,7 +52,7 @@ def _normalised(arguments: Sequence[str], function: Callable[..., object]) -> li
     return words
 
 
-def _chosen_preset(arguments: Sequence[str]) -> Preset | None:
+def _chosen_preset(arguments: Sequence[str]) -> Preset:
     """The preset among the flags or in the YAML file, before anything else is parsed."""
     chosen: Any = _flag(arguments, "--preset")
     if chosen is None and (path := _flag(arguments, "--config")) is not None:
@@ -61,9 +60,9 @@ def _chosen_preset(arguments: Sequence[str]) -> Preset | None:
             with Path(path).open(encoding="utf-8") as file:
                 content = yaml.safe_load(file)
         except (OSError, yaml.YAMLError, UnicodeDecodeError):
-            return None
+            content = None
         chosen = content.get("preset") if isinstance(content, dict) else None
-    return chosen if chosen in get_args(Preset) else None
+    return chosen if chosen in get_args(Preset) else "default"
 
 
 def _flag(arguments: Sequence[str], name: str) -> str | None:
