@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import (
     BertConfig,
     BertModel,
@@ -14,6 +15,7 @@ from transformers import (
     RobertaModel,
 )
 
+import lightpeft
 from lightpeft.adapters import find_lora_modules
 from lightpeft.config import LoraOptions
 from lightpeft.errors import AnatomyError, ConfigError
@@ -114,3 +116,22 @@ def test_minilm_as_roberta_gives_the_same_hidden_states(minilm_path: Path) -> No
     with torch.no_grad():
         expected, found = (model(ids, torch.ones_like(ids))[0] for model in (bert, roberta))
     assert torch.allclose(expected, found, atol=1e-5)
+
+
+@pytest.mark.parametrize(("with_pooler", "stored"), [(True, False), (False, True)])
+def test_a_light_checkpoint_stores_a_pooler_only_if_the_base_lacks_it(
+    with_pooler: bool, stored: bool, tmp_path: Path
+) -> None:
+    name = save_bert(tmp_path / "base", add_pooling_layer=with_pooler)
+    model = load_peft_model(name, LABELS, LoraOptions(rank=2), seed=0)
+    batch = {"input_ids": torch.randint(5, 40, (2, 6)), "labels": torch.tensor([0, 1])}
+    scores = lightpeft.estimate(model, [batch] * 2, lightpeft.EstimationConfig(steps=2))
+    plan = lightpeft.make_plan(scores, lightpeft.find_anatomy(model), lightpeft.Budget())
+    lightpeft.cut(model, plan, scores=scores)
+    folder = lightpeft.save(model, tmp_path / "light")
+    files = [folder / "light.safetensors", folder / "adapter_model.safetensors"]
+    assert any("pooler" in key for file in files for key in load_file(file)) is stored
+    loaded = lightpeft.load(folder)
+    model.eval()
+    inputs = {"input_ids": batch["input_ids"]}
+    assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)

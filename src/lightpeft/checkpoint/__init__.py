@@ -16,7 +16,7 @@ from lightpeft.checkpoint.progress import (
     require_complete,
     unmark,
 )
-from lightpeft.checkpoint.save import save, unsaved_parameters, write_cut
+from lightpeft.checkpoint.save import mark_restorable, save, unsaved_parameters, write_cut
 
 __all__ = [
     "PRUNING",
@@ -28,6 +28,7 @@ __all__ = [
     "last_complete_checkpoint",
     "load",
     "mark_complete",
+    "mark_restorable",
     "read_record",
     "require_complete",
     "restore_parameters",

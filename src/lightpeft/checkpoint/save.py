@@ -1,6 +1,6 @@
 """`save`: write a light checkpoint, all or nothing."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from lightpeft.checkpoint.format import PRUNING, write_record
 from lightpeft.errors import CheckpointError
 from lightpeft.files import written_beside
 from lightpeft.surgery import CutRecord, record_of
+
+_RESTORABLE = "lightpeft_restorable"
 
 
 def save(
@@ -89,15 +91,23 @@ def write_cut(
 def unsaved_parameters(model: nn.Module) -> dict[str, Tensor]:
     """What neither the base nor PEFT's file restores: poolers and heads outside `modules_to_save`.
 
-    They may have been initialised at random when the base was loaded, so they are stored.
+    They may have been initialised at random when the base was loaded, so they are stored, unless
+    `mark_restorable` said where they came from and nothing trains them.
     """
     base = base_of(model)
+    restorable: frozenset[str] = getattr(base, _RESTORABLE, frozenset())
     encoder = "" if base.base_model is base else f"{base.base_model_prefix}."
     return {
         name: parameter.detach()
         for name, parameter in plain_parameters(base).items()
-        if not name.startswith(encoder) or name.startswith(f"{encoder}pooler.")
+        if (not name.startswith(encoder) or name.startswith(f"{encoder}pooler."))
+        and (parameter.requires_grad or name not in restorable)
     }
+
+
+def mark_restorable(base: nn.Module, names: Iterable[str]) -> None:
+    """Note which parameters of a freshly loaded base its own checkpoint restores."""
+    setattr(base, _RESTORABLE, frozenset(names))
 
 
 def plain_parameters(base: nn.Module) -> dict[str, nn.Parameter]:

@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from lightpeft.anatomy import FAMILIES, Anatomy, find_anatomy
+from lightpeft.checkpoint import mark_restorable
 from lightpeft.config import LoraOptions
 from lightpeft.errors import AnatomyError, ConfigError
 from lightpeft.runs.minilm import MINILM, minilm_path
@@ -86,6 +87,7 @@ def load_peft_model(name: str, labels: Labels, lora: LoraOptions, seed: int) -> 
         modules_to_save=new_modules(base, info["missing_keys"]),
     )
     base.config._name_or_path = name
+    mark_restorable(base, {key for key, _ in base.named_parameters()} - set(info["missing_keys"]))
     model = get_peft_model(base, config)
     assert isinstance(model, PeftModel)
     return model
