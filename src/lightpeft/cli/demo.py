@@ -13,7 +13,9 @@ from lightpeft.config import LightConfig, LoraOptions, TrainingConfig
 from lightpeft.report import side_by_side, summary
 from lightpeft.runs import MINILM, Experiment, make_setting, run_experiment
 
-TRAINING = TrainingConfig(max_steps=300, max_length=64, learning_rate=1e-3, eval_steps=100)
+TRAINING = TrainingConfig(
+    max_steps=240, max_length=64, learning_rate=1e-3, eval_steps=80, group_by_length=True
+)
 
 
 def run(arguments: Sequence[str]) -> None:

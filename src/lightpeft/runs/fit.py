@@ -110,8 +110,8 @@ def fit(
     seconds = time.perf_counter() - start
     metrics = {
         key.removeprefix("eval_"): value
-        for key, value in trainer.evaluate().items()
-        if not key.endswith(("_runtime", "_per_second", "epoch"))
+        for key, value in _last_evaluation(trainer).items()
+        if key.startswith("eval_") and not key.endswith(("_runtime", "_per_second"))
     }
     logger.info(
         "%s, seed %d: %s %.4f after %d steps in %.0f s",
@@ -129,6 +129,14 @@ def fit(
         step_seconds=clock.medians(),
         light=trainer.light if isinstance(trainer, LightTrainer) else None,
     )
+
+
+def _last_evaluation(trainer: Trainer) -> dict[str, float]:
+    """The evaluation after the last step, made now if the run did not end with one."""
+    for entry in reversed(trainer.state.log_history):
+        if "eval_main" in entry and entry["step"] == trainer.state.global_step:
+            return entry
+    return trainer.evaluate()
 
 
 def training_arguments(training: TrainingConfig, folder: Path, progress: bool) -> TrainingArguments:
