@@ -87,6 +87,7 @@ def light_config(values: dict[str, Any] | None, seed: int) -> LightConfig | None
         ),
         Budget(**dataclasses.asdict(preset.budget) | values.get("budget", {})),
         SurgeryConfig(**dataclasses.asdict(preset.surgery) | values.get("surgery", {})),
+        values.get("learning_rate_factor", preset.learning_rate_factor),
         values.get("restart_schedule", preset.restart_schedule),
     )
 

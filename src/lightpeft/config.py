@@ -180,8 +180,14 @@ class LightConfig:
     surgery: SurgeryConfig = field(default_factory=SurgeryConfig)
     """What the cut preserves."""
 
+    learning_rate_factor: float = 1.0
+    """Multiply the learning rate after the cut: fewer ranks at the same rate move the function less."""
+
     restart_schedule: bool = False
     """Start optimizer and learning-rate schedule anew after the cut, as the published runs do."""
+
+    def __post_init__(self) -> None:
+        _check_number("learning_rate_factor", self.learning_rate_factor)
 
     @classmethod
     def preset(cls, name: Preset = "default") -> "LightConfig":

@@ -12,6 +12,7 @@ from tests.support.runs import (
     CONFIGS,
     DEFAULT,
     ESTIMATION,
+    FASTER,
     PAPER,
     STEPS,
     fresh_model,
@@ -99,6 +100,13 @@ def test_the_paper_starts_schedule_and_optimizer_anew(base: Path, tmp_path: Path
     again = linear_with_warmup(STEPS - ESTIMATION)
     assert watch.rates == pytest.approx(linear_with_warmup(STEPS)[:ESTIMATION] + again)
     assert watch.states[ESTIMATION] == 0
+
+
+def test_the_rate_after_the_cut_can_be_multiplied(base: Path, tmp_path: Path) -> None:
+    watch = Watch()
+    trainer(base, tmp_path, FASTER, callbacks=[watch]).train()
+    plain = linear_with_warmup(STEPS)
+    assert watch.rates == pytest.approx(plain[:ESTIMATION] + [2 * rate for rate in plain[ESTIMATION:]])
 
 
 @pytest.mark.parametrize("kind", ["cosine", "constant_with_warmup"])

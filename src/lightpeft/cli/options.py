@@ -76,8 +76,11 @@ def _flag(arguments: Sequence[str], name: str) -> str | None:
 
 def _preset_defaults(parser: ArgumentParser, preset: Preset) -> dict[str, Any]:
     values = LightConfig.preset(preset).to_dict()
-    flat: dict[str, Any] = {"restart_schedule": values.pop("restart_schedule")}
+    flat: dict[str, Any] = {}
     for group, fields in values.items():
-        flat |= {f"{group}.{name}": value for name, value in fields.items()}
+        if isinstance(fields, dict):
+            flat |= {f"{group}.{name}": value for name, value in fields.items()}
+        else:
+            flat[group] = fields
     known = {action.dest for action in parser._actions}
     return {name: value for name, value in flat.items() if name in known}

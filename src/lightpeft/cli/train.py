@@ -44,6 +44,7 @@ def train(
     estimation: EstimationConfig = EstimationConfig(),
     budget: Budget = Budget(),
     surgery: SurgeryConfig = SurgeryConfig(),
+    learning_rate_factor: float = 1.0,
     restart_schedule: bool = False,
     training: TrainingConfig = TrainingConfig(),
     lora: LoraOptions = LoraOptions(),
@@ -68,6 +69,7 @@ def train(
         estimation: How importance is estimated.
         budget: How much is cut.
         surgery: What the cut preserves.
+        learning_rate_factor: Multiply the learning rate after the cut.
         restart_schedule: Start optimizer and learning-rate schedule anew after the cut.
         training: The fine-tuning run.
         lora: The LoRA that is put on the base.
@@ -80,7 +82,7 @@ def train(
     check_out(out)
     if resume and training.save_steps is None:
         raise ConfigError("resume needs training.save_steps, the steps between checkpoints.")
-    light = LightConfig(estimation, budget, surgery, restart_schedule)
+    light = LightConfig(estimation, budget, surgery, learning_rate_factor, restart_schedule)
     options = TaskOptions(task, data, tuple(text or ()), label, metric, train_limit)
     loaded = options.load()
     experiment = Experiment(

@@ -16,7 +16,12 @@ from lightpeft.errors import ConfigError
 from lightpeft.plan import Plan
 from lightpeft.scores import Scores
 from lightpeft.surgery import CutReport
-from lightpeft.training.schedule import require_restartable, restart_schedule, stretch_schedule
+from lightpeft.training.schedule import (
+    require_adjustable,
+    restart_schedule,
+    scale_rates,
+    stretch_schedule,
+)
 from lightpeft.training.session import LightSession
 
 
@@ -67,10 +72,11 @@ class LightCallback(TrainerCallback):
         _require_one_process(args)
         if state.global_step > 0 and self._restored_from is None:
             self.restore(model, _checkpoint(args, state))
-        if self.session.config.restart_schedule:
-            require_restartable(scheduler)
-            if self.session.cut_step is not None:
-                stretch_schedule(scheduler, args, state.max_steps - self.session.cut_step)
+        config = self.session.config
+        if config.restart_schedule or config.learning_rate_factor != 1:
+            require_adjustable(scheduler)
+        if config.restart_schedule and self.session.cut_step is not None:
+            stretch_schedule(scheduler, args, state.max_steps - self.session.cut_step)
         self.session.begin(model, state.max_steps, not args.disable_tqdm)
 
     def on_pre_optimizer_step(
@@ -88,6 +94,8 @@ class LightCallback(TrainerCallback):
         if not self.session.end_step(_peft_model(kwargs), optimizer, state.global_step):
             return
         state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+        if self.session.config.learning_rate_factor != 1:
+            scale_rates(kwargs["lr_scheduler"], self.session.config.learning_rate_factor)
         if self.session.config.restart_schedule:
             getattr(optimizer, "optimizer", optimizer).state.clear()
             restart_schedule(kwargs["lr_scheduler"], args, state.max_steps - state.global_step)

@@ -9,16 +9,17 @@ from transformers import TrainingArguments, get_scheduler
 from lightpeft.errors import ConfigError
 
 
-def require_restartable(scheduler: Any) -> None:
-    """Refuse a schedule that cannot start anew.
+def require_adjustable(scheduler: Any) -> None:
+    """Refuse a schedule that cannot be changed at the cut.
 
     Raises:
         ConfigError: the scheduler is not one of transformers' LambdaLR schedules.
     """
     if not isinstance(scheduler, LambdaLR):
         raise ConfigError(
-            f"restart_schedule needs one of transformers' LambdaLR schedules, found "
-            f"{type(scheduler).__name__}. Set restart_schedule=false or another lr_scheduler_type."
+            f"restart_schedule and learning_rate_factor need one of transformers' LambdaLR schedules, "
+            f"found {type(scheduler).__name__}. Set restart_schedule=false and learning_rate_factor=1, or "
+            "another lr_scheduler_type."
         )
 
 
@@ -30,6 +31,15 @@ def restart_schedule(scheduler: LambdaLR, args: TrainingArguments, steps: int) -
     for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
     scheduler._last_lr = rates
+
+
+def scale_rates(scheduler: LambdaLR, factor: float) -> None:
+    """Multiply the rate of every group, now and for the rest of the course."""
+    scheduler.base_lrs = [rate * factor for rate in scheduler.base_lrs]
+    for group in scheduler.optimizer.param_groups:
+        group["lr"] *= factor
+        group["initial_lr"] *= factor
+    scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]
 
 
 def stretch_schedule(scheduler: LambdaLR, args: TrainingArguments, steps: int) -> None:
