@@ -180,7 +180,7 @@ class LightConfig:
     surgery: SurgeryConfig = field(default_factory=SurgeryConfig)
     """What the cut preserves."""
 
-    learning_rate_factor: float = 1.0
+    learning_rate_factor: float = 2.0
     """Multiply the learning rate after the cut: fewer ranks at the same rate move the function less."""
 
     restart_schedule: bool = False
@@ -212,6 +212,7 @@ PRESETS: dict[Preset, LightConfig] = {
         ),
         budget=Budget(modules=0.75, ranks=0.5, heads_scope="layer", neurons_scope="global"),
         surgery=SurgeryConfig(fold_removed=False, compensate=False),
+        learning_rate_factor=1.0,
         restart_schedule=True,
     ),
 }

@@ -15,7 +15,7 @@ from tests.support.models import load_base, make_batch, with_lora
 
 STEPS, ESTIMATION = 10, 4
 
-DEFAULT = LightConfig(estimation=EstimationConfig(steps=ESTIMATION))
+DEFAULT = LightConfig(estimation=EstimationConfig(steps=ESTIMATION), learning_rate_factor=1.0)
 PAPER = dataclasses.replace(
     LightConfig.preset("paper"),
     estimation=dataclasses.replace(

@@ -44,7 +44,7 @@ def train(
     estimation: EstimationConfig = EstimationConfig(),
     budget: Budget = Budget(),
     surgery: SurgeryConfig = SurgeryConfig(),
-    learning_rate_factor: float = 1.0,
+    learning_rate_factor: float = 2.0,
     restart_schedule: bool = False,
     training: TrainingConfig = TrainingConfig(),
     lora: LoraOptions = LoraOptions(),

@@ -17,7 +17,7 @@ from lightpeft.plan import Plan
 from lightpeft.scores import Scores
 from lightpeft.surgery import CutReport
 from lightpeft.training.schedule import (
-    require_adjustable,
+    require_restartable,
     restart_schedule,
     scale_rates,
     stretch_schedule,
@@ -73,10 +73,10 @@ class LightCallback(TrainerCallback):
         if state.global_step > 0 and self._restored_from is None:
             self.restore(model, _checkpoint(args, state))
         config = self.session.config
-        if config.restart_schedule or config.learning_rate_factor != 1:
-            require_adjustable(scheduler)
-        if config.restart_schedule and self.session.cut_step is not None:
-            stretch_schedule(scheduler, args, state.max_steps - self.session.cut_step)
+        if config.restart_schedule:
+            require_restartable(scheduler)
+            if self.session.cut_step is not None:
+                stretch_schedule(scheduler, args, state.max_steps - self.session.cut_step)
         self.session.begin(model, state.max_steps, not args.disable_tqdm)
 
     def on_pre_optimizer_step(

@@ -9,17 +9,16 @@ from transformers import TrainingArguments, get_scheduler
 from lightpeft.errors import ConfigError
 
 
-def require_adjustable(scheduler: Any) -> None:
-    """Refuse a schedule that cannot be changed at the cut.
+def require_restartable(scheduler: Any) -> None:
+    """Refuse a schedule that cannot start anew.
 
     Raises:
         ConfigError: the scheduler is not one of transformers' LambdaLR schedules.
     """
     if not isinstance(scheduler, LambdaLR):
         raise ConfigError(
-            f"restart_schedule and learning_rate_factor need one of transformers' LambdaLR schedules, "
-            f"found {type(scheduler).__name__}. Set restart_schedule=false and learning_rate_factor=1, or "
-            "another lr_scheduler_type."
+            f"restart_schedule needs one of transformers' LambdaLR schedules, found "
+            f"{type(scheduler).__name__}. Set restart_schedule=false or another lr_scheduler_type."
         )
 
 
@@ -33,12 +32,14 @@ def restart_schedule(scheduler: LambdaLR, args: TrainingArguments, steps: int) -
     scheduler._last_lr = rates
 
 
-def scale_rates(scheduler: LambdaLR, factor: float) -> None:
-    """Multiply the rate of every group, now and for the rest of the course."""
-    scheduler.base_lrs = [rate * factor for rate in scheduler.base_lrs]
+def scale_rates(scheduler: Any, factor: float) -> None:
+    """Multiply the rate of every group, now and for the rest of the course, under any scheduler."""
     for group in scheduler.optimizer.param_groups:
         group["lr"] *= factor
-        group["initial_lr"] *= factor
+        if "initial_lr" in group:
+            group["initial_lr"] *= factor
+    if hasattr(scheduler, "base_lrs"):
+        scheduler.base_lrs = [rate * factor for rate in scheduler.base_lrs]
     scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]
 
 
