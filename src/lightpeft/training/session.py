@@ -67,6 +67,7 @@ class LightSession:
                 "the model was cut before this run. To resume, call restore(model, checkpoint); to go on "
                 "training a loaded light checkpoint, use a Trainer without lightpeft's callback."
             )
+        self.end()
         estimation = within_run(self.config.estimation, total_steps)
         self.check(model, total_steps)
         self._estimator = Estimator(model, estimation)
