@@ -4,6 +4,7 @@ import importlib
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from lightpeft.errors import LightPeftError
@@ -59,6 +60,8 @@ def _quieten() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("lightpeft").setLevel(logging.INFO)
+    # peft 0.21 asks for it under the old name; nobody who runs a command can do anything about that.
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
