@@ -84,6 +84,12 @@ def folder_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
+def under(tensors: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
+    """The tensors named `kind.NAME`, by NAME."""
+    start = f"{kind}."
+    return {key[len(start) :]: tensor for key, tensor in tensors.items() if key.startswith(start)}
+
+
 def _take_place(beside: Path, target: Path) -> None:
     if target.is_dir():
         old = target.with_name(f".{target.name}.{os.getpid()}.old")

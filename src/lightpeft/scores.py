@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightpeft.errors import CheckpointError, EstimationError
-from lightpeft.files import read_tensors, write_tensors
+from lightpeft.files import read_tensors, under, write_tensors
 
 FORMAT_VERSION = 1
 
@@ -88,10 +88,6 @@ class Scores:
 
     @classmethod
     def _from_parts(cls, tensors: dict[str, Tensor], header: dict[str, Any]) -> "Scores":
-        def group(kind: str) -> dict[str, Tensor]:
-            start = f"{kind}."
-            return {key[len(start) :]: t for key, t in tensors.items() if key.startswith(start)}
-
         layers = range(header["layers"])
         return cls(
             heads=tuple(tensors[f"heads.{index}"] for index in layers),
@@ -100,8 +96,8 @@ class Scores:
             modules={name: float(value) for name, value in header["modules"].items()},
             steps=int(header["steps"]),
             methods=dict(header["methods"]),
-            gates=group("gates"),
-            means=group("means"),
+            gates=under(tensors, "gates"),
+            means=under(tensors, "means"),
         )
 
     def _by_kind(self) -> list[tuple[str, list[tuple[str, Tensor]]]]:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from lightpeft.errors import CheckpointError, PlanError
-from lightpeft.files import read_json, read_tensors, write_json, write_tensors
+from lightpeft.files import read_json, read_tensors, under, write_json, write_tensors
 from lightpeft.plan import Plan
 from lightpeft.surgery import CutRecord
 
@@ -61,19 +61,15 @@ def read_record(folder: Path) -> tuple[CutRecord, dict[str, Any], dict[str, Tens
     _check_files(folder, value.get("files"))
     tensors, header = read_tensors(folder / TENSORS)
 
-    def group(kind: str) -> dict[str, Tensor]:
-        start = f"{kind}."
-        return {key[len(start) :]: t for key, t in tensors.items() if key.startswith(start)}
-
     try:
         plan = Plan.from_dict(value["plan"])
-        left, right = group("left"), group("right")
+        left, right = under(tensors, "left"), under(tensors, "right")
         record = CutRecord(
             plan,
             str(value["fingerprint"]),
-            group("gates"),
+            under(tensors, "gates"),
             {name: (left[name], right[name]) for name in left},
-            group("shifts"),
+            under(tensors, "shifts"),
         )
     except PlanError as error:
         raise CheckpointError(f"{folder / PRUNING}: {error}") from error
@@ -83,7 +79,7 @@ def read_record(folder: Path) -> tuple[CutRecord, dict[str, Any], dict[str, Tens
         raise CheckpointError(
             f"the plan in {folder / PRUNING} is not the one that {TENSORS} was written with: it was changed."
         )
-    return record, value, group("rest")
+    return record, value, under(tensors, "rest")
 
 
 def _check_files(folder: Path, files: Any) -> None:

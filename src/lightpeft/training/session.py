@@ -23,14 +23,14 @@ from lightpeft.checkpoint import (
 from lightpeft.config import EstimationConfig, LightConfig
 from lightpeft.errors import CheckpointError, ConfigError
 from lightpeft.estimation import Estimator, Settled, should_stop
-from lightpeft.files import read_tensors, write_tensors
+from lightpeft.files import read_tensors, under, write_tensors
 from lightpeft.plan import Plan, make_plan
 from lightpeft.scores import Scores
 from lightpeft.surgery import CutReport, cut, fingerprint, reapply, record_of
 
 ESTIMATION = "estimation.safetensors"
 SCORES = "scores.safetensors"
-_REST = "rest."
+_REST = "rest"
 
 logger = logging.getLogger(__name__)
 
@@ -155,7 +155,7 @@ class LightSession:
                 self.scores.save(checkpoint / SCORES)
         elif self._estimator is not None:
             tensors, header = self._estimator.state()
-            tensors |= {f"{_REST}{name}": value for name, value in unsaved_parameters(model).items()}
+            tensors |= {f"{_REST}.{name}": value for name, value in unsaved_parameters(model).items()}
             header |= {
                 "settled": self._settled.state(),
                 "config": self.config.to_dict(),
@@ -194,8 +194,7 @@ class LightSession:
         self._check_config(header.get("config"), checkpoint)
         if header.get("fingerprint") != fingerprint(model):
             raise CheckpointError(f"{checkpoint} was written with another base; its weights differ.")
-        rest = {key[len(_REST) :]: value for key, value in tensors.items() if key.startswith(_REST)}
-        restore_parameters(model, rest, checkpoint)
+        restore_parameters(model, under(tensors, _REST), checkpoint)
         self._resumed = (tensors, header)
 
     def _check_config(self, found: dict[str, Any] | None, checkpoint: Path) -> None:
