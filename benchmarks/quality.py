@@ -55,9 +55,10 @@ def select(task: TaskData, config: dict[str, Any]) -> TaskData:
 
 
 def run_one(config: dict[str, Any], task: TaskData, method: str, seed: int) -> dict[str, Any]:
-    training = TrainingConfig(**config["training"], seed=seed)
+    values = config["methods"][method]
+    training = TrainingConfig(**config["training"] | values.get("training", {}), seed=seed)
     setting = make_setting(config["model"], task, training, LoraOptions(**config.get("lora", {})))
-    light = light_config(config["methods"][method], seed)
+    light = light_config(values, seed)
     with tempfile.TemporaryDirectory() as folder:
         outcome = fit(setting, light, Path(folder), progress=False)
     report = outcome.light.report if outcome.light is not None else None
@@ -76,11 +77,11 @@ def run_one(config: dict[str, Any], task: TaskData, method: str, seed: int) -> d
     }
 
 
-def light_config(values: dict[str, Any] | None, seed: int) -> LightConfig | None:
+def light_config(values: dict[str, Any], seed: int) -> LightConfig | None:
     """None for plain LoRA; else a preset with changes, group by group; random scores follow the seed."""
-    if values is None:
+    if values["preset"] == "plain":
         return None
-    preset = LightConfig.preset(values.get("preset", "default"))
+    preset = LightConfig.preset(values["preset"])
     return LightConfig(
         EstimationConfig(
             **dataclasses.asdict(preset.estimation) | {"seed": seed} | values.get("estimation", {})

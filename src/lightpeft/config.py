@@ -174,8 +174,8 @@ class LightConfig:
     estimation: EstimationConfig = field(default_factory=EstimationConfig)
     """How importance is estimated."""
 
-    budget: Budget = field(default_factory=lambda: Budget(align_neurons=32))
-    """How much is cut. Widths that are multiples of 32 make the step after the cut faster."""
+    budget: Budget = field(default_factory=lambda: Budget(align_neurons=32, depth_cost=0.5))
+    """How much is cut. Aligned widths and fewer modules in low layers make the step after the cut faster."""
 
     surgery: SurgeryConfig = field(default_factory=SurgeryConfig)
     """What the cut preserves."""
