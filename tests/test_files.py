@@ -7,7 +7,6 @@ import torch
 
 from lightpeft.errors import CheckpointError
 from lightpeft.files import (
-    folder_bytes,
     read_json,
     read_tensors,
     write_json,
@@ -79,10 +78,3 @@ def test_what_fails_half_way_leaves_the_old_and_no_litter(kind: str, tmp_path: P
         write()
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
     assert (target / "old" if kind == "folder" else target).read_text() == "old"
-
-
-def test_folder_bytes_counts_all_files_below(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "b").write_bytes(b"123")
-    (tmp_path / "c").write_bytes(b"12")
-    assert folder_bytes(tmp_path) == 5

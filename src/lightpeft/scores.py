@@ -51,7 +51,7 @@ class Scores:
                         "diverged during estimation: lower the learning rate or check the data."
                     )
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write as one safetensors file."""
         tensors: dict[str, Tensor] = {}
         for index, (heads, neurons) in enumerate(zip(self.heads, self.neurons, strict=True)):
@@ -66,16 +66,16 @@ class Scores:
             "steps": self.steps,
             "methods": self.methods,
         }
-        write_tensors(path, tensors, header)
+        write_tensors(Path(path), tensors, header)
 
     @classmethod
-    def load(cls, path: Path) -> "Scores":
+    def load(cls, path: str | Path) -> "Scores":
         """Read what `save` wrote.
 
         Raises:
             CheckpointError: missing, damaged, or of an unknown version.
         """
-        tensors, header = read_tensors(path)
+        tensors, header = read_tensors(Path(path))
         if header.get("format_version") != FORMAT_VERSION:
             raise CheckpointError(
                 f"{path} has scores of version {header.get('format_version')!r}, this lightpeft reads "

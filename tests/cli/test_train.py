@@ -1,6 +1,7 @@
 """`lightpeft train` and the verbs that use what it wrote."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -181,3 +182,13 @@ def test_help_explains_fields(capsys: pytest.CaptureFixture[str]) -> None:
     text = " ".join(capsys.readouterr().out.split())
     assert "Share of attention heads to cut" in text
     assert "Hub name or folder of the base" in text
+
+
+def test_a_missing_report_package_is_said_before_training(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    options = ["--model", str(tiny_model), "--task", "demo/sentiment", "--out", str(tmp_path)]
+    assert main(["train", *options]) == 1
+    assert "pip install lightpeft[report]" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -227,6 +227,21 @@ def test_an_early_overflow_does_not_poison_trained_gates(model: PeftModel) -> No
     assert all(torch.isfinite(gates).all() for gates in scores.gates.values())
 
 
+def test_trained_gates_stay_where_a_step_overflows(model: PeftModel) -> None:
+    config = EstimationConfig(steps=4, base_score="mask")
+    estimator = Estimator(model, config)
+    estimator.attach()
+    model.train()
+    step = overflowing({1})
+    seen = []
+    for batch in training_batches()[:2]:
+        step(model, batch)
+        estimator.end_step(1e-2)
+        seen.append(estimator.scores().gates)
+    assert all(torch.equal(seen[0][name], seen[1][name]) for name in seen[0])
+    assert not all((gates == 1).all() for gates in seen[0].values())
+
+
 def test_only_overflows_are_an_error(model: PeftModel) -> None:
     with pytest.raises(EstimationError, match="none of 2 estimation steps had finite gradients"):
         run(model, training_batches(), overflowing(set(range(4))))

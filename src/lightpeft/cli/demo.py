@@ -3,15 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
+from lightpeft.cli.experiment import check_ready, run_and_show
 from lightpeft.cli.options import run_with_options
-from lightpeft.cli.output import print_json
 from lightpeft.cli.tasks import TaskOptions, task_record
-from lightpeft.cli.train import check_out
 from lightpeft.config import LightConfig, LoraOptions, TrainingConfig
-from lightpeft.report import side_by_side, summary
-from lightpeft.runs import MINILM, Experiment, make_setting, run_experiment
+from lightpeft.runs import MINILM, Experiment, make_setting
 
 TRAINING = TrainingConfig(
     max_steps=240, max_length=64, learning_rate=1e-3, eval_steps=80, group_by_length=True
@@ -41,7 +37,7 @@ def demo(
         validation_examples: Sentences to generate for validation.
         json: Print the result as JSON instead of a table.
     """
-    check_out(out)
+    check_ready(out)
     sizes = {"train": train_examples, "validation": validation_examples}
     options = TaskOptions("demo/sentiment", sizes=sizes)
     task = options.load()
@@ -53,18 +49,11 @@ def demo(
         compare=True,
         task=task_record(options, task, training.max_length),
     )
-    result = run_experiment(
+    run_and_show(
         experiment,
         out,
         kind="demo",
         title="all-MiniLM-L6-v2 on demo/sentiment",
         command=f"lightpeft demo --out {out}",
-        progress=not json,
+        json=json,
     )
-    if json:
-        print_json(result.to_dict())
-        return
-    console = Console()
-    console.print(side_by_side(result))
-    console.print(summary(result))
-    console.print(f"Report: {out / 'report.html'}   light checkpoint: {out / 'light'}")

@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
-
+from lightpeft.cli.experiment import check_ready, run_and_show
 from lightpeft.cli.options import run_with_options
-from lightpeft.cli.output import print_json
 from lightpeft.cli.tasks import TaskOptions, task_record
 from lightpeft.config import (
     Budget,
@@ -21,8 +19,7 @@ from lightpeft.config import (
     TrainingConfig,
 )
 from lightpeft.errors import ConfigError
-from lightpeft.report import side_by_side
-from lightpeft.runs import Experiment, make_setting, run_experiment
+from lightpeft.runs import Experiment, make_setting
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -79,7 +76,7 @@ def train(
         json: Print the result as JSON instead of a table.
     """
     del peft, preset
-    check_out(out)
+    check_ready(out)
     if resume and training.save_steps is None:
         raise ConfigError("resume needs training.save_steps, the steps between checkpoints.")
     light = LightConfig(estimation, budget, surgery, learning_rate_factor, restart_schedule)
@@ -92,28 +89,12 @@ def train(
         compare=compare,
         task=task_record(options, loaded, training.max_length),
     )
-    result = run_experiment(
+    run_and_show(
         experiment,
         out,
         kind="train",
         title=f"{model} on {loaded.spec.name}",
         command=f"lightpeft train {shlex.join(sys.argv[2:])}",
         resume=resume,
-        progress=not json,
+        json=json,
     )
-    if json:
-        print_json(result.to_dict())
-        return
-    console = Console()
-    console.print(side_by_side(result))
-    console.print(f"Light checkpoint: {out / 'light'}   report: {out / 'report.html'}")
-
-
-def check_out(out: Path) -> None:
-    """Refuse an output path that is a file, before anything is computed.
-
-    Raises:
-        ConfigError: it is.
-    """
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"{out} is a file; give a folder.")

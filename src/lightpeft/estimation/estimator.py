@@ -89,7 +89,7 @@ class Estimator:
         block["finite_steps"] += finite
         block["steps"] += 1
         if self._gate_optimizer is not None:
-            self._train_gates(grads, learning_rate)
+            self._train_gates(grads, finite, learning_rate)
         self.steps += 1
         if self._is_boundary(self.steps):
             self._sums.open(self.steps)
@@ -191,8 +191,9 @@ class Estimator:
         grad, gate.values.grad = gate.values.grad, None
         return torch.zeros_like(gate.values) if grad is None else grad
 
-    def _train_gates(self, grads: Tensor, learning_rate: float) -> None:
+    def _train_gates(self, grads: Tensor, finite: Tensor, learning_rate: float) -> None:
         assert self._gate_optimizer is not None
+        before = [gate.values.clone() for gate in self._gates]
         for site, gate in zip(self._sites, self._gates, strict=True):
             if isinstance(gate, Mask):
                 gate.values.grad = grads[site.span] + self.config.l1 * gate.values.sign()
@@ -200,6 +201,8 @@ class Estimator:
         self._gate_optimizer.param_groups[0]["lr"] = learning_rate if chosen is None else chosen
         self._gate_optimizer.step()
         self._gate_optimizer.zero_grad()
+        for gate, values in zip(self._gates, before, strict=True):
+            gate.values.copy_(torch.where(finite, gate.values, values))
 
     def _is_boundary(self, step: int) -> bool:
         if self.config.steps == "auto":

@@ -2,6 +2,7 @@
 
 from lightpeft.report.data import Curve, Measurement, Result, SeedMetrics
 from lightpeft.report.environment import environment
+from lightpeft.report.figures import check_report_extra
 from lightpeft.report.page import render_report, write_report
 from lightpeft.report.pictures import (
     curves_picture,
@@ -20,6 +21,7 @@ __all__ = [
     "Measurement",
     "Result",
     "SeedMetrics",
+    "check_report_extra",
     "curves_picture",
     "environment",
     "heads_picture",

@@ -54,6 +54,16 @@ _STYLE = {
 }
 
 
+def check_report_extra() -> None:
+    """Check that everything a report needs is installed.
+
+    Raises:
+        ConfigError: a package of the extra `report` is not.
+    """
+    need("jinja2")
+    need("matplotlib")
+
+
 def need(package: str) -> None:
     """Check that a package of the extra `report` is there.
 
