@@ -15,7 +15,8 @@ from lightpeft.errors import (
     VerificationError,
 )
 from lightpeft.estimation import estimate
-from lightpeft.plan import Plan, make_plan
+from lightpeft.plan import Plan
+from lightpeft.planning import make_plan
 from lightpeft.scores import Scores
 from lightpeft.surgery import CutReport, cut
 from lightpeft.training import LightCallback, LightTrainer

@@ -12,6 +12,7 @@ BaseScore = Literal["mask", "taylor", "fisher", "magnitude", "random"]
 ModuleScore = Literal["activation", "taylor", "fisher"]
 RankScore = Literal["paper", "taylor", "fisher"]
 Scope = Literal["layer", "global"]
+KVGroups = Literal["whole", "equal"]
 Preset = Literal["default", "paper"]
 
 
@@ -116,11 +117,15 @@ class Budget:
     neurons_scope: Scope = "global"
     """Rank neurons inside each `layer`, or over all layers together (`global`)."""
 
+    kv_groups: KVGroups = "whole"
+    """Where query heads share keys and values: cut `whole` KV groups, or an `equal` number of query heads
+    from every group."""
+
     min_heads: int = 1
-    """Heads that every layer keeps."""
+    """Heads that every layer keeps; at 0 a whole attention block may go."""
 
     min_neurons: int = 1
-    """Neurons that every layer keeps (rounded up to `align_neurons`)."""
+    """Neurons that every layer keeps (rounded up to `align_neurons`); at 0 a whole FFN may go."""
 
     align_neurons: int = 1
     """FFN widths become multiples of this number; 32, 64 or 128 suit the hardware."""
@@ -138,8 +143,9 @@ class Budget:
         _check_number("budget.depth_cost", self.depth_cost)
         _check_choice("budget.heads_scope", self.heads_scope, get_args(Scope))
         _check_choice("budget.neurons_scope", self.neurons_scope, get_args(Scope))
-        for name in ("min_heads", "min_neurons", "align_neurons"):
-            _check_at_least(f"budget.{name}", getattr(self, name), 1)
+        _check_choice("budget.kv_groups", self.kv_groups, get_args(KVGroups))
+        for name, least in (("min_heads", 0), ("min_neurons", 0), ("align_neurons", 1)):
+            _check_at_least(f"budget.{name}", getattr(self, name), least)
         if self.keep_parameters is not None and not 0 < self.keep_parameters <= 1:
             raise ConfigError(f"budget.keep_parameters is {self.keep_parameters}; give a share in (0, 1].")
 

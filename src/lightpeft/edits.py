@@ -5,6 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from lightpeft.linears import OUTPUTS, Projection, weight_dim, width_attribute
 
 
 class Journal:
@@ -37,12 +40,16 @@ class Journal:
         self.assign(parameter, parameter.data.index_select(dim, index).contiguous())
         self.slices.setdefault(parameter, []).append((dim, kept))
 
-    def slice_linear(self, linear: nn.Linear, dim: int, kept: Tensor) -> None:
-        """Keep some outputs (`dim` 0, bias included) or inputs (`dim` 1) of a linear."""
-        self.slice(linear.weight, dim, kept)
-        if dim == 0 and linear.bias is not None:
+    def slice_linear(self, linear: Projection, side: int, kept: Tensor) -> None:
+        """Keep some OUTPUTS (bias included) or INPUTS of a linear."""
+        self.slice(linear.weight, weight_dim(linear, side), kept)
+        if side == OUTPUTS and linear.bias is not None:
             self.slice(linear.bias, 0, kept)
-        self.set_attribute(linear, "out_features" if dim == 0 else "in_features", len(kept))
+        self.set_attribute(linear, width_attribute(linear, side), len(kept))
+
+    def add_hook(self, handle: RemovableHandle) -> None:
+        """Note that a hook was put on a module."""
+        self._undo.append(handle.remove)
 
     def set_attribute(self, owner: object, name: str, value: Any) -> None:
         """Set `owner.name`."""

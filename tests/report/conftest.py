@@ -8,7 +8,8 @@ import torch
 
 from lightpeft.anatomy import Anatomy, AttentionSite, FFNSite, Layer
 from lightpeft.config import Budget
-from lightpeft.plan import Plan, make_plan
+from lightpeft.plan import Plan
+from lightpeft.planning import make_plan
 from lightpeft.report import Curve, Measurement, Result
 from lightpeft.scores import Scores
 

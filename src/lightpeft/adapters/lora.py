@@ -10,9 +10,9 @@ from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from lightpeft.anatomy import is_plain_linear
 from lightpeft.edits import Journal
 from lightpeft.errors import AnatomyError
+from lightpeft.linears import INPUTS, OUTPUTS, Projection, is_plain_linear
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,10 @@ class LoraModule:
         return self._part(self.layer.lora_B)
 
     @property
-    def base_linear(self) -> nn.Linear:
+    def base_linear(self) -> Projection:
         """The frozen linear underneath."""
         base = self.layer.get_base_layer()
-        if not isinstance(base, nn.Linear):
-            raise AnatomyError(f"{self.name} is a {type(base).__name__}; only nn.Linear can be cut.")
+        assert is_plain_linear(base)
         return base
 
     @property
@@ -65,20 +64,20 @@ class LoraModule:
 
     def keep_ranks(self, kept: Tensor, journal: Journal) -> None:
         """Keep some ranks; the scaling stays what it was (alpha follows the new rank)."""
-        journal.slice_linear(self.lora_a, 0, kept)
-        journal.slice_linear(self.lora_b, 1, kept)
+        journal.slice_linear(self.lora_a, OUTPUTS, kept)
+        journal.slice_linear(self.lora_b, INPUTS, kept)
         journal.set_item(self.layer.r, self.adapter, len(kept))
         alpha = self.scaling * (math.sqrt(len(kept)) if self._uses_rslora else len(kept))
         journal.set_item(self.layer.lora_alpha, self.adapter, alpha)
 
     def keep_inputs(self, kept: Tensor, journal: Journal) -> None:
         """Follow a cut of the linear's inputs."""
-        journal.slice_linear(self.lora_a, 1, kept)
+        journal.slice_linear(self.lora_a, INPUTS, kept)
         journal.set_attribute(self.layer, "in_features", len(kept))
 
     def keep_outputs(self, kept: Tensor, journal: Journal) -> None:
         """Follow a cut of the linear's outputs."""
-        journal.slice_linear(self.lora_b, 0, kept)
+        journal.slice_linear(self.lora_b, OUTPUTS, kept)
         journal.set_attribute(self.layer, "out_features", len(kept))
 
     def scale_inputs(self, factors: Tensor, journal: Journal) -> None:
@@ -151,7 +150,7 @@ def find_lora_modules(model: nn.Module) -> tuple[LoraModule, ...]:
         if not isinstance(module, LoraLinear) or not is_plain_linear(module.get_base_layer()):
             raise AnatomyError(
                 f"{name} carries LoRA on a {type(module.get_base_layer()).__name__}; "
-                "only LoRA on nn.Linear can be cut. Leave it out of target_modules."
+                "only LoRA on nn.Linear and Conv1D can be cut. Leave it out of target_modules."
             )
         if module.merged:
             raise AnatomyError(f"{name} has its LoRA merged; call model.unmerge_adapter() first.")

@@ -1,28 +1,27 @@
 """The only room that knows architectures: where heads, neurons and their linears live."""
 
-from lightpeft.anatomy.families import FAMILIES, Family
+from lightpeft.anatomy.families import FAMILIES
 from lightpeft.anatomy.model import (
-    Anatomy,
-    AttentionSite,
-    FFNSite,
-    Layer,
+    attribute_owner,
     base_of,
     find_anatomy,
-    is_plain_linear,
     layer_modules,
-    linear_at,
+    own_config,
 )
+from lightpeft.anatomy.rows import linear_at
+from lightpeft.anatomy.units import Anatomy, HeadInput, Layer, Rows, Units
 
 __all__ = [
     "FAMILIES",
     "Anatomy",
-    "AttentionSite",
-    "FFNSite",
-    "Family",
+    "HeadInput",
     "Layer",
+    "Rows",
+    "Units",
+    "attribute_owner",
     "base_of",
     "find_anatomy",
-    "is_plain_linear",
     "layer_modules",
     "linear_at",
+    "own_config",
 ]

@@ -1,95 +1,21 @@
 """Find the units of a model: which linears hold heads and neurons, and what each of them costs."""
 
+import copy
 import difflib
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
 
-from lightpeft.anatomy.families import FAMILIES, Family
+from lightpeft.anatomy.families import FAMILIES
+from lightpeft.anatomy.rows import FFN, Attention, AttentionView, Stack, linear_at, row_parameters
+from lightpeft.anatomy.units import Anatomy, Layer, Rows, Units
 from lightpeft.errors import AnatomyError
+from lightpeft.linears import INPUTS, OUTPUTS, width
 
-
-@dataclass(frozen=True)
-class AttentionSite:
-    """One attention block. All names are relative to the base model."""
-
-    module: str
-    """Module that carries the head count."""
-
-    query: str
-    key: str
-    value: str
-    out: str
-    heads: int
-    head_size: int
-    head_count: str
-    head_width: str | None
-
-
-@dataclass(frozen=True)
-class FFNSite:
-    """One feed-forward block. All names are relative to the base model."""
-
-    inputs: tuple[str, ...]
-    out: str
-    neurons: int
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One encoder layer: its two sites and what their units cost in parameters."""
-
-    index: int
-    attention: AttentionSite
-    ffn: FFNSite
-    head_parameters: int
-    neuron_parameters: int
-    fixed_parameters: int
-    """Parameters of the layer that no cut touches (norms, output biases)."""
-
-    def parameters(self, heads: int, neurons: int) -> int:
-        """Parameters of this layer with so many heads and neurons."""
-        return self.fixed_parameters + heads * self.head_parameters + neurons * self.neuron_parameters
-
-    @property
-    def outputs(self) -> tuple[str, str]:
-        """The output projections, whose inputs are the units."""
-        return self.attention.out, self.ffn.out
-
-
-@dataclass(frozen=True)
-class Anatomy:
-    """Where the units of a model live."""
-
-    model_type: str
-    layers: tuple[Layer, ...]
-
-    @property
-    def parameters(self) -> int:
-        """Parameters of all encoder layers (embeddings and heads on top are not counted)."""
-        return sum(layer.parameters(layer.attention.heads, layer.ffn.neurons) for layer in self.layers)
-
-    def height_of(self, linear: str) -> float:
-        """How high in the stack a linear sits: (layer + 1) / layers, and 1 for what is on top of them."""
-        for layer in self.layers:
-            site = layer.attention
-            if linear in (site.query, site.key, site.value, site.out, *layer.ffn.inputs, layer.ffn.out):
-                return (layer.index + 1) / len(self.layers)
-        return 1.0
-
-    def describe(self) -> str:
-        """One line per layer: what can be cut."""
-        lines = [f"{self.model_type}: {len(self.layers)} layers, {self.parameters:,} parameters"]
-        lines += [
-            f"  layer {layer.index}: {layer.attention.heads} heads of {layer.attention.head_size}, "
-            f"{layer.ffn.neurons} FFN neurons"
-            for layer in self.layers
-        ]
-        return "\n".join(lines)
+_CONFIG = "config."
 
 
 def base_of(model: nn.Module) -> PreTrainedModel:
@@ -102,24 +28,6 @@ def base_of(model: nn.Module) -> PreTrainedModel:
     return inner
 
 
-def linear_at(base: nn.Module, name: str) -> nn.Linear:
-    """The base linear at `name`, seen through PEFT's wrapper if there is one."""
-    module = base.get_submodule(name)
-    inner = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-    if not is_plain_linear(inner):
-        raise AnatomyError(
-            f"{name} is a {type(inner).__name__}; only a plain torch.nn.Linear "
-            "with floating point weights can be cut (cut before quantising)."
-        )
-    assert isinstance(inner, nn.Linear)
-    return inner
-
-
-def is_plain_linear(module: nn.Module) -> bool:
-    """Whether `module` is a torch.nn.Linear itself, not a quantised or otherwise derived one."""
-    return type(module) is nn.Linear and module.weight.dtype.is_floating_point
-
-
 def find_anatomy(model: nn.Module) -> Anatomy:
     """Find heads and FFN neurons of `model` (plain or wrapped by PEFT, whole or already cut).
 
@@ -127,92 +35,167 @@ def find_anatomy(model: nn.Module) -> Anatomy:
         AnatomyError: unknown architecture, or a layer that does not look as its family says.
     """
     base = base_of(model)
-    family = _family_of(base)
-    encoder = base.base_model
-    prefix = "" if encoder is base else f"{base.base_model_prefix}."
-    layers = encoder.get_submodule(family.layers)
-    if not isinstance(layers, nn.ModuleList):
-        raise AnatomyError(f"{prefix}{family.layers} is a {type(layers).__name__}, not a list.")
-    return Anatomy(
-        model_type=base.config.model_type,
-        layers=tuple(
-            _find_layer(base, family, index, f"{prefix}{family.layers}.{index}.")
-            for index in range(len(layers))
-        ),
-    )
+    layers: list[Layer] = []
+    notes: list[str] = []
+    for stack, name, index in _placed_layers(base):
+        layers += _find_layer(base, stack, name, index, first=len(layers))
+        if stack.note is not None and stack.note not in notes:
+            notes.append(stack.note)
+    return Anatomy(model_type=base.config.model_type, layers=tuple(layers), notes=tuple(notes))
 
 
 def layer_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Name and module of each encoder layer, lowest first."""
+    """Name and module of each layer, lowest first."""
     base = base_of(model)
-    layers = base.base_model.get_submodule(_family_of(base).layers)
-    for index, layer in enumerate(layers.children()):
-        yield f"layer {index}", layer
+    for stack, name, index in _placed_layers(base):
+        yield f"{stack.title} {index}", base.get_submodule(name)
 
 
-def _family_of(base: PreTrainedModel) -> Family:
+def attribute_owner(module: nn.Module, name: str) -> tuple[object, str] | None:
+    """The object and attribute that an entry of `Units.follow` means; None where there is no such."""
+    owner: object = module.config if name.startswith(_CONFIG) else module
+    attribute = name.removeprefix(_CONFIG)
+    return (owner, attribute) if getattr(owner, attribute, None) is not None else None
+
+
+def own_config(module: nn.Module) -> object:
+    """A copy of the configuration for one module alone."""
+    return copy.copy(module.config)
+
+
+def stacks_of(base: PreTrainedModel) -> tuple[Stack, ...]:
+    """The description of this architecture.
+
+    Raises:
+        AnatomyError: lightpeft does not know it.
+    """
     model_type = base.config.model_type
     if model_type not in FAMILIES:
         close = difflib.get_close_matches(model_type, FAMILIES, n=1)
         hint = f" Did you mean {close[0]}?" if close else ""
         raise AnatomyError(
             f"lightpeft does not know the architecture {model_type!r}.{hint} "
-            f"Known: {', '.join(FAMILIES)}. Adding one is a row in lightpeft/anatomy/families.py."
+            f"Known: {', '.join(FAMILIES)}. Adding one is a row in lightpeft/anatomy/families."
         )
     return FAMILIES[model_type]
 
 
-def _find_layer(base: PreTrainedModel, family: Family, index: int, prefix: str) -> Layer:
-    site = _find_attention(base, family, prefix)
-    inputs = tuple(prefix + name for name in family.ffn_in)
-    ffn_out = linear_at(base, prefix + family.ffn_out)
-    ffn = FFNSite(inputs=inputs, out=prefix + family.ffn_out, neurons=ffn_out.in_features)
-    for name in inputs:
-        if linear_at(base, name).out_features != ffn.neurons:
-            raise AnatomyError(f"{name} has not as many outputs as {ffn.out} has inputs.")
-    projections = [linear_at(base, name) for name in (site.query, site.key, site.value)]
-    attention_out = linear_at(base, site.out)
-    head_parameters = site.head_size * (
-        sum(_row_parameters(linear) for linear in projections) + attention_out.out_features
-    )
-    neuron_parameters = sum(_row_parameters(linear_at(base, name)) for name in inputs) + ffn_out.out_features
-    total = _base_parameters(base.get_submodule(prefix.rstrip(".")))
-    return Layer(
-        index=index,
-        attention=site,
-        ffn=ffn,
-        head_parameters=head_parameters,
-        neuron_parameters=neuron_parameters,
-        fixed_parameters=total - site.heads * head_parameters - ffn.neurons * neuron_parameters,
-    )
+def _placed_layers(base: PreTrainedModel) -> Iterator[tuple[Stack, str, int]]:
+    """Every layer with its stack, its name relative to `base`, and its number in the stack."""
+    encoder = base.base_model
+    prefix = "" if encoder is base else f"{base.base_model_prefix}."
+    found = False
+    for stack in stacks_of(base):
+        names = [f"{prefix}{name}" for name in _expand(encoder, stack.layers)]
+        for index, name in enumerate(names):
+            yield stack, name, index
+        found = found or bool(names)
+    if not found:
+        wanted = " or ".join(stack.layers for stack in stacks_of(base))
+        raise AnatomyError(f"found no list of layers at {wanted} in {type(encoder).__name__}.")
 
 
-def _find_attention(base: PreTrainedModel, family: Family, prefix: str) -> AttentionSite:
-    module = base.get_submodule(prefix + family.attention)
-    heads, head_size = getattr(module, family.head_count), getattr(module, family.head_size)
-    site = AttentionSite(
-        module=prefix + family.attention,
-        query=prefix + family.query,
-        key=prefix + family.key,
-        value=prefix + family.value,
-        out=prefix + family.attention_out,
-        heads=heads,
-        head_size=head_size,
-        head_count=family.head_count,
-        head_width=family.head_width,
+def _expand(encoder: nn.Module, path: str) -> list[str]:
+    """The entries of a list of layers; a `*` in its path stands for every entry of an outer list."""
+    outer, star, inner = path.partition(".*.")
+    try:
+        entries = encoder.get_submodule(outer)
+    except AttributeError:
+        return []
+    names = [f"{outer}.{index}" for index in range(len(list(entries.children())))]
+    if star:
+        return [f"{name}.{rest}" for name in names for rest in _expand(encoder.get_submodule(name), inner)]
+    return names
+
+
+def _find_layer(base: PreTrainedModel, stack: Stack, name: str, index: int, first: int) -> list[Layer]:
+    attention = _find_attention(base, stack.attention, name)
+    ffn = None if stack.ffn is None else _find_ffn(base, stack.ffn, name)
+    cross = None if stack.cross is None else _find_attention(base, stack.cross, name)
+    found = [units for units in (attention, ffn, cross) if units is not None]
+    counted = sum(units.parameters(range(units.count)) for units in found)
+    fixed = _base_parameters(base.get_submodule(name)) - counted
+    title = f"{stack.title} {index}"
+    layers = [Layer(first, title, name, attention, ffn, fixed)]
+    if cross is not None:
+        layers.append(Layer(first + 1, f"{title} cross-attention", name, cross, None, 0))
+    return layers
+
+
+def _find_attention(base: PreTrainedModel, row: Attention, layer: str) -> Units:
+    name = f"{layer}.{row.module}"
+    module, out = base.get_submodule(name), linear_at(base, f"{layer}.{row.out}")
+    size = getattr(module, row.head_size)
+    heads = width(out, INPUTS) // size
+    if heads * size != width(out, INPUTS):
+        raise AnatomyError(f"{layer}.{row.out} is {width(out, INPUTS)} wide, no multiple of heads of {size}.")
+    rows = row.layout(AttentionView(base, name, heads, size)) if heads else ()
+    group = max((one.share for one in rows), default=1)
+    units = Units(
+        kind="heads",
+        module=name,
+        out=f"{layer}.{row.out}",
+        count=heads,
+        size=size,
+        rows=rows,
+        out_cost=size * width(out, OUTPUTS),
+        group=group,
+        splits_groups=group == 1 or any(one.share == 1 for one in rows),
+        follow=tuple((k, v) for k, v in row.follow.items() if attribute_owner(module, k) is not None),
+        head_inputs=row.head_inputs,
+        fixed=row.fixed_if[1] if row.fixed_if and getattr(module, row.fixed_if[0], False) else None,
+        returns=row.returns,
     )
-    widths = {name: linear_at(base, name).out_features for name in (site.query, site.key, site.value)}
-    widths[site.out] = linear_at(base, site.out).in_features
-    for name, width in widths.items():
-        if width != heads * head_size:
+    _check_counts(base, units)
+    return units
+
+
+def _check_counts(base: PreTrainedModel, units: Units) -> None:
+    """Whether the module says of itself what its linears show."""
+    module = base.get_submodule(units.module)
+    for name, expected in units.attribute_values(range(units.count)).items():
+        owner, attribute = attribute_owner(module, name) or (module, name)
+        found = getattr(owner, attribute)
+        if found != expected and units.count:
             raise AnatomyError(
-                f"{name} is {width} wide, but {site.module} says {heads} heads of {head_size}."
+                f"{units.module}: {name} says {found}, but its linears have {units.count} heads of "
+                f"{units.size} in {units.groups} KV groups, so it should say {expected}."
             )
-    return site
 
 
-def _row_parameters(linear: nn.Linear) -> int:
-    return linear.in_features + (linear.bias is not None)
+def _find_ffn(base: PreTrainedModel, row: FFN, layer: str) -> Units:
+    out = linear_at(base, f"{layer}.{row.out}")
+    neurons = width(out, INPUTS)
+    present = [name for name in row.inputs if _exists(base.get_submodule(layer), name)]
+    if not present:
+        raise AnatomyError(f"found none of {', '.join(row.inputs)} in {layer}.")
+    rows = []
+    for name in present:
+        linear = linear_at(base, f"{layer}.{name}")
+        if width(linear, OUTPUTS) != row.fused * neurons:
+            raise AnatomyError(
+                f"{layer}.{name} has not {row.fused} times as many outputs as {layer}.{row.out} has inputs."
+            )
+        cost = row_parameters(linear)
+        rows += [Rows(f"{layer}.{name}", "input", i * neurons, 1, 1, cost) for i in range(row.fused)]
+    parent = row.out.rpartition(".")[0]
+    return Units(
+        kind="neurons",
+        module=f"{layer}.{parent}".rstrip("."),
+        out=f"{layer}.{row.out}",
+        count=neurons,
+        size=1,
+        rows=tuple(rows),
+        out_cost=width(out, OUTPUTS),
+    )
+
+
+def _exists(module: nn.Module, name: str) -> bool:
+    try:
+        module.get_submodule(name)
+    except AttributeError:
+        return False
+    return True
 
 
 def _base_parameters(layer: nn.Module) -> int:

@@ -14,7 +14,7 @@ from transformers import DataCollatorWithPadding
 from lightpeft.anatomy import find_anatomy
 from lightpeft.config import LightConfig, LoraOptions, TrainingConfig
 from lightpeft.estimation import estimate
-from lightpeft.plan import make_plan
+from lightpeft.planning import make_plan
 from lightpeft.report import environment
 from lightpeft.runs import Setting, Speed, load_peft_model, measure_speed
 from lightpeft.surgery import cut, parameter_counts

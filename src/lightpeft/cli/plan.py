@@ -13,7 +13,7 @@ from lightpeft.cli.output import print_json
 from lightpeft.config import Budget, Preset
 from lightpeft.errors import ConfigError
 from lightpeft.files import write_json
-from lightpeft.plan import make_plan
+from lightpeft.planning import make_plan
 from lightpeft.report import plan_table
 from lightpeft.runs import resolve_model
 from lightpeft.scores import Scores

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
@@ -12,6 +13,7 @@ from lightpeft.adapters import LoraModule
 from lightpeft.errors import EstimationError
 from lightpeft.estimation.sites import Site
 from lightpeft.estimation.statistics import BlockSums
+from lightpeft.linears import INPUTS, is_plain_linear, width
 
 
 class TokenWeights:
@@ -121,6 +123,6 @@ class _Contribution:
 
 def channels_of(module: nn.Module) -> int:
     """Input channels of an output projection, wrapped by PEFT or not."""
-    channels = module.in_features
-    assert isinstance(channels, int)
-    return channels
+    inner = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+    assert is_plain_linear(inner)
+    return width(inner, INPUTS)

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lightpeft.anatomy import Anatomy, AttentionSite, FFNSite, linear_at
+from lightpeft.anatomy import Anatomy, Units, linear_at
+from lightpeft.linears import matrix
 
 
 def baseline_scores(
@@ -13,34 +14,29 @@ def baseline_scores(
     """Scores of heads and neurons per layer, float32 on the CPU."""
     if method == "magnitude":
         return (
-            tuple(_head_norms(base, layer.attention) for layer in anatomy.layers),
-            tuple(_neuron_norms(base, layer.ffn) for layer in anatomy.layers),
+            tuple(_norms(base, layer.attention) for layer in anatomy.layers),
+            tuple(_norms(base, layer.ffn) for layer in anatomy.layers),
         )
     generator = torch.Generator().manual_seed(seed)
     return (
-        tuple(torch.rand(layer.attention.heads, generator=generator) for layer in anatomy.layers),
-        tuple(torch.rand(layer.ffn.neurons, generator=generator) for layer in anatomy.layers),
+        tuple(torch.rand(layer.heads, generator=generator) for layer in anatomy.layers),
+        tuple(torch.rand(layer.neurons, generator=generator) for layer in anatomy.layers),
     )
 
 
-def _head_norms(base: PreTrainedModel, site: AttentionSite) -> Tensor:
-    """L2 norm of all weights that belong to a head."""
-    squares = _column_squares(base, site.out)
-    for name in (site.query, site.key, site.value):
-        squares = squares + _row_squares(base, name)
-    return squares.view(site.heads, site.head_size).sum(1).sqrt()
-
-
-def _neuron_norms(base: PreTrainedModel, site: FFNSite) -> Tensor:
-    squares = _column_squares(base, site.out)
-    for name in site.inputs:
-        squares = squares + _row_squares(base, name)
+def _norms(base: PreTrainedModel, units: Units | None) -> Tensor:
+    """L2 norm of all weights that belong to a unit; what units share counts for each of them."""
+    if units is None:
+        return torch.zeros(0)
+    squares = _squares(base, units.out, 0).view(units.count, units.size).sum(1)
+    for rows in units.rows:
+        if rows.role != "vector":
+            owners = units.count // rows.share
+            own = _squares(base, rows.name, 1)[rows.start : rows.start + owners * rows.size]
+            squares = squares + own.view(owners, rows.size).sum(1).repeat_interleave(rows.share)
     return squares.sqrt()
 
 
-def _row_squares(base: PreTrainedModel, name: str) -> Tensor:
-    return linear_at(base, name).weight.detach().float().square().sum(1).cpu()
-
-
-def _column_squares(base: PreTrainedModel, name: str) -> Tensor:
-    return linear_at(base, name).weight.detach().float().square().sum(0).cpu()
+def _squares(base: PreTrainedModel, name: str, over: int) -> Tensor:
+    """Sums of the squared weights of a linear over its outputs (0) or inputs (1), float32 on the CPU."""
+    return matrix(linear_at(base, name)).detach().float().square().sum(over).cpu()

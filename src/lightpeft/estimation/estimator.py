@@ -21,6 +21,7 @@ from lightpeft.estimation.baselines import baseline_scores
 from lightpeft.estimation.gates import Gate, Mask, Probe, spread
 from lightpeft.estimation.sites import Site, find_sites
 from lightpeft.estimation.statistics import Block, BlockSums
+from lightpeft.linears import INPUTS, OUTPUTS, width
 from lightpeft.scores import Scores
 
 
@@ -231,10 +232,12 @@ class Estimator:
         else:
             flat = _per_gate(window, method)
             values = [flat[site.span] for site in self._sites]
-        by_kind: dict[str, list[Tensor]] = {"heads": [], "neurons": [], "ranks": []}
+        heads = [torch.zeros(0) for _ in self.anatomy.layers]
+        neurons = [torch.zeros(0) for _ in self.anatomy.layers]
         for site, value in zip(self._sites, values, strict=True):
-            by_kind[site.kind].append(value)
-        return tuple(by_kind["heads"]), tuple(by_kind["neurons"])
+            if site.kind != "ranks":
+                (heads if site.kind == "heads" else neurons)[site.owner] = value
+        return tuple(heads), tuple(neurons)
 
     def _rank_scores(self, window: Block, position: int, module: LoraModule) -> Tensor:
         site = self._sites[len(self._base_sites) + position]
@@ -243,7 +246,7 @@ class Estimator:
         taylor = _per_gate(window, "taylor")[site.span]
         if self.config.rank_score == "paper":
             linear = module.base_linear
-            taylor = taylor * (1 / linear.in_features + 1 / linear.out_features)
+            taylor = taylor * (1 / width(linear, INPUTS) + 1 / width(linear, OUTPUTS))
         return taylor
 
     def _module_score(self, window: Block, position: int) -> float:

@@ -10,7 +10,7 @@ from lightpeft.config import Budget, EstimationConfig
 from lightpeft.errors import ConfigError
 from lightpeft.estimation.estimator import Estimator
 from lightpeft.estimation.stopping import Settled
-from lightpeft.plan import make_plan
+from lightpeft.planning import make_plan
 from lightpeft.scores import Scores
 
 

@@ -36,15 +36,14 @@ class Site:
 
 def find_sites(anatomy: Anatomy, modules: Sequence[LoraModule]) -> tuple[Site, ...]:
     """All places, base units first."""
-    places: list[tuple[str, str, int, int]] = []
-    for layer in anatomy.layers:
-        places.append(("heads", layer.attention.out, layer.index, layer.attention.heads))
-        places.append(("neurons", layer.ffn.out, layer.index, layer.ffn.neurons))
+    places: list[tuple[str, str, int, int]] = [
+        (units.kind, units.out, layer.index, units.count) for layer in anatomy.layers for units in layer.units
+    ]
     for position, module in enumerate(modules):
         name = f"{module.name}.lora_B.{module.adapter}"
         places.append(("ranks", name, position, module.rank))
     sites, start = [], 0
-    for kind, name, owner, units in places:
-        sites.append(Site(kind, name, owner, start, start + units))
-        start += units
+    for kind, name, owner, count in places:
+        sites.append(Site(kind, name, owner, start, start + count))
+        start += count
     return tuple(sites)

@@ -102,21 +102,15 @@ def target_modules(anatomy: Anatomy, targets: str | list[str]) -> list[str]:
     if isinstance(targets, list):
         return targets
     if targets == "query-value":
-        return [name for layer in anatomy.layers for name in (layer.attention.query, layer.attention.value)]
+        return _linears(anatomy, {"query", "value", "fused"})
     if targets != "all":
         raise ConfigError(f"lora.targets is {targets!r}; choose all, query-value, or a list of names.")
-    return [
-        name
-        for layer in anatomy.layers
-        for name in (
-            layer.attention.query,
-            layer.attention.key,
-            layer.attention.value,
-            layer.attention.out,
-            *layer.ffn.inputs,
-            layer.ffn.out,
-        )
-    ]
+    return [name for layer in anatomy.layers for units in layer.units for name in units.linears]
+
+
+def _linears(anatomy: Anatomy, roles: set[str]) -> list[str]:
+    rows = [row for layer in anatomy.layers for units in layer.units for row in units.rows]
+    return list(dict.fromkeys(row.name for row in rows if row.role in roles))
 
 
 def new_modules(base: PreTrainedModel, missing: set[str] | list[str]) -> list[str]:

@@ -7,9 +7,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightpeft.adapters import LoraModule
-from lightpeft.anatomy import Anatomy, Layer, linear_at
+from lightpeft.anatomy import Anatomy, Layer, Units, attribute_owner, linear_at, own_config
 from lightpeft.edits import Journal, index_tensor
+from lightpeft.linears import INPUTS, OUTPUTS, as_stored, matrix, width
 from lightpeft.plan import LayerPlan, Plan
+from lightpeft.surgery.head_inputs import slice_head_inputs
+from lightpeft.surgery.skips import SkippedAttention
 
 
 def cut_base(
@@ -22,18 +25,54 @@ def cut_base(
     """Make the base's linears smaller; LoRA pairs on them keep the matching rows and columns."""
     cutter = _LinearCutter(base, {module.name: module for module in modules}, journal)
     for layer, wanted in zip(anatomy.layers, plan.layers, strict=True):
-        _cut_heads(base, layer, wanted, cutter, journal)
-        _cut_neurons(layer, wanted, cutter)
+        for units, kept in _planned(layer, wanted):
+            if len(kept) < units.count:
+                _cut_rows(base, units, kept, cutter)
+                cutter.keep_inputs(units.out, index_tensor(units.channels(kept)))
+                _follow(base, units, kept, journal)
 
 
 def kept_channels(layer: Layer, wanted: LayerPlan) -> dict[str, Tensor]:
     """Per output projection of a layer, the input channels that stay."""
-    size = layer.attention.head_size
-    channels = [head * size + offset for head in wanted.heads for offset in range(size)]
-    return {
-        layer.attention.out: index_tensor(channels),
-        layer.ffn.out: index_tensor(wanted.neurons),
-    }
+    return {units.out: index_tensor(units.channels(kept)) for units, kept in _planned(layer, wanted)}
+
+
+def _planned(layer: Layer, wanted: LayerPlan) -> list[tuple[Units, tuple[int, ...]]]:
+    pairs = ((layer.attention, wanted.heads), (layer.ffn, wanted.neurons))
+    return [(units, kept) for units, kept in pairs if units is not None]
+
+
+def _cut_rows(base: PreTrainedModel, units: Units, kept: tuple[int, ...], cutter: "_LinearCutter") -> None:
+    gone: dict[str, set[int]] = {}
+    for rows in units.rows:
+        gone.setdefault(rows.name, set()).update(rows.gone(units.count, kept))
+    vectors = {rows.name for rows in units.rows if rows.role == "vector"}
+    for name, channels in gone.items():
+        total = len(base.get_parameter(name)) if name in vectors else width(linear_at(base, name), OUTPUTS)
+        stay = index_tensor(channel for channel in range(total) if channel not in channels)
+        if len(stay) == total:
+            continue
+        if name in vectors:
+            cutter.keep_entries(name, stay)
+        else:
+            cutter.keep_outputs(name, stay)
+
+
+def _follow(base: PreTrainedModel, units: Units, kept: tuple[int, ...], journal: Journal) -> None:
+    """Bring the module's own numbers, its per-head arguments, and, if all units went, itself in line."""
+    module = base.get_submodule(units.module)
+    if units.kind == "neurons":
+        return
+    if not kept:
+        journal.replace_module(base, units.module, SkippedAttention(module, units))
+        return
+    if any(name.startswith("config.") for name, _ in units.follow):
+        journal.set_attribute(module, "config", own_config(module))
+    for name, value in units.attribute_values(kept).items():
+        place = attribute_owner(module, name)
+        if place is not None:
+            journal.set_attribute(*place, value)
+    slice_head_inputs(module, units, kept, journal)
 
 
 def fold_gates(
@@ -45,8 +84,8 @@ def fold_gates(
     """Multiply the input columns of output projections, and of the LoRA pairs on them, by gates."""
     by_name = {module.name: module for module in modules}
     for name, values in gates.items():
-        weight = linear_at(base, name).weight
-        journal.assign(weight, weight.data * values.to(weight))
+        linear = linear_at(base, name)
+        journal.assign(linear.weight, as_stored(linear, matrix(linear).data * values.to(linear.weight)))
         if name in by_name:
             by_name[name].scale_inputs(values, journal)
 
@@ -54,10 +93,11 @@ def fold_gates(
 def fold_pairs(base: PreTrainedModel, pairs: Mapping[str, tuple[Tensor, Tensor]], journal: Journal) -> None:
     """Add frozen low-rank pairs to the base's linears: W += left @ right."""
     for name, (left, right) in pairs.items():
-        weight = linear_at(base, name).weight
+        linear = linear_at(base, name)
+        weight = matrix(linear).data
         wide = torch.promote_types(weight.dtype, torch.float32)
         delta = left.to(weight.device, wide) @ right.to(weight.device, wide)
-        journal.assign(weight, (weight.data.to(wide) + delta).to(weight.dtype))
+        journal.assign(linear.weight, as_stored(linear, (weight.to(wide) + delta).to(weight.dtype)))
 
 
 def shift_biases(base: PreTrainedModel, shifts: Mapping[str, Tensor], journal: Journal) -> None:
@@ -77,36 +117,14 @@ class _LinearCutter:
         self._base, self._modules, self._journal = base, modules, journal
 
     def keep_outputs(self, name: str, kept: Tensor) -> None:
-        self._journal.slice_linear(linear_at(self._base, name), 0, kept)
+        self._journal.slice_linear(linear_at(self._base, name), OUTPUTS, kept)
         if name in self._modules:
             self._modules[name].keep_outputs(kept, self._journal)
 
     def keep_inputs(self, name: str, kept: Tensor) -> None:
-        self._journal.slice_linear(linear_at(self._base, name), 1, kept)
+        self._journal.slice_linear(linear_at(self._base, name), INPUTS, kept)
         if name in self._modules:
             self._modules[name].keep_inputs(kept, self._journal)
 
-
-def _cut_heads(
-    base: nn.Module, layer: Layer, wanted: LayerPlan, cutter: _LinearCutter, journal: Journal
-) -> None:
-    site = layer.attention
-    if len(wanted.heads) == site.heads:
-        return
-    kept = kept_channels(layer, wanted)[site.out]
-    for name in (site.query, site.key, site.value):
-        cutter.keep_outputs(name, kept)
-    cutter.keep_inputs(site.out, kept)
-    attention = base.get_submodule(site.module)
-    journal.set_attribute(attention, site.head_count, len(wanted.heads))
-    if site.head_width is not None:
-        journal.set_attribute(attention, site.head_width, len(kept))
-
-
-def _cut_neurons(layer: Layer, wanted: LayerPlan, cutter: _LinearCutter) -> None:
-    if len(wanted.neurons) == layer.ffn.neurons:
-        return
-    kept = torch.as_tensor(wanted.neurons, dtype=torch.int64)
-    for name in layer.ffn.inputs:
-        cutter.keep_outputs(name, kept)
-    cutter.keep_inputs(layer.ffn.out, kept)
+    def keep_entries(self, name: str, kept: Tensor) -> None:
+        self._journal.slice(self._base.get_parameter(name), 0, kept)

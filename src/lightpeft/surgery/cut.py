@@ -20,6 +20,7 @@ from lightpeft.errors import (
     PlanError,
     VerificationError,
 )
+from lightpeft.linears import INPUTS, matrix, width
 from lightpeft.plan import Plan
 from lightpeft.scores import Scores
 from lightpeft.surgery.base import cut_base, fold_gates, fold_pairs, kept_channels, shift_biases
@@ -166,9 +167,9 @@ class _Operation:
         """Gates under which the uncut model must compute what the cut model will."""
         gates: Gates = {}
         for name, kept in self.channels.items():
-            width = linear_at(self.base, name).in_features
-            values = self.gates.get(name, torch.ones(width))
-            gates[name] = torch.zeros(width).index_copy(0, kept, values[kept])
+            channels = width(linear_at(self.base, name), INPUTS)
+            values = self.gates.get(name, torch.ones(channels))
+            gates[name] = torch.zeros(channels).index_copy(0, kept, values[kept])
         if not self.config.fold_removed:
             for module in self.modules:
                 kept = self.ranks[module.name]
@@ -241,7 +242,7 @@ class _Operation:
             if not lost.any():
                 continue
             vector = lost.to(linear.weight.device)
-            shift = linear.weight.float() @ vector
+            shift = matrix(linear).float() @ vector
             if name in by_name:
                 left, right = by_name[name].low_rank_pair(torch.arange(by_name[name].rank))
                 shift += left.float() @ (right.float() @ vector)

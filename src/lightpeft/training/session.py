@@ -24,7 +24,8 @@ from lightpeft.config import EstimationConfig, LightConfig
 from lightpeft.errors import CheckpointError, ConfigError
 from lightpeft.estimation import Estimator, Settled, should_stop
 from lightpeft.files import read_tensors, under, write_tensors
-from lightpeft.plan import Plan, make_plan
+from lightpeft.plan import Plan
+from lightpeft.planning import make_plan
 from lightpeft.scores import Scores
 from lightpeft.surgery import CutReport, cut, fingerprint, reapply, record_of
 
@@ -217,8 +218,8 @@ def _flat_scores(model: nn.Module) -> Scores:
     anatomy = find_anatomy(model)
     modules = find_lora_modules(model)
     return Scores(
-        heads=tuple(torch.zeros(layer.attention.heads) for layer in anatomy.layers),
-        neurons=tuple(torch.zeros(layer.ffn.neurons) for layer in anatomy.layers),
+        heads=tuple(torch.zeros(layer.heads) for layer in anatomy.layers),
+        neurons=tuple(torch.zeros(layer.neurons) for layer in anatomy.layers),
         ranks={module.name: torch.zeros(module.rank) for module in modules},
         modules={module.name: 0.0 for module in modules},
         steps=0,

@@ -1,0 +1,236 @@
+"""What can be cut, as data: units at an output projection, layers, and the whole anatomy."""
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from lightpeft.errors import PlanError
+
+Kind = Literal["heads", "neurons"]
+
+
+@dataclass(frozen=True)
+class HeadInput:
+    """An argument of an attention module with one value per head, such as a relative position bias."""
+
+    name: str
+    returned_at: int | None = None
+    """Where the module hands it on in its output."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Output channels of a linear (or entries of a vector) that go with units.
+
+    Owner u has the `size` channels from `start + u · size` on; an owner is one unit, or `share` units
+    together, as the query heads of a KV group own its keys and values.
+    """
+
+    name: str
+    """The linear or vector, relative to the base model."""
+
+    role: str
+    """`query`, `key`, `value`, `fused` (all of them), `position`, `input`, or `vector`."""
+
+    start: int
+    size: int
+    share: int
+    cost: int
+    """Parameters per channel."""
+
+    def gone(self, units: int, kept: Collection[int]) -> Iterable[int]:
+        """The channels that nobody owns any more."""
+        owners = {unit // self.share for unit in kept}
+        for owner in range(units // self.share):
+            if owner not in owners:
+                first = self.start + owner * self.size
+                yield from range(first, first + self.size)
+
+
+@dataclass(frozen=True)
+class Units:
+    """The units at one output projection: query heads, or FFN neurons."""
+
+    kind: Kind
+    module: str
+    """The attention or FFN module; its attributes and its place as a skip."""
+
+    out: str
+    """The output projection; its inputs are the units' channels."""
+
+    count: int
+    size: int
+    """Input channels of `out` per unit."""
+
+    rows: tuple[Rows, ...]
+    out_cost: int
+    """Parameters of `out` per unit."""
+
+    group: int = 1
+    """Query heads per KV head."""
+
+    splits_groups: bool = True
+    """Whether an equal number of heads may go from every KV group, instead of whole groups."""
+
+    follow: tuple[tuple[str, str], ...] = ()
+    """Attributes of `module` and what they must say: `heads`, `width`, `groups` or `group`."""
+
+    head_inputs: tuple[HeadInput, ...] = ()
+    """Arguments of `module` that a cut must slice."""
+
+    fixed: str | None = None
+    """Why these units cannot be cut."""
+
+    returns: int | None = None
+    """Length of the tuple that an attention module returns; None where no skip can take its place."""
+
+    @property
+    def removable(self) -> bool:
+        """Whether all of them may go."""
+        return self.fixed is None and (self.kind == "neurons" or self.returns is not None)
+
+    @property
+    def linears(self) -> tuple[str, ...]:
+        """The linears of these units, each once, inputs first."""
+        return (*dict.fromkeys(row.name for row in self.rows if row.role != "vector"), self.out)
+
+    @property
+    def groups(self) -> int:
+        """KV heads."""
+        return self.count // self.group
+
+    def channels(self, kept: Iterable[int]) -> list[int]:
+        """Input channels of `out` that stay with the units `kept`."""
+        return [unit * self.size + offset for unit in kept for offset in range(self.size)]
+
+    def parameters(self, kept: Collection[int]) -> int:
+        """Parameters that go when only `kept` stay are not in here; those of `kept` are."""
+        shared = sum(len({unit // r.share for unit in kept}) * r.size * r.cost for r in self.rows)
+        return shared + len(kept) * self.out_cost
+
+    def attribute_values(self, kept: Sequence[int]) -> dict[str, int]:
+        """What the attributes of `follow` must say when `kept` stay."""
+        groups = len({unit // self.group for unit in kept})
+        quantities = {
+            "heads": len(kept),
+            "width": len(kept) * self.size,
+            "groups": groups,
+            "group": len(kept) // max(1, groups),
+        }
+        return {name: quantities[quantity] for name, quantity in self.follow}
+
+    def check(self, kept: Collection[int], where: str) -> None:
+        """Check that a model can have just these units.
+
+        Raises:
+            PlanError: a KV group would be torn, or units go that cannot.
+        """
+        if len(kept) == self.count:
+            return
+        if self.fixed is not None:
+            raise PlanError(f"{where}: {self.kind} cannot be cut, because {self.fixed}.")
+        if not kept and not self.removable:
+            raise PlanError(f"{where}: all {self.kind} would go, which this architecture cannot express.")
+        sizes = dict.fromkeys(sorted({unit // self.group for unit in kept}), 0)
+        for unit in kept:
+            sizes[unit // self.group] += 1
+        whole = all(size == self.group for size in sizes.values())
+        if not (whole or (self.splits_groups and len(set(sizes.values())) == 1)):
+            raise PlanError(
+                f"{where}: query heads per KV group would be {list(sizes.values())}; keep whole groups of "
+                f"{self.group}{' or an equal number in every group' if self.splits_groups else ''}."
+            )
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One attention block, one feed-forward block, or both, and what they cost in parameters."""
+
+    index: int
+    name: str
+    module: str
+    """The layer's module, relative to the base model."""
+
+    attention: Units | None
+    ffn: Units | None
+    fixed_parameters: int
+    """Parameters of the layer that no cut touches (norms, output biases)."""
+
+    @property
+    def units(self) -> tuple[Units, ...]:
+        """Attention and FFN, where there are any."""
+        return tuple(units for units in (self.attention, self.ffn) if units is not None)
+
+    @property
+    def heads(self) -> int:
+        """Query heads; 0 without attention."""
+        return 0 if self.attention is None else self.attention.count
+
+    @property
+    def neurons(self) -> int:
+        """FFN neurons; 0 without a feed-forward block."""
+        return 0 if self.ffn is None else self.ffn.count
+
+    def parameters(self, heads: Collection[int] | None = None, neurons: Collection[int] | None = None) -> int:
+        """Parameters of this layer with these units, by default all."""
+        total = self.fixed_parameters
+        for units, kept in ((self.attention, heads), (self.ffn, neurons)):
+            if units is not None:
+                total += units.parameters(range(units.count) if kept is None else kept)
+        return total
+
+    def describe(self) -> str:
+        """One line: what can be cut."""
+        parts = []
+        if self.attention is not None:
+            site = self.attention
+            text = f"{site.count} heads of {site.size}"
+            if site.group > 1:
+                text += f" in KV groups of {site.group}"
+                text += "" if site.splits_groups else ", whole groups only"
+            parts.append(text + (f" (fixed: {site.fixed})" if site.fixed else ""))
+        if self.ffn is not None:
+            parts.append(
+                f"{self.ffn.count} FFN neurons" + (f" (fixed: {self.ffn.fixed})" if self.ffn.fixed else "")
+            )
+        return f"{self.name}: {', '.join(parts)}"
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Where the units of a model live."""
+
+    model_type: str
+    layers: tuple[Layer, ...]
+    notes: tuple[str, ...] = ()
+    """What cannot be cut, in words."""
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of all layers (embeddings and heads on top are not counted)."""
+        return sum(layer.parameters() for layer in self.layers)
+
+    def height_of(self, linear: str) -> float:
+        """How high in the stack a linear sits: (layer + 1) / layers, and 1 for what is on top of them."""
+        for layer in self.layers:
+            if any(linear in units.linears for units in layer.units):
+                return (layer.index + 1) / len(self.layers)
+        return 1.0
+
+    def describe(self) -> str:
+        """What can be cut, one line per layer, alike layers together."""
+        lines = [f"{self.model_type}: {len(self.layers)} layers, {self.parameters:,} parameters"]
+        lines += [f"  {line}" for line in _together([layer.describe() for layer in self.layers])]
+        return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
+
+
+def _together(lines: Sequence[str]) -> list[str]:
+    """`layer 0: x`, `layer 1: x` as `layer 0 to layer 1: x`."""
+    runs: list[tuple[str, str, str]] = []
+    for line in lines:
+        name, _, what = line.partition(": ")
+        if runs and runs[-1][2] == what:
+            runs[-1] = (runs[-1][0], name, what)
+        else:
+            runs.append((name, name, what))
+    return [f"{first}: {w}" if first == last else f"{first} to {last}: {w}" for first, last, w in runs]

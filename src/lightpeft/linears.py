@@ -1,0 +1,51 @@
+"""`nn.Linear` and GPT-2's `Conv1D` (the same, weight transposed) seen alike."""
+
+from typing import TypeGuard
+
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+Projection = nn.Linear | Conv1D
+OUTPUTS, INPUTS = 0, 1
+
+
+_LINEAR_STATE = frozenset(vars(nn.Linear(1, 1)))
+
+
+def is_plain_linear(module: nn.Module) -> TypeGuard[Projection]:
+    """Whether `module` is one of the two, or a subclass that holds nothing else: not a quantised one."""
+    if type(module) is not Conv1D and not (isinstance(module, nn.Linear) and not _own_state(module)):
+        return False
+    return module.weight.dtype.is_floating_point and module.weight.dim() == 2
+
+
+def _own_state(linear: nn.Linear) -> set[str]:
+    """What a subclass keeps beside weight and bias; names with an underscore are marks of libraries."""
+    tensors = {*linear._parameters, *linear._buffers} - {"weight", "bias"}
+    return tensors | {name for name in vars(linear) if name not in _LINEAR_STATE and name[0] != "_"}
+
+
+def weight_dim(linear: nn.Module, side: int) -> int:
+    """The dimension of `linear.weight` that runs over OUTPUTS or INPUTS."""
+    return 1 - side if isinstance(linear, Conv1D) else side
+
+
+def width(linear: Projection, side: int) -> int:
+    """Output or input channels."""
+    return linear.weight.shape[weight_dim(linear, side)]
+
+
+def width_attribute(linear: nn.Module, side: int) -> str:
+    """The attribute that holds `width`."""
+    names = ("nf", "nx") if isinstance(linear, Conv1D) else ("out_features", "in_features")
+    return names[side]
+
+
+def matrix(linear: Projection) -> Tensor:
+    """The weight as (outputs, inputs), a view."""
+    return linear.weight.T if isinstance(linear, Conv1D) else linear.weight
+
+
+def as_stored(linear: Projection, weight: Tensor) -> Tensor:
+    """A weight (outputs, inputs) the way `linear` stores it."""
+    return weight.T.contiguous() if isinstance(linear, Conv1D) else weight

@@ -1,0 +1,287 @@
+"""`make_plan`: scores, anatomy and budget -> plan. A pure function."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lightpeft.anatomy import Anatomy, Units
+from lightpeft.config import Budget, Scope, exact_count
+from lightpeft.errors import PlanError
+from lightpeft.plan import Cutoff, LayerPlan, ModulePlan, Plan
+from lightpeft.scores import Scores
+
+Kept = list[tuple[int, ...]]
+
+
+def make_plan(scores: Scores, anatomy: Anatomy, budget: Budget) -> Plan:
+    """Choose the units that stay: the most important ones that the budget allows.
+
+    Ties go to the lower index, so the same scores always give the same plan. Shares are of the units that
+    can be cut. Query heads that share keys and values go in whole KV groups, or, with
+    `budget.kv_groups="equal"`, in equal numbers from every group.
+
+    Raises:
+        PlanError: scores of another model, or a budget that the floors or the architecture forbid.
+    """
+    _check_same_shape(scores, anatomy)
+    heads, neurons = _choose_base(scores, anatomy, budget)
+    survivors = _choose_modules(scores, anatomy, budget, _idle_linears(anatomy, heads, neurons))
+    ranks = _choose_ranks(scores, survivors, budget)
+    return Plan(
+        model_type=anatomy.model_type,
+        layers=tuple(
+            LayerPlan(
+                index=layer.index,
+                name=layer.name,
+                heads=heads[layer.index],
+                head_count=layer.heads,
+                neurons=neurons[layer.index],
+                neuron_count=layer.neurons,
+            )
+            for layer in anatomy.layers
+        ),
+        modules=tuple(ModulePlan(name, ranks[name], len(values)) for name, values in scores.ranks.items()),
+        budget=budget,
+        estimation_steps=scores.steps,
+        cutoffs=_explain(scores, heads, neurons, survivors, ranks),
+    )
+
+
+def _choose_base(scores: Scores, anatomy: Anatomy, budget: Budget) -> tuple[Kept, Kept]:
+    equal = budget.kv_groups == "equal"
+    heads = [
+        None if layer.attention is None else _head_blocks(layer.attention, values, layer.name, budget, equal)
+        for layer, values in zip(anatomy.layers, scores.heads, strict=True)
+    ]
+    neurons = [
+        None if layer.ffn is None else _neuron_blocks(layer.ffn, values, layer.name, budget)
+        for layer, values in zip(anatomy.layers, scores.neurons, strict=True)
+    ]
+    choose_heads = _chooser("heads", heads, budget.heads_scope)
+    choose_neurons = _chooser("neurons", neurons, budget.neurons_scope)
+    if budget.keep_parameters is None:
+        return choose_heads(budget.heads, False), choose_neurons(budget.neurons, False)
+
+    def parameters(share: float) -> int:
+        pairs = zip(anatomy.layers, choose_heads(share, True), choose_neurons(share, True), strict=True)
+        return sum(layer.parameters(h, n) for layer, h, n in pairs)
+
+    share = _smallest_share(parameters, budget.keep_parameters, anatomy.parameters)
+    return choose_heads(share, True), choose_neurons(share, True)
+
+
+def _smallest_share(parameters: Callable[[float], int], target: float, whole: int) -> float:
+    """The smallest share, to 1/4096, whose cut leaves at most `target · whole` parameters."""
+    steps = 4096
+    least = parameters((steps - 1) / steps)
+    if least > target * whole:
+        raise PlanError(
+            f"budget.keep_parameters={target} cannot be met: with the floors min_heads and "
+            f"min_neurons at least {least / whole:.3f} of the encoder stays."
+        )
+    low, high = 0, steps - 1
+    while low < high:
+        middle = (low + high) // 2
+        if parameters(middle / steps) <= target * whole:
+            high = middle
+        else:
+            low = middle + 1
+    return low / steps
+
+
+@dataclass(frozen=True)
+class _Blocks:
+    """The units of one layer in blocks that stay or go together, the most important block first."""
+
+    where: str
+    units: int
+    blocks: tuple[tuple[int, ...], ...]
+    values: tuple[float, ...]
+    """Mean score per block; descends."""
+
+    floor: int
+    """Blocks that stay in any case."""
+
+    @classmethod
+    def of(cls, where: str, blocks: Iterable[tuple[int, ...]], scores: Tensor, floor: int) -> "_Blocks":
+        """Sort blocks by their mean score; at least `floor` units stay."""
+        flat = scores.tolist()
+        means = {block: math.fsum(flat[unit] for unit in block) / len(block) for block in blocks}
+        order = sorted(means, key=lambda block: (-means[block], block))
+        least = math.ceil(floor / len(order[0])) if order else 0
+        values = tuple(means[block] for block in order)
+        return cls(where, len(flat), tuple(order), values, min(least, len(order)))
+
+    @property
+    def block_size(self) -> int:
+        """Units per block."""
+        return len(self.blocks[0])
+
+    def best(self, count: int) -> tuple[int, ...]:
+        """The units of the most important blocks, ascending."""
+        return tuple(sorted(unit for block in self.blocks[:count] for unit in block))
+
+
+def _head_blocks(units: Units, scores: Tensor, where: str, budget: Budget, equal: bool) -> _Blocks:
+    """Heads one by one; with KV groups whole groups, or the best of each group, the second best, ..."""
+    if units.fixed is not None:
+        return _all_stay(units, where)
+    floor = max(budget.min_heads, 0 if units.removable else 1)
+    groups = [tuple(range(start, start + units.group)) for start in range(0, units.count, units.group)]
+    if units.group == 1:
+        blocks = groups
+    elif units.splits_groups and (equal or len(groups) == 1):
+        flat = scores.tolist()
+        ranked = [sorted(group, key=lambda unit: (-flat[unit], unit)) for group in groups]
+        blocks = list(zip(*ranked, strict=True))
+    else:
+        blocks = groups
+    return _Blocks.of(where, blocks, scores, floor)
+
+
+def _neuron_blocks(units: Units, scores: Tensor, where: str, budget: Budget) -> _Blocks:
+    if units.fixed is not None:
+        return _all_stay(units, where)
+    size, flat = budget.align_neurons, scores.tolist()
+    if len(flat) < size:
+        raise PlanError(f"{where} has {len(flat)} neurons, fewer than the {size} of budget.align_neurons.")
+    order = sorted(range(len(flat)), key=lambda unit: (-flat[unit], unit))
+    starts = range(0, len(flat) - len(flat) % size, size)
+    blocks = [tuple(order[start : start + size]) for start in starts]
+    return _Blocks.of(where, blocks, scores, budget.min_neurons)
+
+
+def _all_stay(units: Units, where: str) -> _Blocks:
+    return _Blocks(where, units.count, (), (), 0)
+
+
+def _chooser(kind: str, layers: Sequence[_Blocks | None], scope: Scope) -> Callable[[float, bool], Kept]:
+    """A function (share to cut, clamp to the floors instead of failing) -> kept indices per layer."""
+    cuttable = [index for index, one in enumerate(layers) if one is not None and one.blocks]
+    pools = [cuttable] if scope == "global" else [[index] for index in cuttable]
+
+    def choose(share: float, clamp: bool) -> Kept:
+        kept: Kept = [() if one is None else tuple(range(one.units)) for one in layers]
+        if share == 0:
+            return kept
+        for pool in filter(None, pools):
+            chosen = [(index, one) for index in pool if (one := layers[index]) is not None]
+            for index, indices in _keep_best(chosen, share, clamp, f"budget.{kind}"):
+                kept[index] = indices
+        return kept
+
+    return choose
+
+
+def _keep_best(
+    pool: list[tuple[int, _Blocks]], share: float, clamp: bool, option: str
+) -> Iterable[tuple[int, tuple[int, ...]]]:
+    units = sum(one.units for _, one in pool)
+    wanted = units - exact_count(share, units)
+    floor = sum(one.floor * one.block_size for _, one in pool)
+    if floor - pool[0][1].block_size / 2 > wanted and not clamp:
+        raise PlanError(
+            f"{option}={share:g} leaves {wanted} of {units} units in "
+            f"{pool[0][1].where if len(pool) == 1 else f'{len(pool)} layers'}, but the floors keep at least "
+            f"{floor}. Cut a smaller share or lower the floor."
+        )
+    free = sorted(
+        (-value, index, number, one.block_size)
+        for index, one in pool
+        for number, value in enumerate(one.values)
+        if number >= one.floor
+    )
+    taken, kept = {index: one.floor for index, one in pool}, floor
+    for _, index, _, size in free:
+        if kept + size / 2 > wanted:
+            break
+        taken[index] += 1
+        kept += size
+    return [(index, one.best(taken[index])) for index, one in pool]
+
+
+def _idle_linears(anatomy: Anatomy, heads: Kept, neurons: Kept) -> set[str]:
+    """Linears of attention or FFN blocks that go altogether: nothing trained on them would be seen."""
+    idle: set[str] = set()
+    for layer in anatomy.layers:
+        for units, kept in ((layer.attention, heads), (layer.ffn, neurons)):
+            if units is not None and not kept[layer.index]:
+                idle.update(units.linears)
+    return idle
+
+
+def _choose_modules(scores: Scores, anatomy: Anatomy, budget: Budget, idle: set[str]) -> list[str]:
+    """The PEFT modules that survive the coarse cut, in the scores' order; those on idle linears go first."""
+    names = list(scores.ranks)
+    gone = max(exact_count(budget.modules, len(names)), sum(name in idle for name in names))
+    worth = {name: scores.modules[name] * anatomy.height_of(name) ** budget.depth_cost for name in names}
+    by_importance = sorted(names, key=lambda name: (name in idle, -worth[name], names.index(name)))
+    survivors = set(by_importance[: len(names) - gone])
+    return [name for name in names if name in survivors]
+
+
+def _choose_ranks(scores: Scores, survivors: Sequence[str], budget: Budget) -> dict[str, tuple[int, ...]]:
+    """The ranks that stay, over all surviving modules together; a module may lose every rank."""
+    ranks = [
+        (-value, place, rank)
+        for place, name in enumerate(survivors)
+        for rank, value in enumerate(scores.ranks[name].tolist())
+    ]
+    kept = sorted(ranks)[: len(ranks) - exact_count(budget.ranks, len(ranks))]
+    if scores.ranks and not kept:
+        raise PlanError(
+            f"budget.modules={budget.modules:g} and budget.ranks={budget.ranks:g} leave nothing of "
+            f"{len(scores.ranks)} PEFT modules to train. Cut a smaller share."
+        )
+    chosen: dict[str, list[int]] = {name: [] for name in scores.ranks}
+    for _, place, rank in kept:
+        chosen[survivors[place]].append(rank)
+    return {name: tuple(sorted(indices)) for name, indices in chosen.items()}
+
+
+def _explain(
+    scores: Scores,
+    heads: Kept,
+    neurons: Kept,
+    survivors: Sequence[str],
+    ranks: dict[str, tuple[int, ...]],
+) -> tuple[Cutoff, ...]:
+    def cutoff(kind: str, method: str, units: Iterable[tuple[float, bool]]) -> Cutoff:
+        pairs = list(units)
+        cut = [score for score, stays in pairs if not stays]
+        kept = [score for score, stays in pairs if stays]
+        return Cutoff(kind, method, len(cut), len(pairs), max(cut, default=None), min(kept, default=None))
+
+    def flat(values: Iterable[Tensor], kept: Iterable[tuple[int, ...]]) -> list[tuple[float, bool]]:
+        return [
+            (score, index in stays)
+            for tensor, stays in zip(values, map(frozenset, kept), strict=True)
+            for index, score in enumerate(tensor.tolist())
+        ]
+
+    base = scores.methods["base"]
+    return (
+        cutoff("heads", base, flat(scores.heads, heads)),
+        cutoff("neurons", base, flat(scores.neurons, neurons)),
+        cutoff(
+            "PEFT modules",
+            scores.methods["module"],
+            [(score, name in survivors) for name, score in scores.modules.items()],
+        ),
+        cutoff(
+            "ranks of surviving modules",
+            scores.methods["rank"],
+            flat([scores.ranks[n] for n in survivors], [ranks[n] for n in survivors]),
+        ),
+    )
+
+
+def _check_same_shape(scores: Scores, anatomy: Anatomy) -> None:
+    found = [(len(h), len(n)) for h, n in zip(scores.heads, scores.neurons, strict=True)]
+    expected = [(layer.heads, layer.neurons) for layer in anatomy.layers]
+    if found != expected:
+        raise PlanError(f"the scores are for layers of (heads, neurons) {found}, the model has {expected}.")
+    if set(scores.ranks) != set(scores.modules):
+        raise PlanError("the scores name other PEFT modules for ranks than for modules.")
