@@ -9,22 +9,20 @@ import torch
 from torch import Tensor
 
 from lightpeft import Anatomy, Budget, EstimationError, Plan, PlanError, Scores, make_plan
-from lightpeft.anatomy import AttentionSite, FFNSite, Layer
 from lightpeft.config import Scope, exact_count
+from tests.support.anatomies import attention_units, ffn_units
+from tests.support.anatomies import layer as plain_layer
 
 PER_LAYER: dict[str, Any] = {"heads_scope": "layer", "neurons_scope": "layer"}
 NOTHING: dict[str, Any] = PER_LAYER | {"heads": 0.0, "neurons": 0.0, "modules": 0.0, "ranks": 0.0}
 
 
-def anatomy_of(heads: Sequence[int], neurons: Sequence[int], head_size: int = 8) -> Anatomy:
+def anatomy_of(heads: Sequence[int], neurons: Sequence[int], head_size: int = 8, group: int = 1) -> Anatomy:
     """Layers of such sizes and a hidden width of 32, without a model."""
     layers = []
     for i, (h, n) in enumerate(zip(heads, neurons, strict=True)):
-        attention = AttentionSite(
-            f"{i}.a", f"{i}.q", f"{i}.k", f"{i}.v", f"{i}.o", h, head_size, "heads", None
-        )
-        ffn = FFNSite((f"{i}.up",), f"{i}.down", n)
-        layers.append(Layer(i, attention, ffn, head_size * (3 * 33 + 32), 33 + 32, 32 * 6))
+        attention = attention_units(f"{i}.q", f"{i}.k", f"{i}.v", f"{i}.o", h, head_size, group=group)
+        layers.append(plain_layer(i, attention, ffn_units(f"{i}.up", f"{i}.down", n)))
     return Anatomy("bert", tuple(layers))
 
 
@@ -49,8 +47,8 @@ def drawn(anatomy: Anatomy, seed: int, modules: int = 6, rank: int = 4) -> Score
     generator = torch.Generator().manual_seed(seed)
     ranks = {f"m{i}": torch.rand(rank, generator=generator) for i in range(modules)}
     return scores_of(
-        [torch.rand(layer.attention.heads, generator=generator) for layer in anatomy.layers],
-        [torch.rand(layer.ffn.neurons, generator=generator) for layer in anatomy.layers],
+        [torch.rand(layer.heads, generator=generator) for layer in anatomy.layers],
+        [torch.rand(layer.neurons, generator=generator) for layer in anatomy.layers],
         ranks,
         {name: float(torch.rand((), generator=generator)) for name in ranks},
     )
@@ -66,7 +64,7 @@ def neuron_counts(plan: Plan) -> list[int]:
 
 def parameters(plan: Plan, anatomy: Anatomy) -> int:
     return sum(
-        layer.parameters(len(kept.heads), len(kept.neurons))
+        layer.parameters(kept.heads, kept.neurons)
         for layer, kept in zip(anatomy.layers, plan.layers, strict=True)
     )
 
@@ -212,7 +210,7 @@ def test_keep_parameters_is_met_from_below_and_tight(scope: Scope, target: float
     budget = Budget(keep_parameters=target, heads_scope=scope, neurons_scope=scope)
     plan = make_plan(drawn(anatomy, 5), anatomy, budget)
     kept = parameters(plan, anatomy) / anatomy.parameters
-    step = 6 * anatomy.layers[0].head_parameters / anatomy.parameters
+    step = 6 * (8 * (3 * 33 + 32)) / anatomy.parameters
     assert target - step <= kept <= target
 
 

@@ -240,9 +240,9 @@ def _read_layer(value: dict[str, Any]) -> LayerPlan:
         index=_typed(value["index"], int, "a layer's index"),
         name=_typed(value["name"], str, "a layer's name"),
         head_count=heads,
-        heads=parse_indices(value["heads"], heads, f"{where}, heads"),
+        heads=_indices(value["heads"], heads, f"{where}, heads"),
         neuron_count=neurons,
-        neurons=parse_indices(value["neurons"], neurons, f"{where}, neurons"),
+        neurons=_indices(value["neurons"], neurons, f"{where}, neurons"),
     )
 
 
@@ -250,7 +250,11 @@ def _read_module(value: dict[str, Any]) -> ModulePlan:
     _check_keys(value, {"name", "rank_count", "ranks"}, "a module of the plan")
     name = _typed(value["name"], str, "a module's name")
     count = _count(value["rank_count"], f"{name}, rank_count")
-    return ModulePlan(name=name, ranks=parse_indices(value["ranks"], count, name), rank_count=count)
+    return ModulePlan(name=name, ranks=_indices(value["ranks"], count, name), rank_count=count)
+
+
+def _indices(value: Any, count: int, what: str) -> tuple[int, ...]:
+    return parse_indices(_typed(value, str, what), count, what)
 
 
 def _check_keys(value: dict[str, Any], expected: set[str], what: str) -> None:

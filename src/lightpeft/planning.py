@@ -150,7 +150,7 @@ def _neuron_blocks(units: Units, scores: Tensor, where: str, budget: Budget) -> 
     order = sorted(range(len(flat)), key=lambda unit: (-flat[unit], unit))
     starts = range(0, len(flat) - len(flat) % size, size)
     blocks = [tuple(order[start : start + size]) for start in starts]
-    return _Blocks.of(where, blocks, scores, budget.min_neurons)
+    return _Blocks.of(where, blocks, scores, max(budget.min_neurons, 0 if units.removable else 1))
 
 
 def _all_stay(units: Units, where: str) -> _Blocks:

@@ -27,12 +27,11 @@ def test_heads_neurons_and_names_are_found(name: str, tmp_path: Path) -> None:
     assert len(anatomy.layers) == LAYERS
     for i, layer in enumerate(anatomy.layers):
         assert layer.index == i
-        assert (layer.attention.heads, layer.attention.head_size) == (HEADS, WIDTH // HEADS)
-        assert layer.ffn.neurons == NEURONS
-        for part in ("query", "key", "value"):
-            assert getattr(layer.attention, part) == row.at(i, part)
-        assert layer.outputs == (row.at(i, "attention_out"), row.at(i, "ffn_out"))
-        assert layer.ffn.inputs == (row.at(i, "ffn_in"),)
+        assert (layer.heads, layer.neurons) == (HEADS, NEURONS)
+        attention, ffn = layer.units
+        assert attention.size == WIDTH // HEADS
+        assert attention.linears == tuple(row.at(i, k) for k in ("query", "key", "value", "attention_out"))
+        assert ffn.linears == (row.at(i, "ffn_in"), row.at(i, "ffn_out"))
 
 
 def test_lora_changes_nothing_about_the_anatomy(name: str, tmp_path: Path) -> None:
@@ -59,9 +58,8 @@ def test_the_cost_of_a_unit_is_its_weights(name: str, kind: str, tmp_path: Path)
     layer = find_anatomy(load_base(save_base(name, tmp_path))).layers[0]
     size = WIDTH // HEADS
     costs = {"heads": 3 * size * (WIDTH + 1) + size * WIDTH, "neurons": 2 * WIDTH + 1}
-    whole = layer.parameters(HEADS, NEURONS)
-    fewer = (HEADS - 1, NEURONS) if kind == "heads" else (HEADS, NEURONS - 1)
-    assert whole - layer.parameters(*fewer) == costs[kind]
+    fewer = {kind: range(1, HEADS if kind == "heads" else NEURONS)}
+    assert layer.parameters() - layer.parameters(**fewer) == costs[kind]
 
 
 def test_an_unknown_architecture_is_refused_with_the_known_ones() -> None:
@@ -115,5 +113,5 @@ def test_a_model_cut_by_someone_else_is_refused(tmp_path: Path) -> None:
     model = load_base(save_base("bert", tmp_path))
     attention = model.get_submodule("bert.encoder.layer.2.attention.self")
     attention.num_attention_heads = 3
-    with pytest.raises(AnatomyError, match=r"layer\.2.*says 3 heads of 8"):
+    with pytest.raises(AnatomyError, match=r"layer\.2.*says 3, but its linears have 4 heads of 8"):
         find_anatomy(model)

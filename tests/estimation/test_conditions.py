@@ -387,6 +387,6 @@ def test_auto_ends_early_on_steady_scores_and_late_at_the_limit(folder: Path) ->
 
 def test_scores_fit_the_anatomy_they_came_from(model: PeftModel, expected: Scores) -> None:
     anatomy = find_anatomy(model)
-    assert [len(h) for h in expected.heads] == [layer.attention.heads for layer in anatomy.layers]
-    assert [len(n) for n in expected.neurons] == [layer.ffn.neurons for layer in anatomy.layers]
+    assert [len(h) for h in expected.heads] == [layer.heads for layer in anatomy.layers]
+    assert [len(n) for n in expected.neurons] == [layer.neurons for layer in anatomy.layers]
     assert lightpeft.make_plan(expected, anatomy, lightpeft.Budget()).estimation_steps == STEPS

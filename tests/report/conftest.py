@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from tests.support.anatomies import attention_units, ffn_units
+from tests.support.anatomies import layer as plain_layer
 
-from lightpeft.anatomy import Anatomy, AttentionSite, FFNSite, Layer
+from lightpeft.anatomy import Anatomy, Layer
 from lightpeft.config import Budget
 from lightpeft.plan import Plan
 from lightpeft.planning import make_plan
@@ -27,9 +29,8 @@ def anatomy_of(layers: int, heads: int, neurons: int) -> Anatomy:
     def layer(index: int) -> Layer:
         names = [f"bert.encoder.layer.{index}.{place}" for place in PLACES]
         query, key, value, out, ffn_in, ffn_out = names
-        attention = AttentionSite("attention", query, key, value, out, heads, 4, "heads", None)
-        ffn = FFNSite((ffn_in,), ffn_out, neurons)
-        return Layer(index, attention, ffn, 16, 2, 8)
+        attention = attention_units(query, key, value, out, heads, 4)
+        return plain_layer(index, attention, ffn_units(ffn_in, ffn_out, neurons))
 
     return Anatomy("bert", tuple(layer(index) for index in range(layers)))
 

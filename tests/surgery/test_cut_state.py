@@ -110,13 +110,14 @@ def test_head_counts_follow(name: str, tmp_path: Path) -> None:
     assert len({len(layer.heads) for layer in plan.layers}) > 1, "the plan should be uneven"
     lightpeft.cut(model, plan)
     found = find_anatomy(model)
-    counts = [(layer.attention.heads, layer.ffn.neurons) for layer in found.layers]
+    counts = [(layer.heads, layer.neurons) for layer in found.layers]
     assert counts == [(len(layer.heads), len(layer.neurons)) for layer in plan.layers]
-    for site in (layer.attention for layer in found.layers):
-        attention = model.get_base_model().get_submodule(site.module)
+    for units in (layer.attention for layer in found.layers):
+        assert units is not None
+        attention = model.get_base_model().get_submodule(units.module)
         width = attention.dim if name == "distilbert" else attention.all_head_size
-        assert width == site.heads * site.head_size
-        assert site.head_size == WIDTH // HEADS
+        assert width == units.count * units.size
+        assert units.size == WIDTH // HEADS
 
 
 def test_lora_layers_know_their_new_sizes(name: str, tmp_path: Path) -> None:

@@ -149,11 +149,13 @@ def test_a_stale_head_count_is_refused_and_taken_back(
 ) -> None:
     """Whether or not the architecture computes with the count, a model that lies about it is not left."""
     patient = Patient(name, tmp_path)
-    site = find_anatomy(patient.model).layers[1].attention
-    victim, real = patient.model.get_base_model().get_submodule(site.module), Journal.set_attribute
+    units = find_anatomy(patient.model).layers[1].attention
+    assert units is not None
+    victim, real = patient.model.get_base_model().get_submodule(units.module), Journal.set_attribute
+    head_count = next(attribute for attribute, quantity in units.follow if quantity == "heads")
 
     def stale(self: Journal, owner: object, key: str, value: Any) -> None:
-        if owner is not victim or key != site.head_count:
+        if owner is not victim or key != head_count:
             real(self, owner, key, value)
 
     monkeypatch.setattr(Journal, "set_attribute", stale)

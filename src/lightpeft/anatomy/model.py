@@ -8,6 +8,7 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from lightpeft.anatomy.families import FAMILIES
 from lightpeft.anatomy.rows import FFN, Attention, AttentionView, Stack, linear_at, row_parameters
@@ -187,6 +188,8 @@ def _find_ffn(base: PreTrainedModel, row: FFN, layer: str) -> Units:
         size=1,
         rows=tuple(rows),
         out_cost=width(out, OUTPUTS),
+        # A Conv1D flattens its input and cannot tell the rows of an empty one.
+        returns=None if isinstance(out, Conv1D) else 1,
     )
 
 

@@ -82,12 +82,12 @@ class Units:
     """Why these units cannot be cut."""
 
     returns: int | None = None
-    """Length of the tuple that an attention module returns; None where no skip can take its place."""
+    """Length of the tuple that the module returns; None where it cannot go altogether."""
 
     @property
     def removable(self) -> bool:
         """Whether all of them may go."""
-        return self.fixed is None and (self.kind == "neurons" or self.returns is not None)
+        return self.fixed is None and self.returns is not None
 
     @property
     def linears(self) -> tuple[str, ...]:

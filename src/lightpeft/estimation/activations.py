@@ -15,35 +15,51 @@ from lightpeft.estimation.sites import Site
 from lightpeft.estimation.statistics import BlockSums
 from lightpeft.linears import INPUTS, is_plain_linear, width
 
+IGNORED = -100
+"""The label of tokens that no loss counts."""
+
 
 class TokenWeights:
-    """Which tokens of the current batch count: the encoder's attention mask, flattened."""
+    """Which tokens of the current batch count: those that its attention masks do not hide."""
 
     def __init__(self, base: PreTrainedModel) -> None:
-        self._mask: Tensor | None = None
-        encoder: nn.Module = base.base_model
-        self.handle = encoder.register_forward_pre_hook(self._note_mask, with_kwargs=True)
+        self._masks: dict[str, Tensor] = {}
+        self.handles = [base.base_model.register_forward_pre_hook(self._note_masks, with_kwargs=True)]
+        if base.config.is_encoder_decoder:
+            self.handles.append(base.register_forward_pre_hook(self._note_labels, with_kwargs=True))
 
-    def _note_mask(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
-        if mask is not None and mask.dim() != 2:
-            raise EstimationError(
-                f"the encoder got an attention mask of shape {tuple(mask.shape)}; estimation needs "
-                "(batch, tokens) to know which tokens are padding."
-            )
-        self._mask = mask
+    def of(self, activations: Tensor, module: str) -> Tensor:
+        """Weights, float32 and flat, of activations (..., channels) in front of `module`.
 
-    def of(self, activations: Tensor) -> Tensor:
-        """Weights, float32 and flat, of activations (..., channels); one per row above the tokens."""
-        shape, mask = activations.shape[:-1], self._mask
-        if mask is None or shape == mask.shape[:1]:
-            return torch.ones(shape.numel(), device=activations.device)
-        if mask.numel() != shape.numel():
-            raise EstimationError(
-                f"the attention mask has the shape {tuple(mask.shape)}, the activations {tuple(shape)}. "
-                "Packed or unpadded batches are not supported by estimation."
-            )
-        return mask.reshape(-1).float()
+        Where no mask has their shape (pooled outputs, positions, patches of an image), every row counts.
+        """
+        shape = activations.shape[:-1]
+        own = "decoder" if ".decoder." in f".{module}" else "encoder"
+        for kind in (own, *self._masks.keys() - {own}):
+            mask = self._masks.get(kind)
+            if mask is not None and (mask.shape == shape or (len(shape) == 1 and mask.numel() == shape[0])):
+                return mask.reshape(-1).float()
+        return torch.ones(shape.numel(), device=activations.device)
+
+    def _note_masks(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        labels = self._masks.pop("labels", None)
+        found = {
+            "encoder": kwargs.get("attention_mask", args[1] if len(args) > 1 else None),
+            "decoder": kwargs.get("decoder_attention_mask", labels),
+        }
+        self._masks = {kind: mask for kind, mask in found.items() if isinstance(mask, Tensor)}
+        for mask in self._masks.values():
+            if mask.dim() != 2:
+                raise EstimationError(
+                    f"the encoder got an attention mask of shape {tuple(mask.shape)}; estimation needs "
+                    "(batch, tokens) to know which tokens are padding."
+                )
+
+    def _note_labels(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A decoder is usually not told its padding, but its labels are."""
+        labels = kwargs.get("labels")
+        if isinstance(labels, Tensor) and labels.dim() == 2:
+            self._masks["labels"] = labels != IGNORED
 
 
 def measure_mean_inputs(
@@ -54,13 +70,13 @@ def measure_mean_inputs(
     Sums go to `input_sum` (all channels, site after site) and `input_count` (one per site).
     """
 
-    def hook_for(position: int, start: int, stop: int) -> Callable[..., None]:
+    def hook_for(name: str, position: int, start: int, stop: int) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             if not module.training:
                 return
             with torch.no_grad():
                 flat = inputs[0].detach().flatten(0, -2).float()
-                weights = tokens.of(inputs[0])
+                weights = tokens.of(inputs[0], name)
                 sums.current["input_sum"][start:stop] += weights @ flat
                 sums.current["input_count"][position] += weights.sum()
 
@@ -70,7 +86,7 @@ def measure_mean_inputs(
     for position, site in enumerate(sites):
         module = base.get_submodule(site.module)
         stop = start + channels_of(module)
-        handles.append(module.register_forward_pre_hook(hook_for(position, start, stop)))
+        handles.append(module.register_forward_pre_hook(hook_for(site.module, position, start, stop)))
         start = stop
     return handles
 
@@ -115,7 +131,7 @@ class _Contribution:
         squared = ((ranks @ (b.T @ b)) * ranks).sum(1).clamp_min(0)
         tiny = torch.finfo(torch.float32).tiny
         ratio = self._module.scaling * squared.sqrt() / self._base_norm.clamp_min(tiny)
-        weights = self._tokens.of(inputs[0])
+        weights = self._tokens.of(inputs[0], self._module.name)
         self._sums.current["ratio_sum"][self._position] += ratio @ weights
         self._sums.current["ratio_count"][self._position] += weights.sum()
         self._base_norm = None

@@ -57,7 +57,7 @@ class Estimator:
         self.detach()
         tokens = TokenWeights(self._base)
         note = self._base.register_forward_pre_hook(self._note_batch, with_kwargs=True)
-        self._handles = [tokens.handle, note]
+        self._handles = [*tokens.handles, note]
         for site, gate in zip(self._sites, self._gates, strict=True):
             module = self._base.get_submodule(site.module)
             self._handles.append(module.register_forward_pre_hook(gate))

@@ -92,7 +92,7 @@ def cut(
         follow = None if optimizer is None else prepare_to_follow(optimizer, journal)
         shifts = {name: shift.cpu() for name, shift in operation.shifts.items()}
         attach_record(model, CutRecord(plan, name, operation.surviving_gates(), pairs, shifts))
-    except AnatomyError as error:
+    except (AnatomyError, VerificationError) as error:
         journal.undo()
         raise VerificationError(f"{error} The model was put back as it was.") from error
     except BaseException:

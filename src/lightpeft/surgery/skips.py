@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightpeft.anatomy import Units
+from lightpeft.anatomy import Units, linear_at
+from lightpeft.linears import OUTPUTS, width
 
 
 class SkippedAttention(nn.Module):
@@ -30,10 +31,15 @@ class SkippedAttention(nn.Module):
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """The block's output (batch, tokens, width), and None for everything else it would return."""
-        nothing = hidden_states.new_zeros(*hidden_states.shape[:-1], 0)
         self._count_tokens(hidden_states, kwargs)
-        output = nothing if self._out is None else self.get_submodule(self._out)(nothing)
-        return (output, *([None] * (self._returns - 1)))
+        return (self._output(hidden_states), *([None] * (self._returns - 1)))
+
+    def _output(self, hidden_states: Tensor) -> Tensor:
+        if self._out is None:
+            return hidden_states.new_zeros(*hidden_states.shape[:-1], 0)
+        out = linear_at(self, self._out)
+        nothing = hidden_states.new_zeros(*hidden_states.shape[:-1], width(out, OUTPUTS))
+        return nothing if out.bias is None else nothing + out.bias
 
     def _count_tokens(self, hidden_states: Tensor, kwargs: dict[str, Any]) -> None:
         """A key-value cache learns the length of a text from its layers, so it gets keys of no heads."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lightpeft.anatomy import base_of, layer_modules
 from lightpeft.errors import AnatomyError, VerificationError
 from lightpeft.estimation import fixed_gates
+from lightpeft.surgery.inputs import random_batch
 
 TOLERANCES = {
     torch.float64: 1e-9,
@@ -23,26 +24,27 @@ Batch = Mapping[str, Tensor]
 
 
 def padded_batch(model: nn.Module, batch: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
-    """`batch` without labels and with at least one padded row; random tokens if there is no batch."""
+    """`batch` without labels and, where it is text, with at least one padded row; random if there is none."""
     base = base_of(model)
     device = next(base.parameters()).device
     if batch is None:
-        generator = torch.Generator().manual_seed(0)
-        width = min(16, getattr(base.config, "max_position_embeddings", 16) - 4)
-        ids = torch.randint(5, base.config.vocab_size, (2, width), generator=generator)
-        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        batch = random_batch(base)
     inputs = {
         name: value.detach().clone().to(device)
         for name, value in batch.items()
-        if isinstance(value, Tensor) and name not in ("labels", "label", "label_ids")
+        if isinstance(value, Tensor) and name not in ("label", "label_ids", "return_loss")
     }
-    if "input_ids" not in inputs:
+    if not base.config.is_encoder_decoder or "decoder_input_ids" in inputs:
+        inputs.pop("labels", None)
+    if base.main_input_name not in inputs:
         raise AnatomyError(
-            f"the verification batch has {sorted(inputs)}, but no input_ids; give a batch of the task."
+            f"the verification batch has {sorted(inputs)}, but no {base.main_input_name}; give a batch of "
+            "the task."
         )
-    mask = inputs.setdefault("attention_mask", torch.ones_like(inputs["input_ids"]))
-    if mask.dim() == 2 and bool(mask.all()) and mask.shape[1] > 1:
-        mask[0, max(1, mask.shape[1] * 2 // 3) :] = 0
+    if "input_ids" in inputs:
+        mask = inputs.setdefault("attention_mask", torch.ones_like(inputs["input_ids"]))
+        if mask.dim() == 2 and bool(mask.all()) and mask.shape[1] > 1:
+            mask[0, max(1, mask.shape[1] * 2 // 3) :] = 0
     return inputs
 
 
@@ -60,15 +62,25 @@ def observe(model: nn.Module, batch: Batch, gates: Mapping[str, Tensor] | None =
         for name, layer in layer_modules(model):
             stack.callback(layer.register_forward_hook(_noting(seen, name)).remove)
         # accelerate wraps the outer forward in autocast, whose rounding would hide or fake a difference.
-        stack.enter_context(torch.autocast(batch["attention_mask"].device.type, enabled=False))
-        outputs = base(**batch)
+        stack.enter_context(torch.autocast(next(base.parameters()).device.type, enabled=False))
+        outputs = _run(base, batch, seen)
     if "logits" in outputs:
         seen["the logits"] = outputs["logits"].detach()
+    if "attention_mask" not in batch:
+        return seen
     tokens = batch["attention_mask"].bool()
     return {
         name: value[tokens] if value.shape[: tokens.dim()] == tokens.shape else value
         for name, value in seen.items()
     }
+
+
+def _run(base: nn.Module, batch: Batch, seen: Mapping[str, Tensor]) -> Any:
+    try:
+        return base(**batch)
+    except RuntimeError as error:
+        last = f"after {list(seen)[-1]}" if seen else "in the first layer"
+        raise VerificationError(f"the model does not run: {last}, {error}") from error
 
 
 def largest_difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> float:
@@ -86,8 +98,8 @@ def largest_difference(expected: Mapping[str, Tensor], found: Mapping[str, Tenso
         if not difference <= limit:
             raise VerificationError(
                 f"{name} of the cut model differs from the gated model by {difference:.2g} (allowed for "
-                f"{before.dtype}: {limit:g}). The model was put back as it was. This is a fault of "
-                "lightpeft's anatomy of this architecture, please report it."
+                f"{before.dtype}: {limit:g}). This is a fault of lightpeft's anatomy of this architecture, "
+                "please report it."
             )
         worst = max(worst, difference)
     return worst

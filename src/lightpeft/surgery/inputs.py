@@ -1,0 +1,44 @@
+"""Random inputs of a model's kind, to verify a cut on where no real batch is at hand."""
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+
+ROWS, TOKENS = 2, 16
+
+
+def random_batch(base: PreTrainedModel) -> dict[str, Tensor]:
+    """Two rows of random tokens, pixels or sound, the same ones every time."""
+    generator = torch.Generator().manual_seed(0)
+    batch = _main_input(base, generator)
+    if base.config.is_encoder_decoder:
+        batch["decoder_input_ids"] = _tokens(base.config, generator)
+    if hasattr(base.config, "vision_config") and hasattr(base.config, "text_config"):
+        batch["pixel_values"] = _pixels(base.config.vision_config, generator)
+    return batch
+
+
+def _main_input(base: PreTrainedModel, generator: torch.Generator) -> dict[str, Tensor]:
+    config, name = base.config, base.main_input_name
+    if name == "pixel_values":
+        return {name: _pixels(config, generator)}
+    if name == "input_features":
+        frames = 2 * config.max_source_positions
+        return {name: torch.randn(ROWS, config.num_mel_bins, frames, generator=generator)}
+    if name == "input_values":
+        return {name: torch.randn(ROWS, 8000, generator=generator)}
+    ids = _tokens(config.get_text_config(), generator)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def _tokens(config: PreTrainedConfig, generator: torch.Generator) -> Tensor:
+    """Ids above the special ones, few enough for the model's positions."""
+    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "max_target_positions")]
+    width = max(2, min([TOKENS, *(limit - 4 for limit in limits if limit is not None)]))
+    return torch.randint(min(5, config.vocab_size - 1), config.vocab_size, (ROWS, width), generator=generator)
+
+
+def _pixels(config: PreTrainedConfig, generator: torch.Generator) -> Tensor:
+    size = config.image_size
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    return torch.randn(ROWS, config.num_channels, height, width, generator=generator)

@@ -1,0 +1,242 @@
+"""Every architecture: gated = cut = saved and loaded = merged; scores are those of gates put in by hand."""
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from tests.support.models import gated
+from tests.support.zoo import ANIMALS, BY_NAME, Animal
+from torch import Tensor, nn
+
+import lightpeft
+from lightpeft import Budget, EstimationConfig, Plan, Scores, SurgeryConfig, find_anatomy, make_plan
+from lightpeft.anatomy import FAMILIES
+
+UNEVEN = Budget(heads=0.4, neurons=0.4, modules=0.3, ranks=0.4, heads_scope="global", neurons_scope="global")
+ONE_BY_ONE = Budget(heads=0.4, neurons=0.0, modules=0.0, ranks=0.0, kv_groups="equal")
+CASES = [
+    pytest.param(animal, attention, id=f"{animal.name}-{attention}")
+    for animal in ANIMALS
+    for attention in animal.attentions
+]
+ONE_EACH = [pytest.param(animal, animal.attentions[-1], id=animal.name) for animal in ANIMALS]
+DROP = SurgeryConfig(fold_removed=False, compensate=False)
+FOLD = SurgeryConfig(fold_removed=True, compensate=False)
+
+
+def random_scores(model: PeftModel, seed: int = 0) -> Scores:
+    """Scores of every unit of any model, without estimation."""
+    generator = torch.Generator().manual_seed(seed)
+    start, end = "base_model.model.", ".lora_A.default.weight"
+    ranks = {
+        key.removeprefix(start).removesuffix(end): torch.rand(len(value), generator=generator)
+        for key, value in model.state_dict().items()
+        if key.endswith(end)
+    }
+    layers = find_anatomy(model).layers
+    return Scores(
+        heads=tuple(torch.rand(layer.heads, generator=generator) for layer in layers),
+        neurons=tuple(torch.rand(layer.neurons, generator=generator) for layer in layers),
+        ranks=ranks,
+        modules={name: float(torch.rand((), generator=generator)) for name in ranks},
+        steps=1,
+        methods={"base": "fisher", "module": "activation", "rank": "taylor"},
+    )
+
+
+def kept_units(model: PeftModel, plan: Plan) -> dict[str, tuple[int, ...]]:
+    """What stays, per output projection."""
+    kept = {}
+    for layer, wanted in zip(find_anatomy(model).layers, plan.layers, strict=True):
+        for units, indices in ((layer.attention, wanted.heads), (layer.ffn, wanted.neurons)):
+            if units is not None:
+                kept[units.out] = indices
+    return kept
+
+
+def plan_gates(animal: Animal, model: PeftModel, plan: Plan, *, ranks: bool) -> dict[str, Tensor]:
+    """0 for channels of units that go; the places and counts are the zoo's, not lightpeft's."""
+    kept, gates = kept_units(model, plan), {}
+    for outs in animal.outs:
+        for layer in range(outs.layers):
+            name = outs.path.format(layer)
+            module = model.get_base_model().get_submodule(name)
+            channels = module.lora_A["default"].in_features
+            units = torch.zeros(outs.units)
+            units[list(kept.pop(name))] = 1
+            gates[name] = units.repeat_interleave(channels // outs.units)
+    assert not kept, "lightpeft found units that the zoo does not know"
+    for module_plan in plan.modules if ranks else ():
+        alive = torch.zeros(module_plan.rank_count)
+        alive[list(module_plan.ranks)] = 1
+        gates[f"{module_plan.name}.lora_B.default"] = alive
+    return gates
+
+
+@torch.no_grad()
+def outputs(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """What the model says at the tokens that are not padding."""
+    model.eval()
+    found = model(**batch)
+    if "logits" not in found:
+        return torch.cat([found.text_embeds, found.image_embeds])
+    logits, mask = found.logits, batch.get("attention_mask")
+    alike = mask is not None and logits.shape[:2] == mask.shape and "decoder_input_ids" not in batch
+    return logits[mask.bool()] if alike and mask is not None else logits
+
+
+def agree(found: Tensor, expected: Tensor) -> None:
+    """Within 1e-5 of the largest value, which is of order one."""
+    scale = max(1.0, float(expected.abs().max()))
+    torch.testing.assert_close(found / scale, expected / scale, rtol=1e-5, atol=1e-5)
+
+
+def check_cut(
+    animal: Animal, attention: str, budget: Budget, config: SurgeryConfig, folder: Path, padded: bool
+) -> Plan:
+    """Cut and compare with the gated model; then save, load and merge."""
+    model, batch = animal.with_lora(attention), animal.batch(padded=padded)
+    plan = make_plan(random_scores(model), find_anatomy(model), budget)
+    with gated(model.get_base_model(), plan_gates(animal, model, plan, ranks=not config.fold_removed)):
+        expected = outputs(model, batch)
+    whole = outputs(model, batch)
+    assert not torch.allclose(expected, whole, atol=1e-3)
+    lightpeft.cut(model, plan, batch=batch, config=config)
+    agree(outputs(model, batch), expected)
+    lightpeft.save(model, folder)
+    loaded = lightpeft.load(folder, base=animal.build(attention))
+    agree(outputs(loaded, batch), expected)
+    agree(outputs(copy.deepcopy(loaded).merge_and_unload(), batch), expected)
+    return plan
+
+
+def test_the_zoo_has_every_family() -> None:
+    assert {animal.model_type or animal.name for animal in ANIMALS} | {
+        "mbart",
+        "mt5",
+        "clip_text_model",
+        "clip_vision_model",
+    } == set(FAMILIES)
+
+
+@pytest.mark.parametrize("padded", [True, False], ids=["padded", "full"])
+@pytest.mark.parametrize(("animal", "attention"), CASES)
+def test_gated_cut_loaded_and_merged_agree(
+    animal: Animal, attention: str, padded: bool, tmp_path: Path
+) -> None:
+    plan = check_cut(animal, attention, UNEVEN, FOLD if padded else DROP, tmp_path, padded)
+    assert any(len(layer.heads) < layer.head_count for layer in plan.layers)
+
+
+@pytest.mark.parametrize(
+    ("animal", "attention"),
+    [case for case in CASES if any(o.group > 1 and o.splits for o in case.values[0].outs)],
+)
+def test_equal_numbers_of_query_heads_may_go_from_every_group(
+    animal: Animal, attention: str, tmp_path: Path
+) -> None:
+    plan = check_cut(animal, attention, ONE_BY_ONE, FOLD, tmp_path, padded=True)
+    group = animal.outs[0].group
+    for layer in plan.layers:
+        per_group = [
+            sum(head // group == g for head in layer.heads) for g in range(layer.head_count // group)
+        ]
+        assert len(set(per_group)) == 1
+        assert 0 < per_group[0] < group
+
+
+@pytest.mark.parametrize("kind", ["heads", "neurons"])
+@pytest.mark.parametrize(("animal", "attention"), ONE_EACH)
+def test_a_whole_sub_layer_may_go(animal: Animal, attention: str, kind: str, tmp_path: Path) -> None:
+    model, batch = animal.with_lora(attention), animal.batch(padded=True)
+    scores = random_scores(model)
+    values = list(getattr(scores, kind))
+    victim = max(index for index, value in enumerate(values) if len(value)) if any(map(len, values)) else None
+    if victim is None:
+        pytest.skip("no such units")
+    values[victim] = values[victim] * 0
+    share = 0.5
+    budget = Budget(
+        **{"heads": 0.0, "neurons": 0.0, kind: share}, min_heads=0, min_neurons=0,
+        heads_scope="global", neurons_scope="global", modules=0.0, ranks=0.0,
+    )  # fmt: skip
+    changed = Scores(**vars(scores) | {kind: tuple(values)})
+    plan = make_plan(changed, find_anatomy(model), budget)
+    removed = not getattr(plan.layers[victim], kind)
+    assert removed == (kind in animal.whole)
+    with gated(model.get_base_model(), plan_gates(animal, model, plan, ranks=False)):
+        expected = outputs(model, batch)
+    lightpeft.cut(model, plan, batch=batch, config=FOLD)
+    agree(outputs(model, batch), expected)
+    loaded = lightpeft.load(lightpeft.save(model, tmp_path), base=animal.build(attention))
+    agree(outputs(loaded, batch), expected)
+    if animal.generates:
+        assert_cache_changes_nothing(model, batch)
+
+
+@pytest.mark.parametrize(("animal", "attention"), [case for case in CASES if case.values[0].generates])
+def test_generation_with_a_cache_is_generation_without(animal: Animal, attention: str) -> None:
+    model = animal.with_lora(attention)
+    lightpeft.cut(model, make_plan(random_scores(model), find_anatomy(model), UNEVEN))
+    assert_cache_changes_nothing(model, animal.batch(padded=True))
+
+
+def assert_cache_changes_nothing(model: PeftModel, batch: Mapping[str, Tensor]) -> None:
+    """Texts of one length each, because padding on the right is not for generating."""
+    model.eval()
+    inputs = {"input_ids": batch["input_ids"][:1], "attention_mask": batch["attention_mask"][:1]}
+    with_cache, without = (
+        model.generate(**inputs, max_new_tokens=6, min_new_tokens=6, do_sample=False, use_cache=use)
+        for use in (True, False)
+    )
+    assert torch.equal(with_cache, without)
+
+
+@contextmanager
+def open_gates(animal: Animal, base: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Gates of 1 with gradients in front of every output projection, put in by hand."""
+    gates, hooks = {}, []
+
+    def multiply(gate: Tensor, units: int):  # type: ignore[no-untyped-def]
+        return lambda _module, args: (args[0] * gate.repeat_interleave(args[0].shape[-1] // units), *args[1:])
+
+    for outs in animal.outs:
+        for layer in range(outs.layers):
+            name = outs.path.format(layer)
+            gates[name] = torch.ones(outs.units, requires_grad=True)
+            hook = multiply(gates[name], outs.units)
+            hooks.append(base.get_submodule(name).register_forward_pre_hook(hook))
+    yield gates
+    for handle in hooks:
+        handle.remove()
+
+
+@pytest.mark.parametrize(("animal", "attention"), ONE_EACH)
+def test_scores_are_the_gradients_of_gates(animal: Animal, attention: str) -> None:
+    model, batch = animal.with_lora(attention), animal.batch(padded=True, labels=True)
+    model.train()
+    with open_gates(animal, model.get_base_model()) as gates:
+        model(**batch).loss.backward()
+    model.zero_grad()
+    config = EstimationConfig(steps=1, base_score="taylor", module_score="activation", rank_score="taylor")
+    scores = lightpeft.estimate(model, [batch], config, learning_rate=1e-9)
+    for layer, heads, neurons in zip(find_anatomy(model).layers, scores.heads, scores.neurons, strict=True):
+        for units, found in ((layer.attention, heads), (layer.ffn, neurons)):
+            if units is not None:
+                expected = gates[units.out].grad
+                assert expected is not None
+                torch.testing.assert_close(found, expected.abs(), rtol=1e-3, atol=1e-6)
+    assert all(torch.isfinite(values).all() for values in scores.means.values())
+
+
+def test_a_torn_kv_group_is_refused_before_anything_is_cut() -> None:
+    model = BY_NAME["llama"].with_lora()
+    plan = make_plan(random_scores(model), find_anatomy(model), UNEVEN)
+    layers = (lightpeft.plan.LayerPlan(0, "layer 0", (0, 2, 3), 8, tuple(range(48)), 48), *plan.layers[1:])
+    torn = Plan(**vars(plan) | {"layers": layers})
+    with pytest.raises(lightpeft.PlanError, match=r"layer 0.*\[1, 2\].*whole groups of 2"):
+        lightpeft.cut(model, torn)
