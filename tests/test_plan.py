@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -212,6 +213,57 @@ def test_keep_parameters_is_met_from_below_and_tight(scope: Scope, target: float
     kept = parameters(plan, anatomy) / anatomy.parameters
     step = 6 * (8 * (3 * 33 + 32)) / anatomy.parameters
     assert target - step <= kept <= target
+
+
+GROUPS: dict[str, Any] = NOTHING | {"heads": 0.5}
+
+
+def test_kv_groups_go_whole_lowest_mean_first() -> None:
+    anatomy = anatomy_of([8], [8], group=2)
+    heads = torch.tensor([9.0, 0.0, 3.0, 3.0, 0.0, 0.0, 5.0, 5.0])
+    plan = make_plan(scores_of([heads], [torch.ones(8)]), anatomy, Budget(**GROUPS))
+    assert plan.layers[0].heads == (0, 1, 6, 7)
+
+
+def test_or_the_best_query_heads_of_every_group_stay() -> None:
+    anatomy = anatomy_of([8], [8], group=4)
+    heads = torch.tensor([9.0, 0.0, 3.0, 1.0, 0.0, 0.1, 5.0, 5.0])
+    plan = make_plan(scores_of([heads], [torch.ones(8)]), anatomy, Budget(**GROUPS, kv_groups="equal"))
+    assert plan.layers[0].heads == (0, 2, 6, 7)
+
+
+def test_query_heads_behind_one_kv_head_go_one_by_one() -> None:
+    anatomy = anatomy_of([4], [8], group=4)
+    plan = make_plan(
+        scores_of([torch.tensor([1.0, 4.0, 2.0, 3.0])], [torch.ones(8)]), anatomy, Budget(**GROUPS)
+    )
+    assert plan.layers[0].heads == (1, 3)
+
+
+@pytest.mark.parametrize("kind", ["heads", "neurons"])
+def test_without_a_floor_a_whole_block_may_go_and_its_modules_go_first(kind: str) -> None:
+    anatomy = anatomy_of([4, 4], [8, 8])
+    values = {"heads": [torch.zeros(4), torch.ones(4)], "neurons": [torch.zeros(8), torch.ones(8)]}
+    linears = ("q", "k", "v", "o", "up", "down")
+    ranks = {f"{layer}.{name}": torch.ones(2) for layer in (0, 1) for name in linears}
+    worth = {name: 10.0 - 9 * (name[0] == "1") for name in ranks}
+    budget = Budget(**NOTHING | {kind: 0.5, f"{kind}_scope": "global"}, min_heads=0, min_neurons=0)
+    plan = make_plan(scores_of(values["heads"], values["neurons"], ranks, worth), anatomy, budget)
+    assert getattr(plan.layers[0], kind) == ()
+    gone = {"heads": {"0.q", "0.k", "0.v", "0.o"}, "neurons": {"0.up", "0.down"}}[kind]
+    assert {module.name for module in plan.removed_modules} == gone
+
+
+def test_units_that_cannot_be_cut_stay_and_do_not_count() -> None:
+    whole = anatomy_of([4, 4], [8, 8])
+    fixed = replace(whole.layers[0], attention=replace(whole.layers[0].attention, fixed="it is shared"))
+    anatomy = replace(whole, layers=(fixed, whole.layers[1]))
+    scores = scores_of([torch.zeros(4), torch.arange(4.0)], [torch.ones(8)] * 2)
+    plan = make_plan(scores, anatomy, Budget(**GROUPS | {"heads_scope": "global"}))
+    assert [layer.heads for layer in plan.layers] == [(0, 1, 2, 3), (2, 3)]
+    torn = replace(plan, layers=(replace(plan.layers[0], heads=(1,)), plan.layers[1]))
+    with pytest.raises(PlanError, match="layer 0: heads cannot be cut, because it is shared"):
+        torn.check_fits(anatomy)
 
 
 def test_keep_parameters_of_one_keeps_all() -> None:

@@ -45,6 +45,11 @@ class ModulePlan:
     name: str
     ranks: tuple[int, ...]
     rank_count: int
+    layer: int | None = None
+    """Index of its layer; None for a module outside all layers."""
+
+    place: str = ""
+    """Its name inside the layer."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +147,8 @@ class Plan:
                     "name": module.name,
                     "rank_count": module.rank_count,
                     "ranks": format_indices(module.ranks),
+                    "layer": module.layer,
+                    "place": module.place,
                 }
                 for module in self.modules
             ],
@@ -221,6 +228,9 @@ class Plan:
         indices = [layer.index for layer in self.layers]
         if indices != list(range(len(indices))):
             raise PlanError(f"the plan's layers are numbered {indices}; expected 0, 1, 2, ...")
+        for module in self.modules:
+            if module.layer is not None and not 0 <= module.layer < len(self.layers):
+                raise PlanError(f"the plan puts {module.name} into layer {module.layer}, which it has not.")
         names = [module.name for module in self.modules]
         for name in names:
             if names.count(name) > 1:
@@ -247,10 +257,17 @@ def _read_layer(value: dict[str, Any]) -> LayerPlan:
 
 
 def _read_module(value: dict[str, Any]) -> ModulePlan:
-    _check_keys(value, {"name", "rank_count", "ranks"}, "a module of the plan")
+    keys = {"name", "rank_count", "ranks", "layer", "place"}
+    _check_keys(value, keys, "a module of the plan")
     name = _typed(value["name"], str, "a module's name")
     count = _count(value["rank_count"], f"{name}, rank_count")
-    return ModulePlan(name=name, ranks=_indices(value["ranks"], count, name), rank_count=count)
+    return ModulePlan(
+        name=name,
+        ranks=_indices(value["ranks"], count, name),
+        rank_count=count,
+        layer=None if value["layer"] is None else _typed(value["layer"], int, f"{name}, layer"),
+        place=_typed(value["place"], str, f"{name}, place"),
+    )
 
 
 def _indices(value: Any, count: int, what: str) -> tuple[int, ...]:

@@ -42,11 +42,23 @@ def make_plan(scores: Scores, anatomy: Anatomy, budget: Budget) -> Plan:
             )
             for layer in anatomy.layers
         ),
-        modules=tuple(ModulePlan(name, ranks[name], len(values)) for name, values in scores.ranks.items()),
+        modules=tuple(
+            ModulePlan(name, ranks[name], len(values), *_place(anatomy, name))
+            for name, values in scores.ranks.items()
+        ),
         budget=budget,
         estimation_steps=scores.steps,
         cutoffs=_explain(scores, heads, neurons, survivors, ranks),
     )
+
+
+def _place(anatomy: Anatomy, name: str) -> tuple[int | None, str]:
+    """The layer of a PEFT module, and its name in there."""
+    inside = [layer for layer in anatomy.layers if name.startswith(f"{layer.module}.")]
+    holding = [layer for layer in inside if any(name in units.linears for units in layer.units)]
+    for layer in (*holding, *inside):
+        return layer.index, name.removeprefix(f"{layer.module}.")
+    return None, name
 
 
 def _choose_base(scores: Scores, anatomy: Anatomy, budget: Budget) -> tuple[Kept, Kept]:

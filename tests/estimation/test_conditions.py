@@ -10,6 +10,7 @@ import torch
 from peft import PeftModel
 from tests.support.models import (
     assert_identical,
+    checkpoint_activations,
     hook_count,
     load_base,
     make_batch,
@@ -135,9 +136,7 @@ def test_clipping_changes_nothing(model: PeftModel, expected: Scores) -> None:
 @pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "non-reentrant"])
 def test_activation_checkpointing_changes_nothing(reentrant: bool, base_score: str, folder: Path) -> None:
     plain, checkpointed = with_lora(load_base(folder)), with_lora(load_base(folder))
-    base = checkpointed.get_base_model()
-    base.activation_checkpointing_enable({"use_reentrant": reentrant})
-    base.enable_input_require_grads()
+    checkpoint_activations(checkpointed.get_base_model(), reentrant=reentrant)
     found = run(checkpointed, training_batches(), base_score=base_score)
     wanted = run(plain, training_batches(), base_score=base_score)
     assert_same_scores(found, wanted)

@@ -30,7 +30,8 @@ def anatomy_of(layers: int, heads: int, neurons: int) -> Anatomy:
         names = [f"bert.encoder.layer.{index}.{place}" for place in PLACES]
         query, key, value, out, ffn_in, ffn_out = names
         attention = attention_units(query, key, value, out, heads, 4)
-        return plain_layer(index, attention, ffn_units(ffn_in, ffn_out, neurons))
+        ffn = ffn_units(ffn_in, ffn_out, neurons)
+        return plain_layer(index, attention, ffn, module=f"bert.encoder.layer.{index}")
 
     return Anatomy("bert", tuple(layer(index) for index in range(layers)))
 

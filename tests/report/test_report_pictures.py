@@ -13,6 +13,7 @@ from lightpeft.errors import ConfigError
 from lightpeft.plan import Plan
 from lightpeft.report import (
     Curve,
+    Measurement,
     Result,
     curves_picture,
     heads_picture,
@@ -182,7 +183,7 @@ def test_equal_scores_are_drawn(
 
 def test_curves_mark_the_cut(result: Result) -> None:
     found = texts(curves_picture(result))
-    assert {"Training loss", "accuracy", "plain LoRA", "light PEFT", "cut"} <= set(found)
+    assert {"Training loss", "Validation accuracy", "plain LoRA", "light PEFT", "cut"} <= set(found)
     assert found.count("cut") == 2
 
 
@@ -210,6 +211,15 @@ def test_curves_of_one_label_share_a_colour_and_a_legend_entry(
 def test_ratios_are_written_at_their_bars(result: Result, make_result: Callable[..., Result]) -> None:
     assert {"0.65×", "0.22×", "0.55×", "0.62×"} <= set(texts(ratios_picture(result)))
     assert "plain PEFT was not run" in texts(ratios_picture(make_result(vanilla=None)))
+
+
+def test_a_loss_is_drawn_among_the_ratios(
+    result: Result, make_result: Callable[..., Result], vanilla: Measurement, light: Measurement
+) -> None:
+    before = dataclasses.replace(vanilla, metric=2.0, metric_name="loss")
+    after = dataclasses.replace(light, metric=2.06, metric_name="loss")
+    assert {"loss", "1.03×"} <= set(texts(ratios_picture(make_result(vanilla=before, light=after))))
+    assert "accuracy" not in texts(ratios_picture(result))
 
 
 def test_readme_picture_is_one_card(result: Result, plan: Plan) -> None:

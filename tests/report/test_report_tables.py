@@ -4,11 +4,14 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 from rich.table import Table
+from tests.support.probing import random_scores
+from tests.support.zoo import BY_NAME
 
+from lightpeft import find_anatomy, make_plan
 from lightpeft.config import Budget
 from lightpeft.plan import Plan
 from lightpeft.report import Measurement, Result, plan_table, side_by_side, summary
-from lightpeft.report.places import Place, places
+from lightpeft.report.plan_axes import module_grid
 from lightpeft.report.units import count, difference, metric, percent, seconds, size, times
 from lightpeft.scores import Scores
 
@@ -33,6 +36,24 @@ def test_side_by_side_shows_the_numbers(result: Result) -> None:
         ["peak memory", "2.00 GB", "1.50 GB", "0.75×"],
         ["checkpoint", "1.60 MB", "400 kB", "0.25×"],
     ]
+
+
+def test_a_loss_is_shown_as_a_ratio_and_a_difference(
+    make_result: Callable[..., Result], vanilla: Measurement, light: Measurement
+) -> None:
+    before = dataclasses.replace(vanilla, metric=1.5, metric_name="loss")
+    after = dataclasses.replace(light, metric=1.53, metric_name="loss")
+    result = make_result(vanilla=before, light=after)
+    assert shown(side_by_side(result))[0] == ["loss", "1.500", "1.530", "1.02× (+0.030)"]
+    assert "peak memory 0.75×, loss +0.030 (1.530 against 1.500)." in summary(result)
+
+
+def test_a_small_loss_is_not_in_points(
+    make_result: Callable[..., Result], vanilla: Measurement, light: Measurement
+) -> None:
+    before = dataclasses.replace(vanilla, metric=0.5, metric_name="loss")
+    after = dataclasses.replace(light, metric=0.45, metric_name="loss")
+    assert shown(side_by_side(make_result(vanilla=before, light=after)))[0][3] == "0.90× (−0.050)"
 
 
 def test_side_by_side_without_vanilla_has_two_columns(make_result: Callable[..., Result]) -> None:
@@ -72,20 +93,25 @@ def test_plan_table_without_modules(make_scores: Callable[..., Scores], planned:
     assert lines[0][3:] == lines[1][3:] == ["–", "–"]
 
 
-def test_places_group_by_layer() -> None:
-    names = ["bert.encoder.layer.3.attention.self.query", "bert.encoder.layer.11.output", "head.0"]
-    assert list(places(names).values()) == [
-        Place(3, "attention.self.query"),
-        Place(11, "output"),
-        Place(None, "head.0"),
-    ]
+def two_stacks() -> Plan:
+    """A plan of BART: encoder, decoder, cross-attention."""
+    model = BY_NAME["bart"].with_lora()
+    return make_plan(random_scores(model), find_anatomy(model), Budget(heads=0.5, modules=0, ranks=0))
 
 
-def test_places_keep_two_stacks_apart() -> None:
-    found = places(["encoder.layers.0.q", "decoder.layers.0.q", "0.q"])
-    assert found["encoder.layers.0.q"] == Place(0, "encoder.layers.q")
-    assert found["decoder.layers.0.q"] == Place(0, "decoder.layers.q")
-    assert found["0.q"] == Place(0, "q")
+def test_plan_table_keeps_stacks_and_cross_attention_apart() -> None:
+    rows = {line[0]: line[1:] for line in shown(plan_table(two_stacks()))}
+    assert rows["encoder 0"][0] == rows["decoder 1 cross-attention"][0] == "2/4"
+    assert rows["decoder 0"][2] == "6/6"
+    assert rows["decoder 0 cross-attention"][1:3] == ["–", "4/4"]
+    assert rows["total"][0] == "12/24"
+
+
+def test_modules_of_every_stack_are_drawn_in_their_own_rows() -> None:
+    columns, rows = module_grid(two_stacks())
+    assert rows == list(range(6))
+    assert "self_attn.q_proj" in columns
+    assert "encoder_attn.q_proj" in columns
 
 
 def test_summary_in_plain_words(result: Result) -> None:

@@ -17,9 +17,10 @@ def attention_units(
 
 def ffn_units(up: str, down: str, neurons: int, *, width: int = 32) -> Units:
     """Neurons between two linears."""
-    return Units("neurons", "ffn", down, neurons, 1, (Rows(up, "input", 0, 1, 1, width + 1),), width)
+    rows = (Rows(up, "input", 0, 1, 1, width + 1),)
+    return Units("neurons", "ffn", down, neurons, 1, rows, width, returns=1)
 
 
-def layer(index: int, attention: Units | None, ffn: Units | None) -> Layer:
+def layer(index: int, attention: Units | None, ffn: Units | None, module: str | None = None) -> Layer:
     """A layer with norms and biases of 32 wide."""
-    return Layer(index, f"layer {index}", f"layers.{index}", attention, ffn, 32 * 6)
+    return Layer(index, f"layer {index}", module or f"layers.{index}", attention, ffn, 32 * 6)

@@ -247,6 +247,13 @@ def assert_identical(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]
     assert not different
 
 
+def checkpoint_activations(base: PreTrainedModel, *, reentrant: bool) -> None:
+    """Recompute activations in backward; older transformers call it gradient checkpointing."""
+    enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
+    enable({"use_reentrant": reentrant})
+    base.enable_input_require_grads()
+
+
 def hook_count(model: nn.Module) -> int:
     """Forward hooks of all kinds on all modules."""
     return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())

@@ -1,20 +1,27 @@
 """Every architecture: gated = cut = saved and loaded = merged; scores are those of gates put in by hand."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
 from tests.support.models import gated
+from tests.support.probing import (
+    agree,
+    assert_cache_changes_nothing,
+    outputs,
+    plan_gates,
+    random_scores,
+)
 from tests.support.zoo import ANIMALS, BY_NAME, Animal
 from torch import Tensor, nn
 
 import lightpeft
 from lightpeft import Budget, EstimationConfig, Plan, Scores, SurgeryConfig, find_anatomy, make_plan
-from lightpeft.anatomy import FAMILIES
+from lightpeft.anatomy import FAMILIES, Units
 
 UNEVEN = Budget(heads=0.4, neurons=0.4, modules=0.3, ranks=0.4, heads_scope="global", neurons_scope="global")
 ONE_BY_ONE = Budget(heads=0.4, neurons=0.0, modules=0.0, ranks=0.0, kv_groups="equal")
@@ -26,73 +33,6 @@ CASES = [
 ONE_EACH = [pytest.param(animal, animal.attentions[-1], id=animal.name) for animal in ANIMALS]
 DROP = SurgeryConfig(fold_removed=False, compensate=False)
 FOLD = SurgeryConfig(fold_removed=True, compensate=False)
-
-
-def random_scores(model: PeftModel, seed: int = 0) -> Scores:
-    """Scores of every unit of any model, without estimation."""
-    generator = torch.Generator().manual_seed(seed)
-    start, end = "base_model.model.", ".lora_A.default.weight"
-    ranks = {
-        key.removeprefix(start).removesuffix(end): torch.rand(len(value), generator=generator)
-        for key, value in model.state_dict().items()
-        if key.endswith(end)
-    }
-    layers = find_anatomy(model).layers
-    return Scores(
-        heads=tuple(torch.rand(layer.heads, generator=generator) for layer in layers),
-        neurons=tuple(torch.rand(layer.neurons, generator=generator) for layer in layers),
-        ranks=ranks,
-        modules={name: float(torch.rand((), generator=generator)) for name in ranks},
-        steps=1,
-        methods={"base": "fisher", "module": "activation", "rank": "taylor"},
-    )
-
-
-def kept_units(model: PeftModel, plan: Plan) -> dict[str, tuple[int, ...]]:
-    """What stays, per output projection."""
-    kept = {}
-    for layer, wanted in zip(find_anatomy(model).layers, plan.layers, strict=True):
-        for units, indices in ((layer.attention, wanted.heads), (layer.ffn, wanted.neurons)):
-            if units is not None:
-                kept[units.out] = indices
-    return kept
-
-
-def plan_gates(animal: Animal, model: PeftModel, plan: Plan, *, ranks: bool) -> dict[str, Tensor]:
-    """0 for channels of units that go; the places and counts are the zoo's, not lightpeft's."""
-    kept, gates = kept_units(model, plan), {}
-    for outs in animal.outs:
-        for layer in range(outs.layers):
-            name = outs.path.format(layer)
-            module = model.get_base_model().get_submodule(name)
-            channels = module.lora_A["default"].in_features
-            units = torch.zeros(outs.units)
-            units[list(kept.pop(name))] = 1
-            gates[name] = units.repeat_interleave(channels // outs.units)
-    assert not kept, "lightpeft found units that the zoo does not know"
-    for module_plan in plan.modules if ranks else ():
-        alive = torch.zeros(module_plan.rank_count)
-        alive[list(module_plan.ranks)] = 1
-        gates[f"{module_plan.name}.lora_B.default"] = alive
-    return gates
-
-
-@torch.no_grad()
-def outputs(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """What the model says at the tokens that are not padding."""
-    model.eval()
-    found = model(**batch)
-    if "logits" not in found:
-        return torch.cat([found.text_embeds, found.image_embeds])
-    logits, mask = found.logits, batch.get("attention_mask")
-    alike = mask is not None and logits.shape[:2] == mask.shape and "decoder_input_ids" not in batch
-    return logits[mask.bool()] if alike and mask is not None else logits
-
-
-def agree(found: Tensor, expected: Tensor) -> None:
-    """Within 1e-5 of the largest value, which is of order one."""
-    scale = max(1.0, float(expected.abs().max()))
-    torch.testing.assert_close(found / scale, expected / scale, rtol=1e-5, atol=1e-5)
 
 
 def check_cut(
@@ -185,17 +125,6 @@ def test_generation_with_a_cache_is_generation_without(animal: Animal, attention
     assert_cache_changes_nothing(model, animal.batch(padded=True))
 
 
-def assert_cache_changes_nothing(model: PeftModel, batch: Mapping[str, Tensor]) -> None:
-    """Texts of one length each, because padding on the right is not for generating."""
-    model.eval()
-    inputs = {"input_ids": batch["input_ids"][:1], "attention_mask": batch["attention_mask"][:1]}
-    with_cache, without = (
-        model.generate(**inputs, max_new_tokens=6, min_new_tokens=6, do_sample=False, use_cache=use)
-        for use in (True, False)
-    )
-    assert torch.equal(with_cache, without)
-
-
 @contextmanager
 def open_gates(animal: Animal, base: nn.Module) -> Iterator[dict[str, Tensor]]:
     """Gates of 1 with gradients in front of every output projection, put in by hand."""
@@ -240,3 +169,32 @@ def test_a_torn_kv_group_is_refused_before_anything_is_cut() -> None:
     torn = Plan(**vars(plan) | {"layers": layers})
     with pytest.raises(lightpeft.PlanError, match=r"layer 0.*\[1, 2\].*whole groups of 2"):
         lightpeft.cut(model, torn)
+
+
+def test_an_uneven_kv_group_that_slips_through_is_caught_by_the_verification(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = BY_NAME["llama"].with_lora()
+    before = outputs(model, BY_NAME["llama"].batch(padded=True))
+    plan = make_plan(random_scores(model), find_anatomy(model), UNEVEN)
+    layers = (plan.layers[0], lightpeft.plan.LayerPlan(1, "layer 1", (0, 2, 3), 8, tuple(range(48)), 48))
+    monkeypatch.setattr(Units, "check", lambda *_: None)
+    with pytest.raises(lightpeft.VerificationError, match="layer 1: the model does not run"):
+        lightpeft.cut(model, Plan(**vars(plan) | {"layers": layers}))
+    agree(outputs(model, BY_NAME["llama"].batch(padded=True)), before)
+
+
+def test_a_stale_head_count_of_deberta_is_caught_by_the_verification(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeBERTa computes wrong numbers with a stale head count, without an error of its own."""
+    animal = BY_NAME["deberta-v2"]
+    model, batch = animal.with_lora("eager"), animal.batch(padded=False)
+    before = outputs(model, batch)
+    (stack,) = FAMILIES["deberta-v2"]
+    silent = replace(stack, attention=replace(stack.attention, follow={}))
+    monkeypatch.setitem(FAMILIES, "deberta-v2", (silent,))
+    plan = make_plan(
+        random_scores(model), find_anatomy(model), Budget(heads=0.5, neurons=0, modules=0, ranks=0)
+    )
+    with pytest.raises(lightpeft.VerificationError, match="layer 0"):
+        lightpeft.cut(model, plan, batch=batch)
+    agree(outputs(model, batch), before)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.models import assert_identical, hook_count, make_batch, outputs, save_base
+from tests.support.models import assert_identical, checkpoint_activations, hook_count, make_batch, outputs, save_base
 from tests.support.runs import (
     AUTO,
     CONFIGS,
@@ -204,8 +204,7 @@ def test_evaluating_while_estimating_changes_nothing(tmp_path: Path) -> None:
 def test_other_ways_to_train_run_through(mode: str, base: Path, tmp_path: Path) -> None:
     model = fresh_model(base)
     if mode == "checkpointing":
-        model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
-        model.get_base_model().enable_input_require_grads()
+        checkpoint_activations(model.get_base_model(), reentrant=False)
     run = trainer(base, tmp_path, model=model, bf16=mode == "bf16")
     run.train()
     assert run.light.report.encoder_after < run.light.report.encoder_before

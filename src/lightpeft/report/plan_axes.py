@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 from lightpeft.plan import LayerPlan, ModulePlan, Plan
 from lightpeft.report.figures import CUT, FAINT, INK, KEPT
-from lightpeft.report.places import places
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,7 +51,7 @@ def draw_heads(axes: "Axes", plan: Plan, row: float) -> None:
     _fill(axes, kept, KEPT)
     _cross(axes, cut, row)
     columns = max((layer.head_count for layer in plan.layers), default=1)
-    _frame(axes, columns, [str(layer.index) for layer in plan.layers])
+    _frame(axes, columns, layer_labels(plan))
     axes.set_xticks(range(0, columns, 1 + columns // 17))
     axes.set(title=heads_title(plan), xlabel="head (× is cut)", ylabel="layer")
 
@@ -67,7 +66,7 @@ def draw_neurons(axes: "Axes", plan: Plan) -> None:
     widest = max(full, default=1)
     for row, number in zip(rows, kept, strict=True):
         axes.text(widest * 1.02, row, f"{number:,}", va="center", color=INK, fontsize=8)
-    _frame(axes, 1, [str(row) for row in rows])
+    _frame(axes, 1, layer_labels(plan))
     axes.set_xlim(0, widest * 1.18)
     axes.set_xticks([0, widest], ["0", f"{widest:,}"])
     axes.set(title=neurons_title(plan), xlabel="neurons kept, of the full width", ylabel="layer")
@@ -80,12 +79,12 @@ def draw_modules(axes: "Axes", plan: Plan, row: float, column: float) -> None:
     """
     axes.set_title(modules_title(plan))
     columns, rows = module_grid(plan)
-    _frame(axes, len(columns), ["other" if number is None else str(number) for number in rows])
+    labels = layer_labels(plan)
+    _frame(axes, len(columns), ["other" if number is None else labels[number] for number in rows])
     if not plan.modules:
         axes.set_axis_off()
         return
-    placed = places([module.name for module in plan.modules])
-    where = {name: (columns.index(place.column), rows.index(place.layer)) for name, place in placed.items()}
+    where = {one.name: (columns.index(one.place or one.name), rows.index(one.layer)) for one in plan.modules}
     for shade, colour in enumerate(SHADES):
         _fill(axes, [where[one.name] for one in plan.kept_modules if _shade(one) == shade], colour)
     _cross(axes, [where[one.name] for one in plan.removed_modules], row)
@@ -96,11 +95,15 @@ def draw_modules(axes: "Axes", plan: Plan, row: float, column: float) -> None:
 
 def module_grid(plan: Plan) -> tuple[list[str], list[int | None]]:
     """Columns in the order of their first module, and layers ascending; those outside come last."""
-    placed = places([module.name for module in plan.modules])
-    columns = list(dict.fromkeys(place.column for place in placed.values()))
-    numbers = {place.layer for place in placed.values()}
+    columns = list(dict.fromkeys(module.place or module.name for module in plan.modules))
+    numbers = {module.layer for module in plan.modules}
     rows: list[int | None] = [*sorted(number for number in numbers if number is not None)]
     return columns, rows + ([None] if None in numbers else [])
+
+
+def layer_labels(plan: Plan) -> list[str]:
+    """The layers' names, by number alone where there is one kind of layer."""
+    return [layer.name.removeprefix("layer ") for layer in plan.layers]
 
 
 def _title(what: str, pairs: Iterable[tuple[int, int]]) -> str:

@@ -55,15 +55,17 @@ def observe(model: nn.Module, batch: Batch, gates: Mapping[str, Tensor] | None =
         gates: fixed gates per module (relative to the base) to multiply inputs by.
     """
     seen: dict[str, Tensor] = {}
+    entered: list[str] = []
     base = base_of(model)
     with ExitStack() as stack:
         stack.enter_context(_evaluating(model))
         stack.enter_context(fixed_gates(base, gates or {}))
         for name, layer in layer_modules(model):
+            stack.callback(layer.register_forward_pre_hook(_entering(entered, name)).remove)
             stack.callback(layer.register_forward_hook(_noting(seen, name)).remove)
         # accelerate wraps the outer forward in autocast, whose rounding would hide or fake a difference.
         stack.enter_context(torch.autocast(next(base.parameters()).device.type, enabled=False))
-        outputs = _run(base, batch, seen)
+        outputs = _run(base, batch, entered)
     if "logits" in outputs:
         seen["the logits"] = outputs["logits"].detach()
     if "attention_mask" not in batch:
@@ -75,12 +77,12 @@ def observe(model: nn.Module, batch: Batch, gates: Mapping[str, Tensor] | None =
     }
 
 
-def _run(base: nn.Module, batch: Batch, seen: Mapping[str, Tensor]) -> Any:
+def _run(base: nn.Module, batch: Batch, entered: list[str]) -> Any:
     try:
         return base(**batch)
-    except RuntimeError as error:
-        last = f"after {list(seen)[-1]}" if seen else "in the first layer"
-        raise VerificationError(f"the model does not run: {last}, {error}") from error
+    except (RuntimeError, ValueError, IndexError) as error:
+        where = entered[-1] if entered else "below the layers"
+        raise VerificationError(f"{where}: the model does not run: {error}") from error
 
 
 def largest_difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> float:
@@ -103,6 +105,13 @@ def largest_difference(expected: Mapping[str, Tensor], found: Mapping[str, Tenso
             )
         worst = max(worst, difference)
     return worst
+
+
+def _entering(entered: list[str], name: str) -> Any:
+    def hook(_module: nn.Module, _inputs: Any) -> None:
+        entered.append(name)
+
+    return hook
 
 
 def _noting(seen: dict[str, Tensor], name: str) -> Any:

@@ -1,0 +1,88 @@
+"""What a cut of an animal of the zoo must hold, in parts that tests and the support table share."""
+
+from collections.abc import Mapping
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from lightpeft import Plan, Scores, find_anatomy
+from tests.support.zoo import Animal
+
+
+def random_scores(model: PeftModel, seed: int = 0) -> Scores:
+    """Scores of every unit of any model, without estimation."""
+    generator = torch.Generator().manual_seed(seed)
+    start, end = "base_model.model.", ".lora_A.default.weight"
+    ranks = {
+        key.removeprefix(start).removesuffix(end): torch.rand(len(value), generator=generator)
+        for key, value in model.state_dict().items()
+        if key.endswith(end)
+    }
+    layers = find_anatomy(model).layers
+    return Scores(
+        heads=tuple(torch.rand(layer.heads, generator=generator) for layer in layers),
+        neurons=tuple(torch.rand(layer.neurons, generator=generator) for layer in layers),
+        ranks=ranks,
+        modules={name: float(torch.rand((), generator=generator)) for name in ranks},
+        steps=1,
+        methods={"base": "fisher", "module": "activation", "rank": "taylor"},
+    )
+
+
+def kept_units(model: PeftModel, plan: Plan) -> dict[str, tuple[int, ...]]:
+    """What stays, per output projection."""
+    kept = {}
+    for layer, wanted in zip(find_anatomy(model).layers, plan.layers, strict=True):
+        for units, indices in ((layer.attention, wanted.heads), (layer.ffn, wanted.neurons)):
+            if units is not None:
+                kept[units.out] = indices
+    return kept
+
+
+def plan_gates(animal: Animal, model: PeftModel, plan: Plan, *, ranks: bool) -> dict[str, Tensor]:
+    """0 for channels of units that go; the places and counts are the zoo's, not lightpeft's."""
+    kept, gates = kept_units(model, plan), {}
+    for outs in animal.outs:
+        for layer in range(outs.layers):
+            name = outs.path.format(layer)
+            module = model.get_base_model().get_submodule(name)
+            channels = module.lora_A["default"].in_features
+            units = torch.zeros(outs.units)
+            units[list(kept.pop(name))] = 1
+            gates[name] = units.repeat_interleave(channels // outs.units)
+    assert not kept, "lightpeft found units that the zoo does not know"
+    for module_plan in plan.modules if ranks else ():
+        alive = torch.zeros(module_plan.rank_count)
+        alive[list(module_plan.ranks)] = 1
+        gates[f"{module_plan.name}.lora_B.default"] = alive
+    return gates
+
+
+@torch.no_grad()
+def outputs(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """What the model says at the tokens that are not padding."""
+    model.eval()
+    found = model(**batch)
+    if "logits" not in found:
+        return torch.cat([found.text_embeds, found.image_embeds])
+    logits, mask = found.logits, batch.get("attention_mask")
+    alike = mask is not None and logits.shape[:2] == mask.shape and "decoder_input_ids" not in batch
+    return logits[mask.bool()] if alike and mask is not None else logits
+
+
+def agree(found: Tensor, expected: Tensor) -> None:
+    """Within 1e-5 of the largest value, which is of order one."""
+    scale = max(1.0, float(expected.abs().max()))
+    torch.testing.assert_close(found / scale, expected / scale, rtol=1e-5, atol=1e-5)
+
+
+def assert_cache_changes_nothing(model: PeftModel, batch: Mapping[str, Tensor]) -> None:
+    """Texts of one length each, because padding on the right is not for generating."""
+    model.eval()
+    inputs = {"input_ids": batch["input_ids"][:1], "attention_mask": batch["attention_mask"][:1]}
+    with_cache, without = (
+        model.generate(**inputs, max_new_tokens=6, min_new_tokens=6, do_sample=False, use_cache=use)
+        for use in (True, False)
+    )
+    assert torch.equal(with_cache, without)
