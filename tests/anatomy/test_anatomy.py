@@ -6,7 +6,7 @@ import pytest
 import torch
 from tests.support.models import HEADS, LAYERS, NAMES, NEURONS, ROWS, WIDTH, load_base, save_base, with_lora
 from torch import nn
-from transformers import AutoModel, GPT2Config, GPT2Model
+from transformers import AutoModel
 
 from lightpeft import AnatomyError, find_anatomy
 from lightpeft.anatomy import base_of
@@ -56,19 +56,6 @@ def test_the_cost_of_a_unit_is_its_weights(name: str, kind: str, tmp_path: Path)
     costs = {"heads": 3 * size * (WIDTH + 1) + size * WIDTH, "neurons": 2 * WIDTH + 1}
     fewer = {kind: range(1, HEADS if kind == "heads" else NEURONS)}
     assert layer.parameters() - layer.parameters(**fewer) == costs[kind]
-
-
-def test_an_unknown_architecture_is_refused_with_the_known_ones() -> None:
-    model = GPT2Model(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=9))
-    with pytest.raises(AnatomyError, match=r"'gpt2'.*Known: bert, roberta"):
-        find_anatomy(model)
-
-
-def test_a_close_name_is_suggested(tmp_path: Path) -> None:
-    model = load_base(save_base("bert", tmp_path))
-    model.config.model_type = "berd"
-    with pytest.raises(AnatomyError, match=r"Did you mean bert\?"):
-        find_anatomy(model)
 
 
 def test_a_module_that_is_no_transformers_model_is_refused() -> None:

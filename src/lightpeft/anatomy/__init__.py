@@ -1,5 +1,13 @@
 """The only room that knows architectures: where heads, neurons and their linears live."""
 
+from lightpeft.anatomy.discovery import (
+    FUSED_LAYOUTS,
+    UNPROBED,
+    Verdict,
+    attach_verdict,
+    part_key,
+    verdict_of,
+)
 from lightpeft.anatomy.families import FAMILIES
 from lightpeft.anatomy.model import (
     attribute_owner,
@@ -7,21 +15,29 @@ from lightpeft.anatomy.model import (
     find_anatomy,
     layer_modules,
     own_config,
+    stacks_of,
 )
 from lightpeft.anatomy.rows import linear_at
 from lightpeft.anatomy.units import Anatomy, HeadInput, Layer, Rows, Units
 
 __all__ = [
     "FAMILIES",
+    "FUSED_LAYOUTS",
+    "UNPROBED",
     "Anatomy",
     "HeadInput",
     "Layer",
     "Rows",
     "Units",
+    "Verdict",
+    "attach_verdict",
     "attribute_owner",
     "base_of",
     "find_anatomy",
     "layer_modules",
     "linear_at",
     "own_config",
+    "part_key",
+    "stacks_of",
+    "verdict_of",
 ]

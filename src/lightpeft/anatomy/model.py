@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from lightpeft.anatomy.discovery import discover
 from lightpeft.anatomy.families import FAMILIES
 from lightpeft.anatomy.rows import FFN, Attention, AttentionView, Stack, linear_at, row_parameters
 from lightpeft.anatomy.units import Anatomy, Layer, Rows, Units
@@ -65,20 +66,24 @@ def own_config(module: nn.Module) -> object:
 
 
 def stacks_of(base: PreTrainedModel) -> tuple[Stack, ...]:
-    """The description of this architecture.
+    """The description of this architecture: its row, or, if it has none, what looking at it gives.
 
     Raises:
-        AnatomyError: lightpeft does not know it.
+        AnatomyError: lightpeft does not know it and finds no layers with attention in it.
     """
     model_type = base.config.model_type
-    if model_type not in FAMILIES:
+    if model_type in FAMILIES:
+        return FAMILIES[model_type]
+    try:
+        return discover(base)
+    except AnatomyError as error:
         close = difflib.get_close_matches(model_type, FAMILIES, n=1)
         hint = f" Did you mean {close[0]}?" if close else ""
         raise AnatomyError(
-            f"lightpeft does not know the architecture {model_type!r}.{hint} "
-            f"Known: {', '.join(FAMILIES)}. Adding one is a row in lightpeft/anatomy/families."
-        )
-    return FAMILIES[model_type]
+            f"lightpeft does not know the architecture {model_type!r}.{hint} Known: {', '.join(FAMILIES)}. "
+            f"It {error}. Adding one is a row in lightpeft/anatomy/families, see "
+            "docs/adding-an-architecture.md."
+        ) from error
 
 
 def _placed_layers(base: PreTrainedModel) -> Iterator[tuple[Stack, str, int]]:

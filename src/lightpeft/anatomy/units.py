@@ -1,12 +1,16 @@
 """What can be cut, as data: units at an output projection, layers, and the whole anatomy."""
 
+import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from lightpeft.errors import PlanError
+from lightpeft.indices import format_indices
 
 Kind = Literal["heads", "neurons"]
+_NUMBERED = re.compile(r"(.+?) (\d+)( .+)?")
+_MOST_KINDS = 12
 
 
 @dataclass(frozen=True)
@@ -218,19 +222,22 @@ class Anatomy:
         return 1.0
 
     def describe(self) -> str:
-        """What can be cut, one line per layer, alike layers together."""
+        """What can be cut: one line for layers that are alike, at most a dozen, and the notes."""
         lines = [f"{self.model_type}: {len(self.layers)} layers, {self.parameters:,} parameters"]
-        lines += [f"  {line}" for line in _together([layer.describe() for layer in self.layers])]
+        kinds = _together([layer.describe() for layer in self.layers])
+        lines += [f"  {line}" for line in kinds[:_MOST_KINDS]]
+        if len(kinds) > _MOST_KINDS:
+            lines.append(f"  and {len(kinds) - _MOST_KINDS} more kinds of layers")
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
 
 
 def _together(lines: Sequence[str]) -> list[str]:
-    """`layer 0: x`, `layer 1: x` as `layer 0 to layer 1: x`."""
-    runs: list[tuple[str, str, str]] = []
+    """`layer 0: x`, `layer 1: x` as `layer 0-1: x`, whatever stands between them."""
+    numbers: dict[tuple[str, str, str], list[int]] = {}
     for line in lines:
         name, _, what = line.partition(": ")
-        if runs and runs[-1][2] == what:
-            runs[-1] = (runs[-1][0], name, what)
-        else:
-            runs.append((name, name, what))
-    return [f"{first}: {w}" if first == last else f"{first} to {last}: {w}" for first, last, w in runs]
+        found = _NUMBERED.fullmatch(name)
+        if found is None:
+            raise PlanError(f"{name!r} is not the name of a layer.")
+        numbers.setdefault((found[1], found[3] or "", what), []).append(int(found[2]))
+    return [f"{title} {format_indices(n)}{part}: {what}" for (title, part, what), n in numbers.items()]

@@ -17,7 +17,7 @@ from lightpeft.checkpoint.format import PRUNING, read_record
 from lightpeft.checkpoint.save import plain_parameters
 from lightpeft.errors import AnatomyError, CheckpointError, PlanError
 from lightpeft.files import read_json
-from lightpeft.surgery import CutRecord, reapply
+from lightpeft.surgery import CutRecord, reapply, verify_discovered
 
 
 def load(
@@ -50,6 +50,7 @@ def load(
         named = described.get("base")
         bare = load_base(named if isinstance(named, dict) else {}, path, attn_implementation)
     try:
+        verify_discovered(bare)
         reapply(bare, record)
     except (PlanError, CheckpointError, AnatomyError, RuntimeError, AttributeError) as error:
         raise CheckpointError(f"{directory} does not fit the base: {error}") from error

@@ -14,6 +14,7 @@ VERBS = {
     "train": "estimate, cut, train, evaluate and save a light model",
     "estimate": "score every unit, without cutting",
     "plan": "make a plan from scores",
+    "anatomy": "what can be cut in a model, and whether a probe cut verifies",
     "evaluate": "measure a light checkpoint on its task",
     "predict": "label texts with a light checkpoint",
     "report": "write the HTML page of a run again",

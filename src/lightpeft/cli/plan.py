@@ -3,19 +3,15 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from rich.console import Console
-from transformers import AutoConfig, AutoModel
 
-from lightpeft.anatomy import Anatomy, find_anatomy
+from lightpeft.cli.anatomy import anatomy_of
 from lightpeft.cli.options import run_with_options
 from lightpeft.cli.output import print_json
 from lightpeft.config import Budget, Preset
-from lightpeft.errors import ConfigError
 from lightpeft.files import write_json
 from lightpeft.planning import make_plan
 from lightpeft.report import plan_table
-from lightpeft.runs import resolve_model
 from lightpeft.scores import Scores
 
 
@@ -51,17 +47,3 @@ def plan(
         return
     print("\n".join(cutoff.describe() for cutoff in made.cutoffs))
     Console().print(plan_table(made))
-
-
-def anatomy_of(model: str) -> Anatomy:
-    """The anatomy of a base, from its configuration alone; no weights are loaded.
-
-    Raises:
-        ConfigError: the configuration cannot be found.
-    """
-    try:
-        config = AutoConfig.from_pretrained(resolve_model(model))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"the configuration of {model!r} cannot be loaded: {error}") from error
-    with torch.device("meta"):
-        return find_anatomy(AutoModel.from_config(config))

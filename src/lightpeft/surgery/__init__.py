@@ -2,12 +2,14 @@
 
 from lightpeft.surgery.cut import CutReport, cut, parameter_counts, reapply
 from lightpeft.surgery.fingerprint import fingerprint
+from lightpeft.surgery.probe import ProbeReport, probe_cuts, verify_discovered
 from lightpeft.surgery.record import CutRecord, attach_record, record_of
 from lightpeft.surgery.verify import largest_difference, observe, padded_batch
 
 __all__ = [
     "CutRecord",
     "CutReport",
+    "ProbeReport",
     "attach_record",
     "cut",
     "fingerprint",
@@ -15,6 +17,8 @@ __all__ = [
     "observe",
     "padded_batch",
     "parameter_counts",
+    "probe_cuts",
     "reapply",
     "record_of",
+    "verify_discovered",
 ]

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from lightpeft.errors import AnatomyError
+
 ROWS, TOKENS = 2, 16
 
 
@@ -39,6 +41,8 @@ def _tokens(config: PreTrainedConfig, generator: torch.Generator) -> Tensor:
 
 
 def _pixels(config: PreTrainedConfig, generator: torch.Generator) -> Tensor:
-    size = config.image_size
+    size = getattr(config, "image_size", None)
+    if size is None:
+        raise AnatomyError("the configuration does not say the size of an image; give a batch of the task.")
     height, width = size if isinstance(size, list | tuple) else (size, size)
     return torch.randn(ROWS, config.num_channels, height, width, generator=generator)

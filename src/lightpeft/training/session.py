@@ -27,7 +27,7 @@ from lightpeft.files import read_tensors, under, write_tensors
 from lightpeft.plan import Plan
 from lightpeft.planning import make_plan
 from lightpeft.scores import Scores
-from lightpeft.surgery import CutReport, cut, fingerprint, reapply, record_of
+from lightpeft.surgery import CutReport, cut, fingerprint, reapply, record_of, verify_discovered
 
 ESTIMATION = "estimation.safetensors"
 SCORES = "scores.safetensors"
@@ -87,6 +87,7 @@ class LightSession:
 
     def check(self, model: nn.Module, total_steps: int) -> None:
         """Fail now if the budget or the number of steps is impossible."""
+        verify_discovered(model)
         steps = within_run(self.config.estimation, total_steps).most_steps
         if steps >= total_steps:
             raise ConfigError(
