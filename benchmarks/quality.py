@@ -2,6 +2,7 @@
 
 python benchmarks/quality.py benchmarks/configs/sst2-minilm.yaml --out benchmarks/results/sst2-minilm
 python benchmarks/quality.py benchmarks/configs/sst2-minilm.yaml --out DIR --only default --seed 0
+python benchmarks/quality.py benchmarks/configs/stories-lm.yaml --model FOLDER --data FOLDER --out DIR
 """
 
 import argparse
@@ -14,11 +15,13 @@ from typing import Any
 
 import yaml
 
+from lightpeft.cli.tasks import TaskOptions
 from lightpeft.config import Budget, EstimationConfig, LightConfig, LoraOptions, SurgeryConfig, TrainingConfig
 from lightpeft.files import read_json, write_json
 from lightpeft.report import environment
+from lightpeft.report.units import lower_is_better
 from lightpeft.runs import fit, make_setting
-from lightpeft.tasks import TaskData, load_task
+from lightpeft.tasks import TaskData
 
 
 def main() -> None:
@@ -26,11 +29,14 @@ def main() -> None:
     parser.add_argument("config", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--data", type=Path, help="folder with the task's files")
+    parser.add_argument("--model", help="folder or hub name, instead of the configuration's")
     parser.add_argument("--only", help="one method of the configuration")
     parser.add_argument("--seed", type=int, help="one seed of the configuration")
     parser.add_argument("--table", action="store_true", help="only print the table of finished runs")
     options = parser.parse_args()
     config = yaml.safe_load(options.config.read_text(encoding="utf-8"))
+    if options.model is not None:
+        config["model"] = options.model
     if not options.table:
         run_all(config, options)
     print(table(config, options.out))
@@ -39,7 +45,7 @@ def main() -> None:
 def run_all(config: dict[str, Any], options: argparse.Namespace) -> None:
     methods = [options.only] if options.only else list(config["methods"])
     seeds = config["seeds"] if options.seed is None else [options.seed]
-    task = select(load_task(config["task"], options.data), config)
+    task = select(task_options(config, options.data).load(), config)
     for seed in seeds:
         for method in methods:
             target = options.out / f"{method}-{seed}.json"
@@ -47,11 +53,18 @@ def run_all(config: dict[str, Any], options: argparse.Namespace) -> None:
                 write_json(target, run_one(config, task, method, seed))
 
 
+def task_options(config: dict[str, Any], data: Path | None) -> TaskOptions:
+    """A known task, or one on columns of your own that the configuration names."""
+    objective = config.get("objective", "sequence-classification")
+    return TaskOptions(config["task"], data, tuple(config.get("text", ())), objective=objective)
+
+
 def select(task: TaskData, config: dict[str, Any]) -> TaskData:
     """Training rows of at least `min_words` words, then the first `train_rows` of a shuffle with seed 0."""
     long_enough = task.train.filter(lambda row: len(row["text"].split()) >= config.get("min_words", 0))
     rows = long_enough.shuffle(seed=0)
-    return dataclasses.replace(task, train=rows.select(range(min(config["train_rows"], len(rows)))))
+    wanted = min(config.get("train_rows", len(rows)), len(rows))
+    return dataclasses.replace(task, train=rows.select(range(wanted)))
 
 
 def run_one(config: dict[str, Any], task: TaskData, method: str, seed: int) -> dict[str, Any]:
@@ -67,10 +80,11 @@ def run_one(config: dict[str, Any], task: TaskData, method: str, seed: int) -> d
         "seed": seed,
         "metrics": outcome.metrics,
         "main": outcome.main,
+        "metric_name": "+".join(task.spec.main),
         "estimation_steps": outcome.light.plan.estimation_steps if outcome.light is not None else None,
         "cut": None if report is None else dataclasses.asdict(report),
-        "training_rows": len(task.train),
-        "validation_rows": len(task.validation),
+        "training_rows": len(setting.train),
+        "validation_rows": len(setting.validation),
         "config": config,
         "light": None if light is None else light.to_dict(),
         "environment": environment(),
@@ -105,16 +119,16 @@ def table(config: dict[str, Any], folder: Path) -> str:
 
 
 def table_row(method: str, runs: list[dict[str, Any]]) -> str:
-    values = [100 * run["main"] for run in sorted(runs, key=lambda run: run["seed"])]
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    # A loss as it is, a share in per cent. Early results are all of shares and do not say so.
+    scale, digits = (1, 3) if lower_is_better(runs[0].get("metric_name", "")) else (100, 1)
+    values = [scale * run["main"] for run in sorted(runs, key=lambda run: run["seed"])]
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     cuts = [run["cut"] for run in runs if run["cut"]]
     encoder = statistics.fmean(c["encoder_after"] / c["encoder_before"] for c in cuts) if cuts else 1.0
     peft = statistics.fmean(c["peft_after"] / c["peft_before"] for c in cuts) if cuts else 1.0
-    each = ", ".join(f"{value:.1f}" for value in values)
-    return (
-        f"| {method} | {len(values)} | {statistics.fmean(values):.1f}{spread} | {each} | {encoder:.2f} "
-        f"| {peft:.2f} |"
-    )
+    each = ", ".join(f"{value:.{digits}f}" for value in values)
+    mean = f"{statistics.fmean(values):.{digits}f}{spread}"
+    return f"| {method} | {len(values)} | {mean} | {each} | {encoder:.2f} | {peft:.2f} |"
 
 
 if __name__ == "__main__":

@@ -284,6 +284,10 @@ class TrainingConfig:
     max_length: int = 128
     """Tokens per example; longer ones are truncated."""
 
+    packing: bool = False
+    """Language modelling: join the texts, EOS tokens between them, and split them into rows of `max_length`
+    tokens, instead of padding one text a row."""
+
     max_grad_norm: float = 1.0
     """Gradient clipping."""
 
@@ -312,6 +316,11 @@ class TrainingConfig:
             raise ConfigError(
                 "training.group_by_length draws another order when a run is resumed, so checkpoints of it "
                 "(training.save_steps) would not continue the same run; use one of the two."
+            )
+        if self.group_by_length and self.packing:
+            raise ConfigError(
+                "training.packing makes all rows equally long, so training.group_by_length has no effect; "
+                "use one of the two."
             )
         if self.epochs <= 0 or self.learning_rate <= 0:
             raise ConfigError(

@@ -65,6 +65,15 @@ def test_predict_labels_every_line(
     assert [json.loads(line) for line in (tmp_path / "l").read_text().splitlines()] == answers
 
 
+def test_a_classifier_writes_no_texts(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("the film is not dull at all\n", encoding="utf-8")
+    assert main(["predict", str(finished_run), str(texts), "--max-new-tokens", "3"]) == 1
+    assert "leave max_new_tokens out" in capsys.readouterr().err
+
+
 def test_report_writes_the_same_page_again(finished_run: Path, tmp_path: Path) -> None:
     page = tmp_path / "again.html"
     assert main(["report", str(finished_run), "--out", str(page)]) == 0

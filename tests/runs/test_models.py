@@ -10,7 +10,7 @@ from transformers import (
     BertModel,
     DistilBertConfig,
     DistilBertModel,
-    GPT2Config,
+    MambaConfig,
     RobertaConfig,
     RobertaModel,
 )
@@ -83,8 +83,8 @@ def test_the_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
 
 
 def test_an_unknown_architecture_is_refused_by_name(tmp_path: Path) -> None:
-    GPT2Config(n_embd=8, n_layer=1, n_head=2).save_pretrained(tmp_path)
-    with pytest.raises(AnatomyError, match="is a gpt2"):
+    MambaConfig(hidden_size=8, num_hidden_layers=1).save_pretrained(tmp_path)
+    with pytest.raises(AnatomyError, match="is a mamba"):
         load_peft_model(str(tmp_path), LABELS, LoraOptions(), seed=0)
 
 

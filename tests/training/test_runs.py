@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.models import assert_identical, checkpoint_activations, hook_count, make_batch, outputs, save_base
+from tests.support.models import (
+    assert_identical,
+    checkpoint_activations,
+    hook_count,
+    make_batch,
+    outputs,
+    save_base,
+)
 from tests.support.runs import (
     AUTO,
     CONFIGS,

@@ -9,14 +9,13 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor
-from transformers import DataCollatorWithPadding
 
 from lightpeft.anatomy import find_anatomy
 from lightpeft.config import LightConfig, LoraOptions, TrainingConfig
 from lightpeft.estimation import estimate
 from lightpeft.planning import make_plan
 from lightpeft.report import environment
-from lightpeft.runs import Setting, Speed, load_peft_model, measure_speed
+from lightpeft.runs import Setting, Speed, measure_speed
 from lightpeft.surgery import cut, parameter_counts
 
 BASELINE = "LoRA, six linears"
@@ -64,7 +63,7 @@ def run_speed(benchmark: SpeedBenchmark) -> dict[str, Any]:
 
 def batches(setting: Setting, rows: Dataset) -> Iterator[dict[str, Tensor]]:
     """Padded batches in order, over and over."""
-    collate, size = DataCollatorWithPadding(setting.tokenizer), setting.training.batch_size
+    collate, size = setting.collator, setting.training.batch_size
     while True:
         for start in range(0, len(rows), size):
             chosen = [rows[i] for i in range(start, min(start + size, len(rows)))]
@@ -72,7 +71,7 @@ def batches(setting: Setting, rows: Dataset) -> Iterator[dict[str, Tensor]]:
 
 
 def _fresh(setting: Setting, lora: LoraOptions) -> PeftModel:
-    return load_peft_model(setting.model, setting.labels, lora, setting.training.seed)
+    return setting.load_model(lora)
 
 
 def _cut_model(benchmark: SpeedBenchmark) -> PeftModel:

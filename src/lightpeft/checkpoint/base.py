@@ -7,7 +7,13 @@ import torch
 from torch import nn
 from transformers import (
     AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     PreTrainedModel,
 )
 
@@ -16,8 +22,15 @@ from lightpeft.errors import CheckpointError
 
 AUTO_CLASSES: dict[str, Any] = {
     "AutoModelForSequenceClassification": AutoModelForSequenceClassification,
+    "AutoModelForTokenClassification": AutoModelForTokenClassification,
+    "AutoModelForImageClassification": AutoModelForImageClassification,
+    "AutoModelForQuestionAnswering": AutoModelForQuestionAnswering,
+    "AutoModelForCausalLM": AutoModelForCausalLM,
+    "AutoModelForSeq2SeqLM": AutoModelForSeq2SeqLM,
+    "AutoModelForMaskedLM": AutoModelForMaskedLM,
     "AutoModel": AutoModel,
 }
+_CLASSIFIERS = tuple(name for name in AUTO_CLASSES if name.endswith("Classification"))
 _DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64)}
 _LABELS = ("id2label", "label2id", "problem_type")
 
@@ -30,6 +43,8 @@ def describe_base(model: nn.Module) -> dict[str, Any]:
         "revision": getattr(base.config, "_commit_hash", None),
         "auto_class": _auto_class(base),
         "dtype": str(next(base.parameters()).dtype),
+        # Decoders come without one, and a classifier on top of them finds a text's end by it.
+        "pad_token_id": getattr(base.config, "pad_token_id", None),
         **{key: getattr(base.config, key, None) for key in _LABELS},
     }
 
@@ -51,7 +66,9 @@ def load_base(described: dict[str, Any], path: str | None, attention: str | None
     options: dict[str, Any] = {"dtype": _DTYPES.get(str(described.get("dtype")), torch.float32)}
     if attention is not None:
         options["attn_implementation"] = attention
-    if auto_class == "AutoModelForSequenceClassification":
+    if described.get("pad_token_id") is not None:
+        options["pad_token_id"] = described["pad_token_id"]
+    if auto_class in _CLASSIFIERS:
         options |= _label_options(described)
     if path is None and not Path(name).is_dir() and described.get("revision"):
         options["revision"] = described["revision"]

@@ -47,7 +47,7 @@ def demo(
         light=LightConfig.preset("default"),
         seeds=tuple(chosen),
         compare=True,
-        task=task_record(options, task, training.max_length),
+        task=task_record(options, task, training),
     )
     run_and_show(
         experiment,

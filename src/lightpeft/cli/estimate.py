@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import DataCollatorWithPadding
 
 from lightpeft.cli.options import run_with_options
 from lightpeft.cli.output import print_json
 from lightpeft.cli.tasks import TaskOptions
 from lightpeft.config import Budget, EstimationConfig, LoraOptions, Preset, TrainingConfig
 from lightpeft.estimation import estimate as run_estimation
-from lightpeft.runs import Setting, load_peft_model, make_setting
+from lightpeft.runs import Setting, make_setting
+from lightpeft.tasks import Objective
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -27,6 +27,7 @@ def estimate(
     out: Path,
     data: Path | None = None,
     text: list[str] | None = None,
+    objective: Objective = "sequence-classification",
     label: str = "label",
     train_limit: int | None = None,
     preset: Preset = "default",
@@ -44,6 +45,7 @@ def estimate(
         out: File to write the scores to (safetensors).
         data: Folder with train and validation files; by default the hub.
         text: Your own data: the one or two text columns.
+        objective: Your own data: `sequence-classification`, or `causal-lm`.
         label: Your own data: the label column.
         train_limit: Use only so many training examples, drawn at random.
         preset: `default`, or `paper`.
@@ -54,9 +56,9 @@ def estimate(
         json: Print the scores as JSON.
     """
     del preset
-    options = TaskOptions(task, data, tuple(text or ()), label, None, train_limit)
+    options = TaskOptions(task, data, tuple(text or ()), label, None, train_limit, objective=objective)
     setting = make_setting(model, options.load(), training, lora)
-    peft_model = load_peft_model(model, setting.labels, lora, training.seed)
+    peft_model = setting.load_model()
     scores = run_estimation(
         peft_model,
         endless_batches(setting),
@@ -88,7 +90,7 @@ def endless_batches(setting: Setting) -> Iterator[dict[str, Any]]:
         batch_size=setting.training.batch_size,
         shuffle=True,
         generator=generator,
-        collate_fn=DataCollatorWithPadding(setting.tokenizer),
+        collate_fn=setting.collator,
     )
     while True:
         for batch in loader:

@@ -6,7 +6,7 @@ from pathlib import Path
 from lightpeft.cli.checkpoints import open_checkpoint
 from lightpeft.cli.options import run_with_options
 from lightpeft.cli.output import print_json
-from lightpeft.cli.tasks import recorded_task
+from lightpeft.cli.tasks import recorded_task, recorded_training
 from lightpeft.runs import evaluate_model
 
 
@@ -19,7 +19,7 @@ def evaluate(
     checkpoint: str,
     data: Path | None = None,
     base: str | None = None,
-    batch_size: int = 128,
+    batch_size: int | None = None,
     json: bool = False,
 ) -> None:
     """Measure a light checkpoint on the validation split of its task.
@@ -28,12 +28,12 @@ def evaluate(
         checkpoint: Light checkpoint or a run's folder; local, or a hub name.
         data: Folder with the task's files; by default where it was trained from.
         base: Hub name or folder of the base; by default the one that the checkpoint names.
-        batch_size: Examples per forward pass.
+        batch_size: Examples per forward pass; by default 128, of a language model 8.
         json: Print JSON.
     """
     model, tokenizer, record = open_checkpoint(checkpoint, base)
     task = recorded_task(record, data).load()
-    metrics = evaluate_model(model, tokenizer, task, record["max_length"], batch_size)
+    metrics = evaluate_model(model, tokenizer, task, recorded_training(record, batch_size))
     if json:
         print_json(metrics)
     else:

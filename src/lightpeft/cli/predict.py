@@ -1,4 +1,4 @@
-"""`lightpeft predict`: labels for texts."""
+"""`lightpeft predict`: labels for texts, or their continuations."""
 
 import json as json_lines
 import sys
@@ -7,9 +7,12 @@ from pathlib import Path
 
 from lightpeft.cli.checkpoints import open_checkpoint
 from lightpeft.cli.options import run_with_options
+from lightpeft.cli.tasks import recorded_objective, recorded_training
 from lightpeft.errors import ConfigError
 from lightpeft.files import written_beside
-from lightpeft.runs import predict_labels
+from lightpeft.runs import generate_texts, predict_labels
+
+NEW_TOKENS = 64
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -22,20 +25,29 @@ def predict(
     texts: Path,
     out: Path | None = None,
     base: str | None = None,
-    batch_size: int = 128,
+    batch_size: int | None = None,
+    max_new_tokens: int | None = None,
 ) -> None:
-    """Label every line of a text file; one JSON object per line comes out.
+    """Label or continue every line of a text file; one JSON object per line comes out.
 
     Args:
         checkpoint: Light checkpoint or a run's folder; local, or a hub name.
-        texts: UTF-8 text file, one example a line; two texts are separated by a tab.
-        out: File for the labels (jsonl); by default standard output.
+        texts: UTF-8 text file, one example or prompt a line; two texts are separated by a tab.
+        out: File for the answers (jsonl); by default standard output.
         base: Hub name or folder of the base; by default the one that the checkpoint names.
-        batch_size: Examples per forward pass.
+        batch_size: Examples at once; by default 128, of a language model 8.
+        max_new_tokens: Of a language model: tokens of a completion that does not end before; by default 64.
     """
     model, tokenizer, record = open_checkpoint(checkpoint, base)
-    rows = read_rows(texts, len(record["text"]))
-    predictions = predict_labels(model, tokenizer, rows, record, batch_size)
+    size = recorded_training(record, batch_size).batch_size
+    if recorded_objective(record) == "causal-lm":
+        prompts = [prompt for (prompt,) in read_rows(texts, 1)]
+        tokens = NEW_TOKENS if max_new_tokens is None else max_new_tokens
+        predictions = generate_texts(model, tokenizer, prompts, tokens, size)
+    elif max_new_tokens is not None:
+        raise ConfigError(f"{checkpoint} labels texts and writes none; leave max_new_tokens out.")
+    else:
+        predictions = predict_labels(model, tokenizer, read_rows(texts, len(record["text"])), record, size)
     text = "".join(json_lines.dumps(line, ensure_ascii=False) + "\n" for line in predictions)
     if out is None:
         sys.stdout.write(text)

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lightpeft.config import TrainingConfig
 from lightpeft.errors import ConfigError
-from lightpeft.tasks import TaskData, TaskSpec, custom_task, load_task, task_names
+from lightpeft.runs import OBJECTIVES
+from lightpeft.tasks import Objective, TaskData, TaskSpec, custom_task, load_task, task_names
 
 
 @dataclass(frozen=True)
@@ -22,38 +24,49 @@ class TaskOptions:
     sizes: Mapping[str, int] | None = None
     """Examples per split of a generated task."""
 
+    objective: Objective = "sequence-classification"
+
     def spec(self) -> str | TaskSpec:
         """The name of a known task, or a task on the user's own columns.
 
         Raises:
             ConfigError: own columns without own data.
         """
-        if not self.text:
+        if not self.own_columns:
             return self.name
         if self.data is None:
             raise ConfigError(
                 f"--text names columns of your own files, so --data must say where they are. For a known "
                 f"task leave --text out: {', '.join(task_names())}."
             )
-        return custom_task(self.text, self.label, self.metric, name=self.name)
+        return custom_task(
+            self.own_columns, self.label, self.metric, name=self.name, objective=self.objective
+        )
+
+    @property
+    def own_columns(self) -> tuple[str, ...]:
+        """The text columns of own data: of language modelling `text` unless others are named."""
+        return self.text or (("text",) if self.objective == "causal-lm" else ())
 
     def load(self, seed: int = 0) -> TaskData:
         """Load and check the task."""
         return load_task(self.spec(), self.data, train_limit=self.train_limit, sizes=self.sizes, seed=seed)
 
 
-def task_record(options: TaskOptions, data: TaskData, max_length: int) -> dict[str, Any]:
+def task_record(options: TaskOptions, data: TaskData, training: TrainingConfig) -> dict[str, Any]:
     """What a light checkpoint keeps of its task, as JSON values."""
     return {
         "name": data.spec.name,
+        "objective": data.spec.objective,
         "data": None if options.data is None else str(options.data),
         "text": list(data.spec.text),
-        "own_columns": bool(options.text),
+        "own_columns": bool(options.own_columns),
         "label": data.spec.label,
         "metric": options.metric,
         "class_names": list(data.class_names),
         "regression": data.is_regression,
-        "max_length": max_length,
+        "max_length": training.max_length,
+        "packing": training.packing,
     }
 
 
@@ -66,4 +79,20 @@ def recorded_task(record: Mapping[str, Any], data: Path | None) -> TaskOptions:
         text=tuple(record["text"]) if record.get("own_columns") else (),
         label=record["label"],
         metric=record.get("metric"),
+        objective=recorded_objective(record),
+    )
+
+
+def recorded_objective(record: Mapping[str, Any]) -> Objective:
+    """What a checkpoint learned; records of before language modelling do not say it."""
+    objective: Objective = record.get("objective", "sequence-classification")
+    return objective
+
+
+def recorded_training(record: Mapping[str, Any], batch_size: int | None) -> TrainingConfig:
+    """How a checkpoint's texts became rows, in batches of `batch_size` or what its objective suggests."""
+    return TrainingConfig(
+        max_length=record["max_length"],
+        packing=record.get("packing", False),
+        batch_size=batch_size or OBJECTIVES[recorded_objective(record)].batch_size,
     )

@@ -20,6 +20,7 @@ from lightpeft.config import (
 )
 from lightpeft.errors import ConfigError
 from lightpeft.runs import Experiment, make_setting
+from lightpeft.tasks import Objective
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -33,6 +34,7 @@ def train(
     out: Path,
     data: Path | None = None,
     text: list[str] | None = None,
+    objective: Objective = "sequence-classification",
     label: str = "label",
     metric: str | None = None,
     train_limit: int | None = None,
@@ -56,8 +58,10 @@ def train(
         model: Hub name or folder of the base.
         task: A GLUE task (glue/sst2), demo/sentiment, or with `text` a name for your own.
         out: Folder for the light checkpoint, result.json and report.html.
-        data: Folder with train and validation files (parquet, csv, tsv, jsonl); by default the hub.
+        data: Folder with train and validation files (parquet, csv, tsv, jsonl, txt); by default the hub.
         text: Your own data: the one or two text columns.
+        objective: Your own data: `sequence-classification` (classes, or numbers), or `causal-lm` to learn to
+            write the text, or of two text columns, prompt and completion, the completion.
         label: Your own data: the label column; strings or integers for classes, floats for regression.
         metric: Your own data: the metric to judge by.
         train_limit: Use only so many training examples, drawn at random.
@@ -80,14 +84,14 @@ def train(
     if resume and training.save_steps is None:
         raise ConfigError("resume needs training.save_steps, the steps between checkpoints.")
     light = LightConfig(estimation, budget, surgery, learning_rate_factor, restart_schedule)
-    options = TaskOptions(task, data, tuple(text or ()), label, metric, train_limit)
+    options = TaskOptions(task, data, tuple(text or ()), label, metric, train_limit, objective=objective)
     loaded = options.load()
     experiment = Experiment(
         setting=make_setting(model, loaded, training, lora),
         light=light,
         seeds=tuple(seeds or [training.seed]),
         compare=compare,
-        task=task_record(options, loaded, training.max_length),
+        task=task_record(options, loaded, training),
     )
     run_and_show(
         experiment,

@@ -81,7 +81,7 @@ def scores_picture(scores: Scores, plan: Plan) -> str:
 
 def curves_picture(result: Result) -> str:
     """Loss and metric over steps, with the cut as a vertical line."""
-    names = {"loss": "Training loss", "metric": result.light.metric_name}
+    names = {"loss": "Training loss", "metric": f"Validation {result.light.metric_name}"}
     panels = {name: [curve for curve in result.curves if curve.kind == kind] for kind, name in names.items()}
     panels = {name: curves for name, curves in panels.items() if curves}
     colours = curve_colours(result.curves)

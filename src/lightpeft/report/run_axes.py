@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from lightpeft.report.data import Curve, Result
 from lightpeft.report.figures import CUT, FAINT, INK, KEPT, MUTED
-from lightpeft.report.units import times
+from lightpeft.report.units import lower_is_better, times
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,7 +25,7 @@ BARS = {
     "peak_memory_bytes": "peak memory",
     "checkpoint_bytes": "checkpoint size",
 }
-"""The ratios that are drawn: of all of them, less is better."""
+"""The ratios that are drawn, and the metric where it is a loss: of all of them, less is better."""
 
 
 def draw_curves(axes: "Axes", curves: Sequence[Curve], name: str, colours: dict[str, str]) -> None:
@@ -46,7 +46,10 @@ def draw_curves(axes: "Axes", curves: Sequence[Curve], name: str, colours: dict[
 
 def draw_ratios(axes: "Axes", result: Result) -> None:
     """Bars of light over plain; the line at 1 is plain."""
-    found = {label: result.ratios[name] for name, label in BARS.items()}
+    drawn = dict(BARS)
+    if lower_is_better(result.light.metric_name):
+        drawn["metric"] = result.light.metric_name
+    found = {label: result.ratios[name] for name, label in drawn.items()}
     bars = [(label, ratio) for label, ratio in found.items() if ratio is not None]
     axes.set(title="Light over plain: less is better")
     if not bars:

@@ -8,8 +8,8 @@ from rich.text import Text
 
 from lightpeft.plan import LayerPlan, ModulePlan, Plan
 from lightpeft.report.data import Measurement, Result
-from lightpeft.report.places import places
-from lightpeft.report.units import MISSING, count, difference, metric, seconds, size, times
+from lightpeft.report.plan_axes import layer_labels
+from lightpeft.report.units import MISSING, count, difference, lower_is_better, metric, seconds, size, times
 
 PLAIN = "plain LoRA"
 LIGHT = "light PEFT"
@@ -78,19 +78,13 @@ def comparison_rows(result: Result) -> list[Row]:
 
 def plan_rows(plan: Plan) -> list[PlanRow]:
     """The rows of `plan_table`; the last one is the total. Modules outside all layers: `other`."""
-    placed = places([module.name for module in plan.modules])
-    numbers = {placed[module.name].layer for module in plan.modules}
-    layers: dict[int | None, LayerPlan] = {layer.index: layer for layer in plan.layers}
-    order = sorted({number for number in (numbers | set(layers)) if number is not None})
     rows = [
-        _plan_row(
-            "other" if number is None else str(number),
-            [layers[number]] if number in layers else [],
-            [module for module in plan.modules if placed[module.name].layer == number],
-        )
-        for number in [*order, *([None] if None in numbers else [])]
+        _plan_row(label, [layer], [module for module in plan.modules if module.layer == layer.index])
+        for label, layer in zip(layer_labels(plan), plan.layers, strict=True)
     ]
-    return [*rows, _plan_row("total", plan.layers, plan.modules)]
+    outside = [module for module in plan.modules if module.layer is None]
+    others = [_plan_row("other", [], outside)] if outside else []
+    return [*rows, *others, _plan_row("total", plan.layers, plan.modules)]
 
 
 def _plan_row(name: str, layers: Sequence[LayerPlan], modules: Sequence[ModulePlan]) -> PlanRow:
@@ -102,7 +96,7 @@ def _plan_row(name: str, layers: Sequence[LayerPlan], modules: Sequence[ModulePl
 
 
 def _kept_of(pairs: Sequence[tuple[int, int]]) -> str:
-    if not pairs:
+    if not any(total for _, total in pairs):
         return MISSING
     return f"{sum(kept for kept, _ in pairs)}/{sum(total for _, total in pairs)}"
 
@@ -111,7 +105,11 @@ def _change(result: Result) -> str:
     before, after = result.vanilla, result.light
     if before is None:
         return MISSING
-    return difference(after.metric_name, after.metric, before.metric)
+    change = difference(after.metric_name, after.metric, before.metric)
+    ratio = result.ratios["metric"]
+    if ratio is None or not lower_is_better(after.metric_name):
+        return change
+    return f"{times(ratio)} ({change})"
 
 
 def _estimation_ratio(result: Result) -> float | None:

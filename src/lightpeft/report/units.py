@@ -3,7 +3,7 @@
 import math
 
 MISSING = "–"
-_NOT_A_SHARE = ("loss", "mse", "mae", "perplexity")
+_LOWER_IS_BETTER = ("loss", "mse", "mae", "perplexity")
 
 
 def count(value: float) -> str:
@@ -36,10 +36,15 @@ def metric(value: float) -> str:
     return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
 
 
+def lower_is_better(name: str) -> bool:
+    """Whether a metric is a loss or an error, not a share of what is right."""
+    return any(word in name.lower() for word in _LOWER_IS_BETTER)
+
+
 def difference(name: str, after: float, before: float) -> str:
     """`after − before`: in points (hundredths) for metrics that are shares, such as accuracy."""
     is_share = max(abs(after), abs(before)) <= 1
-    if is_share and not any(word in name.lower() for word in _NOT_A_SHARE):
+    if is_share and not lower_is_better(name):
         return f"{_signed(100 * (after - before), 1)} points"
     return _signed(after - before, 3)
 

@@ -2,8 +2,10 @@
 
 from lightpeft.runs.experiment import LIGHT, PLAIN, SCORES, Experiment, run_experiment
 from lightpeft.runs.fit import Outcome, Setting, fit, make_setting
+from lightpeft.runs.generation import generate_texts
 from lightpeft.runs.minilm import MINILM, minilm_path
 from lightpeft.runs.models import Labels, load_peft_model, load_tokenizer, resolve_model
+from lightpeft.runs.objectives import OBJECTIVES, ObjectiveRow
 from lightpeft.runs.speed import ESTIMATION, Speed, measure_speed
 from lightpeft.runs.use import evaluate_model, predict_labels
 
@@ -11,15 +13,18 @@ __all__ = [
     "ESTIMATION",
     "LIGHT",
     "MINILM",
+    "OBJECTIVES",
     "PLAIN",
     "SCORES",
     "Experiment",
     "Labels",
+    "ObjectiveRow",
     "Outcome",
     "Setting",
     "Speed",
     "evaluate_model",
     "fit",
+    "generate_texts",
     "load_peft_model",
     "load_tokenizer",
     "make_setting",

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import DataCollatorWithPadding
 
 from lightpeft.checkpoint import save
 from lightpeft.config import LightConfig
@@ -119,7 +118,7 @@ def typical_batch(setting: Setting, outcome: Outcome) -> dict[str, Tensor]:
     """The first validation examples as one padded batch on the model's device."""
     rows = [setting.validation[i] for i in range(min(setting.training.batch_size, len(setting.validation)))]
     device = next(outcome.model.parameters()).device
-    batch = DataCollatorWithPadding(setting.tokenizer)(rows)
+    batch = setting.collator(rows)
     return {name: torch.as_tensor(value).to(device) for name, value in batch.items()}
 
 

@@ -12,7 +12,6 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from transformers import (
-    DataCollatorWithPadding,
     PreTrainedTokenizerBase,
     PrinterCallback,
     ProgressCallback,
@@ -25,7 +24,8 @@ from transformers import (
 
 from lightpeft.config import LightConfig, LoraOptions, TrainingConfig
 from lightpeft.runs.models import Labels, load_peft_model, load_tokenizer
-from lightpeft.tasks import TaskData, TaskSpec, compute_metrics_for, encode
+from lightpeft.runs.objectives import OBJECTIVES, Collator, ObjectiveRow, features
+from lightpeft.tasks import TaskData, TaskSpec, compute_metrics_for
 from lightpeft.training import LightCallback, LightTrainer
 
 logger = logging.getLogger(__name__)
@@ -44,6 +44,22 @@ class Setting:
     training: TrainingConfig
     lora: LoraOptions
 
+    @property
+    def objective(self) -> ObjectiveRow:
+        """How this kind of task is run."""
+        return OBJECTIVES[self.spec.objective]
+
+    @property
+    def collator(self) -> Collator:
+        """Makes one padded batch of rows of `train` or `validation`."""
+        return self.objective.collator(self.tokenizer)
+
+    def load_model(self, lora: LoraOptions | None = None) -> PeftModel:
+        """The base with LoRA, as every run of this setting begins."""
+        return load_peft_model(
+            self.model, self.labels, lora or self.lora, self.training.seed, self.spec.objective
+        )
+
 
 @dataclass
 class Outcome:
@@ -59,20 +75,26 @@ class Outcome:
 
     @property
     def main(self) -> float:
-        """The task's main metric, a fraction."""
+        """The task's main metric."""
         return self.metrics["main"]
 
 
 def make_setting(model: str, task: TaskData, training: TrainingConfig, lora: LoraOptions) -> Setting:
-    """Tokenise a task for a model."""
+    """Tokenise a task for a model.
+
+    Raises:
+        ConfigError: the tokenizer cannot be loaded, or an option does not fit the task.
+        TaskError: a split has nothing to learn.
+    """
     tokenizer = load_tokenizer(model)
+    objective = task.spec.objective
     return Setting(
         model=model,
         spec=task.spec,
         labels=Labels(task.class_names, task.is_regression),
         tokenizer=tokenizer,
-        train=encode(task.train, tokenizer, training.max_length),
-        validation=encode(task.validation, tokenizer, training.max_length),
+        train=features(objective, task.train, tokenizer, training),
+        validation=features(objective, task.validation, tokenizer, training),
         training=training,
         lora=lora,
     )
@@ -87,16 +109,17 @@ def fit(
         folder: for the Trainer's checkpoints.
         resume: go on from the newest complete checkpoint in `folder`.
     """
-    model = load_peft_model(setting.model, setting.labels, setting.lora, setting.training.seed)
+    model = setting.load_model()
     clock = _StepClock()
     options: dict[str, Any] = {
         "model": model,
-        "args": training_arguments(setting.training, folder, progress),
+        "args": training_arguments(setting.training, folder, progress, setting.objective.evaluation_batches),
         "train_dataset": setting.train,
         "eval_dataset": setting.validation,
         "processing_class": setting.tokenizer,
-        "data_collator": DataCollatorWithPadding(setting.tokenizer),
+        "data_collator": setting.collator,
         "compute_metrics": compute_metrics_for(setting.spec),
+        "preprocess_logits_for_metrics": setting.objective.scored,
         "callbacks": [clock],
     }
     trainer = Trainer(**options) if light is None else LightTrainer(light=light, **options)
@@ -139,7 +162,9 @@ def _last_evaluation(trainer: Trainer) -> dict[str, float]:
     return trainer.evaluate()
 
 
-def training_arguments(training: TrainingConfig, folder: Path, progress: bool) -> TrainingArguments:
+def training_arguments(
+    training: TrainingConfig, folder: Path, progress: bool, evaluation_batches: int
+) -> TrainingArguments:
     """The Trainer's arguments for a run."""
     return TrainingArguments(
         output_dir=str(folder),
@@ -149,7 +174,7 @@ def training_arguments(training: TrainingConfig, folder: Path, progress: bool) -
         lr_scheduler_type=training.schedule,
         warmup_steps=training.warmup_steps,
         per_device_train_batch_size=training.batch_size,
-        per_device_eval_batch_size=4 * training.batch_size,
+        per_device_eval_batch_size=evaluation_batches * training.batch_size,
         gradient_accumulation_steps=training.gradient_accumulation,
         max_grad_norm=training.max_grad_norm,
         weight_decay=training.weight_decay,

@@ -1,24 +1,27 @@
-"""Load a base with a fresh task head and put LoRA on it."""
+"""Load a base, with a fresh task head where it needs one, and put LoRA on it."""
 
 import logging
 from dataclasses import dataclass
 from typing import Any
 
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     AutoConfig,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     set_seed,
 )
+from transformers.pytorch_utils import Conv1D
 
 from lightpeft.anatomy import FAMILIES, Anatomy, find_anatomy
+from lightpeft.anatomy.families.decoders import DECODERS
 from lightpeft.checkpoint import mark_restorable
 from lightpeft.config import LoraOptions
 from lightpeft.errors import AnatomyError, ConfigError
 from lightpeft.runs.minilm import MINILM, minilm_path
+from lightpeft.runs.objectives import OBJECTIVES
+from lightpeft.tasks import Objective
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +50,7 @@ def resolve_model(name: str) -> str:
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a base.
+    """The tokenizer of a base; without a padding token of its own it pads with the EOS token.
 
     Raises:
         ConfigError: it cannot be found.
@@ -56,35 +59,43 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(resolve_model(name))
     except (OSError, ValueError) as error:
         raise ConfigError(f"the tokenizer of {name!r} cannot be loaded: {error}") from error
+    if tokenizer.pad_token is None and tokenizer.eos_token is not None:
+        tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
-def load_peft_model(name: str, labels: Labels, lora: LoraOptions, seed: int) -> PeftModel:
-    """A base from the hub or a folder with a new head and LoRA, trainable.
+def load_peft_model(
+    name: str,
+    labels: Labels,
+    lora: LoraOptions,
+    seed: int,
+    objective: Objective = "sequence-classification",
+) -> PeftModel:
+    """A base from the hub or a folder with LoRA, trainable; for labels with a new head.
 
     Modules that the checkpoint does not have (heads, some poolers) are trained and saved with LoRA.
 
     Raises:
         ConfigError: the model cannot be loaded.
-        AnatomyError: its architecture is unknown.
+        AnatomyError: its architecture is unknown, or cannot predict the next token.
     """
-    path = resolve_model(name)
-    _check_architecture(name, path)
+    path, row = resolve_model(name), OBJECTIVES[objective]
+    _check_architecture(name, path, objective)
     set_seed(seed)
+    options = labels.head_options() if objective == "sequence-classification" else {}
     try:
-        base, info = AutoModelForSequenceClassification.from_pretrained(
-            path, output_loading_info=True, **labels.head_options()
-        )
+        base, info = row.auto_class.from_pretrained(path, output_loading_info=True, **options)
     except (OSError, ValueError) as error:
         raise ConfigError(f"the model {name!r} cannot be loaded: {error}") from error
     config = LoraConfig(
-        task_type=TaskType.SEQ_CLS,
+        task_type=row.peft_task,
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         use_rslora=lora.rslora,
         target_modules=target_modules(find_anatomy(base), lora.targets),
         modules_to_save=new_modules(base, info["missing_keys"]),
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in base.modules()),
     )
     base.config._name_or_path = name
     mark_restorable(base, {key for key, _ in base.named_parameters()} - set(info["missing_keys"]))
@@ -124,7 +135,7 @@ def new_modules(base: PreTrainedModel, missing: set[str] | list[str]) -> list[st
     return sorted(heads - saved_by_peft | {name for name in inside if name.startswith("pooler")})
 
 
-def _check_architecture(name: str, path: str) -> None:
+def _check_architecture(name: str, path: str, objective: Objective) -> None:
     try:
         model_type = AutoConfig.from_pretrained(path).model_type
     except (OSError, ValueError) as error:
@@ -135,4 +146,9 @@ def _check_architecture(name: str, path: str) -> None:
     if model_type not in FAMILIES:
         raise AnatomyError(
             f"{name} is a {model_type}, which lightpeft cannot cut; it can cut {', '.join(FAMILIES)}."
+        )
+    if objective == "causal-lm" and model_type not in DECODERS:
+        raise AnatomyError(
+            f"{name} is a {model_type}, which sees a text from both sides and cannot learn to continue one; "
+            f"causal-lm takes {', '.join(DECODERS)}."
         )

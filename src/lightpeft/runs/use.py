@@ -1,4 +1,4 @@
-"""Using a trained model: evaluate and predict."""
+"""Using a trained model: evaluate, and predict labels."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,30 +7,37 @@ import numpy as np
 import torch
 from peft import PeftModel
 from torch.utils.data import DataLoader
-from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedTokenizerBase
+from transformers import EvalPrediction, PreTrainedTokenizerBase
 
-from lightpeft.tasks import TaskData, compute_metrics_for, encode
+from lightpeft.config import TrainingConfig
+from lightpeft.runs.objectives import OBJECTIVES, features
+from lightpeft.tasks import TaskData, compute_metrics_for
 
 
 def evaluate_model(
-    model: PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    task: TaskData,
-    max_length: int,
-    batch_size: int,
+    model: PeftModel, tokenizer: PreTrainedTokenizerBase, task: TaskData, training: TrainingConfig
 ) -> dict[str, float]:
-    """The task's metrics on its validation split; `main` is the number to compare."""
-    features = encode(task.validation, tokenizer, max_length)
-    logits, labels = [], []
+    """The task's metrics on its validation split; `main` is the number to compare.
+
+    Args:
+        training: of it the length, packing and batch size of the run are taken.
+    """
+    row = OBJECTIVES[task.spec.objective]
+    predictions, labels = [], []
     loader: DataLoader[Any] = DataLoader(
-        features,
-        batch_size=batch_size,
-        collate_fn=DataCollatorWithPadding(tokenizer),
+        features(task.spec.objective, task.validation, tokenizer, training),
+        batch_size=training.batch_size,
+        collate_fn=row.collator(tokenizer),
     )
     for batch in loader:
-        labels.append(batch.pop("labels").numpy())
-        logits.append(_logits(model, batch).numpy())
-    prediction = EvalPrediction(np.concatenate(logits), np.concatenate(labels))
+        wanted = batch.pop("labels")
+        found = _logits(model, batch)
+        if row.scored is not None:
+            found = row.scored(found, wanted.to(found.device))
+        predictions.append(found.float().cpu().numpy())
+        # Of language modelling only the losses are scored, and rows of labels differ in length.
+        labels.append(wanted.reshape(len(wanted), -1)[:, 0].numpy())
+    prediction = EvalPrediction(np.concatenate(predictions), np.concatenate(labels))
     return compute_metrics_for(task.spec)(prediction)
 
 
@@ -48,7 +55,7 @@ def predict_labels(
         batch = tokenizer(
             *texts, truncation=True, max_length=record["max_length"], padding=True, return_tensors="pt"
         )
-        answers += [_answer(logits, record) for logits in _logits(model, batch)]
+        answers += [_answer(logits, record) for logits in _logits(model, batch).float().cpu()]
     return answers
 
 
@@ -66,4 +73,4 @@ def _logits(model: PeftModel, batch: Mapping[str, torch.Tensor]) -> torch.Tensor
     with torch.inference_mode():
         outputs = model(**{name: value.to(device) for name, value in batch.items()})
     logits: torch.Tensor = outputs.logits
-    return logits.float().cpu()
+    return logits

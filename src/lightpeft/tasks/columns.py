@@ -1,4 +1,4 @@
-"""The columns of one split, checked and renamed to ``text``, ``text_pair`` and ``label``."""
+"""The columns of one split, checked and renamed to ``text``, ``text_pair`` and, with labels, ``label``."""
 
 import logging
 from typing import Any
@@ -14,12 +14,14 @@ Columns = dict[str, list[Any]]
 
 
 def checked_columns(spec: TaskSpec, table: Table) -> Columns:
-    """The texts and labels of a split that is trained or validated on.
+    """The texts, and the labels where the task has any, of a split that is trained or validated on.
 
     Raises:
         TaskError: a missing column, no rows, or a text or label that cannot be used.
     """
     columns = checked_texts(spec, table)
+    if not spec.has_labels:
+        return columns
     columns["label"] = _labels(spec, table)
     check_labels(columns["label"], f"{table.where}, column {spec.label!r}")
     return columns
@@ -31,7 +33,7 @@ def checked_test_columns(spec: TaskSpec, table: Table) -> Columns | None:
     Raises:
         TaskError: as ``checked_columns``.
     """
-    if spec.label not in table.names or is_hidden(_labels(spec, table)):
+    if spec.has_labels and (spec.label not in table.names or is_hidden(_labels(spec, table))):
         logger.info("%s has no labels and is left out", table.where)
         return None
     return checked_columns(spec, table)

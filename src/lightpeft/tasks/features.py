@@ -74,11 +74,25 @@ def _batches(data: Dataset) -> Iterator[list[list[str]]]:
 
 
 def _check(data: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-    if "text" not in data.column_names:
-        raise TaskError(f"no column 'text'; found {listed(data.column_names)}; see load_task")
+    check_text(data)
     special = tokenizer.num_special_tokens_to_add(pair="text_pair" in data.column_names)
     if max_length <= special:
         raise TaskError(f"max_length {max_length} leaves no room for text beside {special} special tokens")
+    warn_beyond_model(tokenizer, max_length)
+
+
+def check_text(data: Dataset) -> None:
+    """Refuse a split that ``load_task`` did not make.
+
+    Raises:
+        TaskError: it has no ``text`` column.
+    """
+    if "text" not in data.column_names:
+        raise TaskError(f"no column 'text'; found {listed(data.column_names)}; see load_task")
+
+
+def warn_beyond_model(tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+    """Warn if the tokenizer says that its model was made for fewer tokens."""
     if max_length > tokenizer.model_max_length:
         logger.warning(
             "max_length %d is more than the %d tokens that the tokenizer's model was made for",

@@ -184,6 +184,12 @@ def _table_of_records(records: list[Any], path: Path) -> Table:
     return Table(str(path), names, lambda name: [record.get(name) for record in records])
 
 
+def _read_lines(path: Path) -> Table:
+    """One text a line, in the column ``text``; blank lines are skipped."""
+    lines = [line.rstrip("\r") for line in _read_text(path).split("\n") if line.strip()]
+    return Table(str(path), ("text",), lambda _name: lines, untyped=True)
+
+
 def _read_text(path: Path) -> str:
     content = path.read_bytes()
     offset = len(UTF8_BOM) if content.startswith(UTF8_BOM) else 0
@@ -203,4 +209,5 @@ READERS: dict[str, Callable[[Path], Table]] = {
     ".tsv": _read_tsv,
     ".jsonl": _read_jsonl,
     ".json": _read_json,
+    ".txt": _read_lines,
 }

@@ -34,7 +34,7 @@ def load_task(
     Args:
         task: a name (``glue/sst2``, ``sst2``, ``demo/sentiment``) or a spec (``custom_task``).
         data: a folder with one file a split (train, validation, optionally test; .parquet, .csv,
-            .tsv, .jsonl or .json), or a mapping of split names to files. None takes the task's own
+            .tsv, .jsonl, .json or .txt), or a mapping of split names to files. None takes the task's own
             source: the hub or a generator.
         train_limit: keep a random subset of this many training examples.
         sizes: numbers of examples to generate for ``train`` and ``validation``; only for generated
@@ -48,9 +48,9 @@ def load_task(
     if train_limit is not None and train_limit < 1:
         raise TaskError(f"train_limit must be at least 1; found {train_limit}")
     columns = _checked(spec, open_tables(spec, data, sizes, seed))
-    spec, labels = resolve_labels(spec, {split: found["label"] for split, found in columns.items()})
+    if spec.has_labels:
+        spec, columns = _with_ids(spec, columns)
     spec = with_metrics(spec)
-    columns = {split: found | {"label": labels[split]} for split, found in columns.items()}
     if "validation" not in columns:
         columns |= _held_out(columns["train"], spec, seed)
     columns["train"] = _limited(columns["train"], spec, train_limit, seed)
@@ -64,9 +64,19 @@ def _checked(spec: TaskSpec, tables: Mapping[str, Table]) -> dict[str, Columns]:
     return columns if test is None else columns | {"test": test}
 
 
+def _with_ids(spec: TaskSpec, columns: Mapping[str, Columns]) -> tuple[TaskSpec, dict[str, Columns]]:
+    """The spec with its kind filled in, and the labels as class ids or floats."""
+    spec, labels = resolve_labels(spec, {split: found["label"] for split, found in columns.items()})
+    return spec, {split: found | {"label": labels[split]} for split, found in columns.items()}
+
+
 def _held_out(train: Columns, spec: TaskSpec, seed: int) -> dict[str, Columns]:
     """The training rows split into ``train`` and ``validation``."""
-    rows = len(train["label"])
+    rows = len(train["text"])
+    if rows < 2:
+        raise TaskError(
+            f"task {spec.name!r} has no validation split, and {rows} training row to hold out from"
+        )
     held = max(1, round(HELD_OUT_SHARE * rows))
     order = permutation(Random(seed), rows)
     logger.warning(
@@ -83,12 +93,13 @@ def _held_out(train: Columns, spec: TaskSpec, seed: int) -> dict[str, Columns]:
 
 
 def _limited(train: Columns, spec: TaskSpec, limit: int | None, seed: int) -> Columns:
-    rows = len(train["label"])
+    rows = len(train["text"])
     if limit is not None and limit > rows:
         logger.warning("train_limit %d has no effect: there are %d training rows", limit, rows)
     if limit is not None and limit < rows:
         train = _rows(train, sorted(permutation(Random(seed), rows)[:limit]))
-    check_varied(train["label"], spec)
+    if spec.has_labels:
+        check_varied(train["label"], spec)
     return train
 
 

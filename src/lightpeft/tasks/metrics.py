@@ -1,11 +1,14 @@
-"""Metrics by name, and the numbers a task is judged by. All are fractions; 1.0 is perfect.
+"""Metrics by name, and the numbers a task is judged by.
 
-Accuracy and F1 lie in 0..1; correlations (Matthews, Pearson, Spearman) in -1..1.
+Metrics of labels are fractions, and 1.0 is perfect: accuracy and F1 lie in 0..1, correlations (Matthews,
+Pearson, Spearman) in -1..1. Metrics of language models are better the lower they are: the loss in nats per
+token, and perplexity, its exponential.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,15 +21,22 @@ from lightpeft.tasks.spec import TaskSpec
 
 Array = NDArray[Any]
 
+Kind = Literal["classification", "regression", "language modelling"]
+
 RELATIVE_ROUNDING = 1e-13
+LARGEST_LOSS = 100.0
+"""Nats per token; guessing among a million tokens costs 14."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A score of (labels, predictions), both of shape (examples,): class ids or floats."""
+    """A score of (labels, predictions), both of shape (examples,): class ids or floats.
+
+    Of language modelling the predictions are of shape (examples, 2), see ``token_losses``.
+    """
 
     score: Callable[[Array, Array], float]
-    regression: bool = False
+    kind: Kind = "classification"
     binary: bool = False
 
 
@@ -70,14 +80,33 @@ def _matthews(labels: Array, predictions: Array) -> float:
     return float(matthews_corrcoef(labels, predictions))
 
 
+def _loss(_labels: Array, token_losses: Array) -> float:
+    """Mean loss per token over all texts: the sum of the losses over the number of tokens."""
+    total, count = token_losses.astype(np.float64).sum(axis=0)
+    return float(total / count)
+
+
+def _perplexity(labels: Array, token_losses: Array) -> float:
+    return math.exp(_loss(labels, token_losses))
+
+
 METRICS: dict[str, Metric] = {
     "accuracy": Metric(_accuracy),
     "f1": Metric(_binary_f1, binary=True),
     "macro_f1": Metric(_macro_f1),
     "matthews": Metric(_matthews),
-    "pearson": Metric(_pearson, regression=True),
-    "spearman": Metric(_spearman, regression=True),
+    "pearson": Metric(_pearson, "regression"),
+    "spearman": Metric(_spearman, "regression"),
+    "loss": Metric(_loss, "language modelling"),
+    "perplexity": Metric(_perplexity, "language modelling"),
 }
+
+USUAL: dict[Kind, tuple[str, ...]] = {
+    "classification": ("accuracy", "macro_f1"),
+    "regression": ("pearson", "spearman"),
+    "language modelling": ("loss", "perplexity"),
+}
+"""What a task of your own is measured by; the main one is the first, of a regression the mean of both."""
 
 
 def with_metrics(spec: TaskSpec) -> TaskSpec:
@@ -90,7 +119,7 @@ def with_metrics(spec: TaskSpec) -> TaskSpec:
         _check_fit(name, spec)
     if spec.metrics and spec.source is not None:
         return replace(spec, main=spec.main or spec.metrics)
-    usual = ("pearson", "spearman") if spec.regression else ("accuracy", "macro_f1")
+    usual = USUAL[_kind(spec)]
     main = spec.main or spec.metrics or (usual if spec.regression else usual[:1])
     return replace(spec, metrics=tuple(dict.fromkeys((*spec.metrics, *usual))), main=main)
 
@@ -99,21 +128,22 @@ def compute_metrics_for(spec: TaskSpec) -> Callable[[EvalPrediction], dict[str, 
     """A ``compute_metrics`` for ``transformers.Trainer``.
 
     It takes logits of shape (examples, classes), or (examples, 1) or (examples,) for regression;
-    of a tuple of outputs the first is used. It gives each metric of the task by name, and ``main``:
-    the mean of the task's main metrics.
+    of a tuple of outputs the first is used. For language modelling it takes what ``token_losses``
+    makes of the logits (the Trainer's ``preprocess_logits_for_metrics``). It gives each metric of the
+    task by name, and ``main``: the mean of the task's main metrics.
 
     Raises:
         TaskError: the spec is not resolved (take ``load_task(...).spec``) or a metric does not
             fit; when called: no examples, or predictions that are NaN or infinite.
     """
-    if spec.regression is None:
+    if spec.has_labels and spec.regression is None:
         raise TaskError(
             f"task {spec.name!r} does not say whether it is a regression; take load_task(...).spec"
         )
     spec = with_metrics(spec)
 
     def compute_metrics(evaluated: EvalPrediction) -> dict[str, float]:
-        predictions = _predictions(evaluated.predictions, bool(spec.regression))
+        predictions = _predictions(evaluated.predictions, _kind(spec))
         labels = np.asarray(evaluated.label_ids).reshape(-1)
         names = dict.fromkeys((*spec.metrics, *spec.main))
         scores = {name: METRICS[name].score(labels, predictions) for name in names}
@@ -122,13 +152,18 @@ def compute_metrics_for(spec: TaskSpec) -> Callable[[EvalPrediction], dict[str, 
     return compute_metrics
 
 
+def _kind(spec: TaskSpec) -> Kind:
+    if not spec.has_labels:
+        return "language modelling"
+    return "regression" if spec.regression else "classification"
+
+
 def _check_fit(name: str, spec: TaskSpec) -> None:
     if name not in METRICS:
         hint = did_you_mean(name, METRICS)
         raise TaskError(f"task {spec.name!r}: unknown metric {name!r}.{hint} Known: {listed(METRICS)}")
-    if METRICS[name].regression != bool(spec.regression):
-        kind = "regression" if METRICS[name].regression else "classification"
-        raise TaskError(f"task {spec.name!r}: metric {name!r} is for {kind}, the task is not")
+    if METRICS[name].kind != _kind(spec):
+        raise TaskError(f"task {spec.name!r}: metric {name!r} is for {METRICS[name].kind}, the task is not")
     if METRICS[name].binary and len(spec.class_names or ()) != 2:
         raise TaskError(
             f"task {spec.name!r}: metric {name!r} needs two classes, found "
@@ -136,7 +171,7 @@ def _check_fit(name: str, spec: TaskSpec) -> None:
         )
 
 
-def _predictions(outputs: Any, regression: bool) -> Array:
+def _predictions(outputs: Any, kind: Kind) -> Array:
     logits = np.asarray(outputs[0] if isinstance(outputs, tuple) else outputs)
     if not len(logits):
         raise TaskError("no predictions to score: the evaluated split is empty")
@@ -146,5 +181,18 @@ def _predictions(outputs: Any, regression: bool) -> Array:
             f"{broken} of {len(logits)} predictions are NaN or infinite; the training diverged: "
             f"lower the learning rate, or train in another precision than float16"
         )
-    result: Array = logits.reshape(len(logits)) if regression else logits.argmax(axis=-1)
+    if kind == "language modelling":
+        return _checked_losses(logits)
+    result: Array = logits.reshape(len(logits)) if kind == "regression" else logits.argmax(axis=-1)
     return result
+
+
+def _checked_losses(token_losses: Array) -> Array:
+    total, count = token_losses.astype(np.float64).sum(axis=0)
+    if not count:
+        raise TaskError("no token to score: the evaluated split has no text that a token is predicted of")
+    if total / count > LARGEST_LOSS:
+        raise TaskError(
+            f"the loss is {total / count:.0f} nats per token; the training diverged: lower the learning rate"
+        )
+    return token_losses

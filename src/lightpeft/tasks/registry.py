@@ -1,7 +1,7 @@
 """Every task lightpeft knows, one row each."""
 
 from lightpeft.tasks.errors import TaskError, did_you_mean, listed
-from lightpeft.tasks.spec import GeneratedSource, HubSource, TaskSpec
+from lightpeft.tasks.spec import GeneratedSource, HubSource, Objective, TaskSpec
 from lightpeft.tasks.synthetic.sentiment import CLASS_NAMES, generate_sentiment
 
 ENTAILMENT = ("entailment", "not_entailment")
@@ -81,16 +81,19 @@ def custom_task(
     metric: str | None = None,
     class_names: tuple[str, ...] | None = None,
     name: str = "custom",
+    objective: Objective = "sequence-classification",
 ) -> TaskSpec:
     """A task on files of your own; give the files to ``load_task(spec, data=...)``.
 
     Args:
-        text: the one or two text columns.
-        label: the label column: integers or strings for classes, floats for regression.
+        text: the one or two text columns; for ``causal-lm`` the text, or prompt and completion.
+        label: the label column (not for ``causal-lm``): integers or strings for classes, floats for
+            regression.
         metric: the main metric, a name from ``METRICS``; None means accuracy for classes, the
-            mean of Pearson and Spearman correlation for regression.
+            mean of Pearson and Spearman correlation for regression, the loss for ``causal-lm``.
         class_names: names by class id for integer labels; None means read from the labels.
         name: how messages and reports call the task.
+        objective: what is learned.
     """
     metrics = (metric,) if metric else ()
-    return TaskSpec(name, text, label, class_names, metrics=metrics, main=metrics)
+    return TaskSpec(name, text, label, class_names, metrics=metrics, main=metrics, objective=objective)

@@ -6,7 +6,7 @@ from typing import Any
 import datasets
 
 from lightpeft.tasks.errors import TaskError, listed
-from lightpeft.tasks.files import Table, find_files, read_table
+from lightpeft.tasks.files import READERS, Table, find_files, read_table
 from lightpeft.tasks.spec import DataPaths, GeneratedSource, HubSource, TaskSpec
 
 
@@ -103,5 +103,5 @@ def _require_splits(spec: TaskSpec, found: Mapping[str, object], where: str) -> 
         raise TaskError(
             f"task {spec.name!r}: {where} has no {' and no '.join(missing)} split; found: "
             f"{listed(found)}. A folder needs one file named {listed(names)} with the ending "
-            f".parquet, .csv, .tsv, .jsonl or .json"
+            f"{', '.join(list(READERS)[:-1])} or {list(READERS)[-1]}"
         )

@@ -3,11 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 from datasets import Dataset
 
-from lightpeft.tasks.errors import TaskError
+from lightpeft.tasks.errors import TaskError, listed
 from lightpeft.tasks.synthetic.generation import Generator
+
+Objective = Literal["sequence-classification", "causal-lm"]
+"""What is learned: a label of one or two texts (a class or a number), or the next token of a text."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +33,13 @@ class GeneratedSource:
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """Sequence classification or regression on one or two texts.
+    """A task on one or two texts: sequence classification, regression, or language modelling.
 
     Attributes:
         name: the name users type, such as ``glue/sst2``.
-        text: the one or two text columns.
+        text: the one or two text columns; of a language modelling task with two, the prompt and the
+            completion, and only the completion is learned.
+        objective: what is learned; language modelling (``causal-lm``) has no labels.
         label: the label column.
         class_names: by class id; None means read from the training labels.
         regression: None means decided by the labels (floats are regression).
@@ -52,26 +58,40 @@ class TaskSpec:
     main: tuple[str, ...] = ()
     validation_splits: tuple[str, ...] = ("validation",)
     source: HubSource | GeneratedSource | None = None
+    objective: Objective = "sequence-classification"
 
     def __post_init__(self) -> None:
         if isinstance(self.text, str) or len(self.text) not in (1, 2):
             raise TaskError(
                 f"task {self.name!r}: text must be a tuple of one or two column names; found {self.text!r}"
             )
-        names = (*self.text, self.label)
+        if self.objective not in get_args(Objective):
+            raise TaskError(
+                f"task {self.name!r}: unknown objective {self.objective!r}; choose one of "
+                f"{listed(get_args(Objective))}"
+            )
+        names = (*self.text, self.label) if self.has_labels else self.text
         if len(set(names)) != len(names):
             raise TaskError(f"task {self.name!r} uses one column twice: {names}")
         if self.regression and self.class_names is not None:
             raise TaskError(f"task {self.name!r} is a regression and cannot have class names")
+        if not self.has_labels and (self.regression is not None or self.class_names is not None):
+            raise TaskError(f"task {self.name!r} is language modelling and has neither classes nor numbers")
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether the data has a label column: language modelling learns the texts themselves."""
+        return self.objective != "causal-lm"
 
 
 @dataclass(frozen=True)
 class TaskData:
     """The loaded splits of a task, checked, under one set of column names.
 
-    Each split has the columns ``text``, ``text_pair`` (two texts only) and ``label``: an int class
-    id that indexes ``class_names``, or a float for regression. ``test`` is None where there is
-    none with labels. ``spec`` is complete: kind, class names and metrics are filled in.
+    Each split has the columns ``text``, ``text_pair`` (two texts only) and, but for language
+    modelling, ``label``: an int class id that indexes ``class_names``, or a float for regression. ``test``
+    is None where there is none with labels. ``spec`` is complete: kind, class names and metrics are
+    filled in.
     """
 
     spec: TaskSpec

@@ -1,0 +1,84 @@
+"""Using a trained language model: continue texts, greedily, with the key-value cache."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
+
+from lightpeft.errors import ConfigError
+
+
+def generate_texts(
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    batch_size: int,
+) -> list[dict[str, Any]]:
+    """One `completion` per prompt: the likeliest next token, again and again, until the EOS token.
+
+    Args:
+        max_new_tokens: where a completion without an EOS token ends.
+        batch_size: prompts that are continued at once, padded on their left.
+
+    Raises:
+        ConfigError: no new tokens, or a prompt that with them is longer than the model's positions.
+    """
+    if max_new_tokens < 1:
+        raise ConfigError(f"max_new_tokens is {max_new_tokens}; give at least 1.")
+    ids = [_prompt_ids(tokenizer, prompt) for prompt in prompts]
+    _check_lengths(model, ids, max_new_tokens)
+    answers: list[dict[str, Any]] = []
+    for start in range(0, len(ids), batch_size):
+        continued = _continue(model, tokenizer, ids[start : start + batch_size], max_new_tokens)
+        texts = tokenizer.batch_decode(continued, skip_special_tokens=True)
+        answers += [{"completion": text} for text in texts]
+    return answers
+
+
+def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    """The tokens that a text begins with in training: without an EOS token behind them."""
+    ids: list[int] = tokenizer(prompt, verbose=False)["input_ids"]
+    ids = ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
+    return ids or [tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id]
+
+
+def _check_lengths(model: PeftModel, ids: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+    limit = getattr(model.config, "max_position_embeddings", None)
+    for number, prompt in enumerate(ids, start=1):
+        if limit is not None and len(prompt) + max_new_tokens > limit:
+            raise ConfigError(
+                f"prompt {number} has {len(prompt)} tokens; with {max_new_tokens} new ones that is more than "
+                f"the {limit} positions of the model. Shorten it, or give a smaller max_new_tokens."
+            )
+
+
+def _continue(
+    model: PeftModel, tokenizer: PreTrainedTokenizerBase, ids: Sequence[list[int]], max_new_tokens: int
+) -> torch.Tensor:
+    """New token ids (prompts, at most `max_new_tokens`), padded on the right after an EOS token."""
+    batch = tokenizer.pad({"input_ids": list(ids)}, padding_side="left", return_tensors="pt")
+    device = next(model.parameters()).device
+    model.eval()
+    with torch.inference_mode():
+        found: torch.Tensor = model.generate(
+            input_ids=batch["input_ids"].to(device),
+            attention_mask=batch["attention_mask"].to(device),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            use_cache=True,
+            eos_token_id=_ends(model, tokenizer),
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    width = batch["input_ids"].shape[1]
+    return found[:, width:].cpu()
+
+
+def _ends(model: PeftModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The token that ended every text in training, and those that the base ends its texts with."""
+    own = model.generation_config.eos_token_id
+    known = own if isinstance(own, list) else [own]
+    return sorted({tokenizer.eos_token_id, *(token for token in known if token is not None)})
