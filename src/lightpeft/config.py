@@ -180,7 +180,7 @@ class LightConfig:
     estimation: EstimationConfig = field(default_factory=EstimationConfig)
     """How importance is estimated."""
 
-    budget: Budget = field(default_factory=lambda: Budget(align_neurons=32, depth_cost=0.5))
+    budget: Budget = field(default_factory=lambda: Budget(align_neurons=32, depth_cost=0.25))
     """How much is cut. Aligned widths and fewer modules in low layers make the step after the cut faster."""
 
     surgery: SurgeryConfig = field(default_factory=SurgeryConfig)

@@ -4,25 +4,44 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import (
     BertConfig,
+    BertForSequenceClassification,
     BertModel,
     DistilBertConfig,
     DistilBertModel,
+    ErnieConfig,
+    ErnieModel,
     MambaConfig,
     RobertaConfig,
     RobertaModel,
 )
 
 import lightpeft
+from lightpeft import Scores
 from lightpeft.adapters import find_lora_modules
 from lightpeft.config import LoraOptions
-from lightpeft.errors import AnatomyError, ConfigError
+from lightpeft.errors import ConfigError
 from lightpeft.runs import MINILM, Labels, load_peft_model, minilm, resolve_model
 
 TINY = {"vocab_size": 40, "max_position_embeddings": 20}
 LABELS = Labels(("no", "yes"), is_regression=False)
+
+
+def flat_scores(model: PeftModel) -> Scores:
+    """Every unit alike."""
+    layers = lightpeft.find_anatomy(model).layers
+    modules = find_lora_modules(model)
+    return Scores(
+        heads=tuple(torch.zeros(layer.heads) for layer in layers),
+        neurons=tuple(torch.zeros(layer.neurons) for layer in layers),
+        ranks={module.name: torch.zeros(module.rank) for module in modules},
+        modules={module.name: 0.0 for module in modules},
+        steps=1,
+        methods={"base": "fisher", "module": "activation", "rank": "taylor"},
+    )
 
 
 def save_bert(folder: Path, **options: bool) -> str:
@@ -84,8 +103,42 @@ def test_the_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
 
 def test_an_unknown_architecture_is_refused_by_name(tmp_path: Path) -> None:
     MambaConfig(hidden_size=8, num_hidden_layers=1).save_pretrained(tmp_path)
-    with pytest.raises(AnatomyError, match="is a mamba"):
+    with pytest.raises(ConfigError, match="cannot be loaded.*MambaConfig"):
         load_peft_model(str(tmp_path), LABELS, LoraOptions(), seed=0)
+
+
+def test_an_architecture_without_a_row_is_looked_at_and_trained(tmp_path: Path) -> None:
+    config = ErnieConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, **TINY
+    )
+    ErnieModel(config).save_pretrained(tmp_path)
+    model = load_peft_model(str(tmp_path), LABELS, LoraOptions(rank=2), seed=0)
+    assert len(find_lora_modules(model)) == 12
+    assert [layer.heads for layer in lightpeft.find_anatomy(model).layers] == [2, 2]
+
+
+def test_a_head_for_other_labels_starts_anew_and_comes_back(tmp_path: Path) -> None:
+    config = BertConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, **TINY, num_labels=3
+    )
+    BertForSequenceClassification(config).save_pretrained(tmp_path / "base")
+    model = load_peft_model(str(tmp_path / "base"), LABELS, LoraOptions(rank=2), seed=0).eval()
+    ids = torch.arange(5, 15)[None]
+    scores = flat_scores(model)
+    lightpeft.cut(model, lightpeft.make_plan(scores, lightpeft.find_anatomy(model), lightpeft.Budget()))
+    expected = model(input_ids=ids).logits
+    assert expected.shape == (1, 2)
+    loaded = lightpeft.load(lightpeft.save(model, tmp_path / "light"))
+    assert torch.equal(loaded(input_ids=ids).logits, expected)
+
+
+def test_weights_of_another_encoder_are_refused(tmp_path: Path) -> None:
+    folder = Path(save_bert(tmp_path))
+    config = BertConfig.from_pretrained(folder)
+    config.intermediate_size = 48
+    config.save_pretrained(folder)
+    with pytest.raises(ConfigError, match=r"do not fit its configuration: bert\.encoder"):
+        load_peft_model(str(folder), LABELS, LoraOptions(), seed=0)
 
 
 def test_minilm_resolves_to_checked_weights(minilm_path: Path) -> None:

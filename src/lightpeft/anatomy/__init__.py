@@ -1,13 +1,6 @@
 """The only room that knows architectures: where heads, neurons and their linears live."""
 
-from lightpeft.anatomy.discovery import (
-    FUSED_LAYOUTS,
-    UNPROBED,
-    Verdict,
-    attach_verdict,
-    part_key,
-    verdict_of,
-)
+from lightpeft.anatomy.discovery import FUSED_LAYOUTS, UNPROBED
 from lightpeft.anatomy.families import FAMILIES
 from lightpeft.anatomy.model import (
     attribute_owner,
@@ -19,6 +12,7 @@ from lightpeft.anatomy.model import (
 )
 from lightpeft.anatomy.rows import linear_at
 from lightpeft.anatomy.units import Anatomy, HeadInput, Layer, Rows, Units
+from lightpeft.anatomy.verdict import Verdict, attach_verdict, part_key, verdict_of
 
 __all__ = [
     "FAMILIES",

@@ -7,8 +7,8 @@ leaves its `Verdict` on the model.
 
 import inspect
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from types import CodeType
 from typing import Any, TypeVar
@@ -30,6 +30,7 @@ from lightpeft.anatomy.rows import (
     separate,
 )
 from lightpeft.anatomy.units import Rows
+from lightpeft.anatomy.verdict import Verdict, part_key, verdict_of
 from lightpeft.errors import AnatomyError
 from lightpeft.linears import INPUTS, OUTPUTS, width_attribute
 
@@ -62,7 +63,6 @@ UNPROBED = (
     "call lightpeft.surgery.verify_discovered(model) first"
 )
 FOUND_BY_LOOKING = "found by looking, not in lightpeft's table"
-_ATTRIBUTE = "lightpeft_verdict"
 _Shapes = dict[str, tuple[int, int]]
 """Input and output channels of linears by name."""
 
@@ -70,35 +70,6 @@ _Reading = tuple[tuple[str, ...], str, tuple[int, int]]
 """Input linears, output linear, and the width outside and inside the block."""
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What a probe cut said about a discovered architecture. Keys are those of `part_key`."""
-
-    layouts: Mapping[str, str] = field(default_factory=dict)
-    """How a fused projection is laid out, a name in `FUSED_LAYOUTS`."""
-
-    whole_groups: frozenset[str] = frozenset()
-    """Where query heads go only with their whole KV group."""
-
-    refused: Mapping[str, str] = field(default_factory=dict)
-    """What could not be verified, and why."""
-
-
-def verdict_of(base: PreTrainedModel) -> Verdict | None:
-    """The verdict of a probe on this model, if there was one."""
-    return getattr(base, _ATTRIBUTE, None)
-
-
-def attach_verdict(base: PreTrainedModel, verdict: Verdict) -> None:
-    """Keep `verdict` on the model, for every later look at its anatomy."""
-    setattr(base, _ATTRIBUTE, verdict)
-
-
-def part_key(layers: str, part: str) -> str:
-    """The name in a `Verdict` of the `heads`, `cross heads` or `neurons` of the stack at `layers`."""
-    return f"{layers} {part}"
 
 
 def by_group(name: str) -> Layout:

@@ -69,12 +69,13 @@ def load_base(described: dict[str, Any], path: str | None, attention: str | None
     if described.get("pad_token_id") is not None:
         options["pad_token_id"] = described["pad_token_id"]
     if auto_class in _CLASSIFIERS:
-        options |= _label_options(described)
+        # The base's own head may be for other labels; the trained one comes from the checkpoint.
+        options |= _label_options(described) | {"ignore_mismatched_sizes": True}
     if path is None and not Path(name).is_dir() and described.get("revision"):
         options["revision"] = described["revision"]
     try:
         base = AUTO_CLASSES[auto_class].from_pretrained(name, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"the base {name!r} cannot be loaded ({error}). Pass base= with its folder or hub name."
         ) from error

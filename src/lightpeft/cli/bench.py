@@ -23,6 +23,7 @@ from lightpeft.config import (
 from lightpeft.errors import ConfigError
 from lightpeft.files import write_json
 from lightpeft.runs import MINILM, make_setting
+from lightpeft.tasks import Objective
 
 BENCHMARKS = ("speed",)
 
@@ -39,6 +40,8 @@ def speed(
     model: str = MINILM,
     task: str = "demo/sentiment",
     data: Path | None = None,
+    text: list[str] | None = None,
+    objective: Objective = "sequence-classification",
     out: Path | None = None,
     preset: Preset = "default",
     estimation: EstimationConfig = EstimationConfig(),
@@ -58,6 +61,8 @@ def speed(
         model: Hub name or folder of the base.
         task: Task whose data is used.
         data: Folder with the task's files; by default the hub or the built-in generator.
+        text: Your own data: the text columns.
+        objective: What is learned: labels, or with causal-lm the text itself.
         out: File for the numbers (JSON).
         preset: `default`, or `paper`; other flags change its values.
         estimation: How importance is estimated before the cut.
@@ -70,7 +75,9 @@ def speed(
         json: Print JSON instead of a table.
     """
     del preset
-    setting = make_setting(model, TaskOptions(task, data).load(), training, lora)
+    setting = make_setting(
+        model, TaskOptions(task, data, tuple(text or ()), objective=objective).load(), training, lora
+    )
     light = LightConfig(estimation, budget, surgery)
     result = run_speed(SpeedBenchmark(setting, light, estimation_steps, repeats))
     if out is not None:

@@ -56,9 +56,13 @@ class Setting:
 
     def load_model(self, lora: LoraOptions | None = None) -> PeftModel:
         """The base with LoRA, as every run of this setting begins."""
-        return load_peft_model(
+        model = load_peft_model(
             self.model, self.labels, lora or self.lora, self.training.seed, self.spec.objective
         )
+        # A classifier on a decoder finds the end of a padded text by it.
+        if model.config.pad_token_id is None:
+            model.config.pad_token_id = self.tokenizer.pad_token_id
+        return model
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """Load a base, with a fresh task head where it needs one, and put LoRA on it."""
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from lightpeft.config import LoraOptions
 from lightpeft.errors import AnatomyError, ConfigError
 from lightpeft.runs.minilm import MINILM, minilm_path
 from lightpeft.runs.objectives import OBJECTIVES
+from lightpeft.surgery import verify_discovered
 from lightpeft.tasks import Objective
 
 logger = logging.getLogger(__name__)
@@ -77,16 +79,21 @@ def load_peft_model(
 
     Raises:
         ConfigError: the model cannot be loaded.
-        AnatomyError: its architecture is unknown, or cannot predict the next token.
+        AnatomyError: nothing of its architecture can be cut, or it cannot predict the next token.
     """
     path, row = resolve_model(name), OBJECTIVES[objective]
     _check_architecture(name, path, objective)
     set_seed(seed)
-    options = labels.head_options() if objective == "sequence-classification" else {}
+    options: dict[str, Any] = {}
+    if objective == "sequence-classification":
+        # The checkpoint may have a head of its own, for other labels.
+        options = labels.head_options() | {"ignore_mismatched_sizes": True}
     try:
         base, info = row.auto_class.from_pretrained(path, output_loading_info=True, **options)
     except (OSError, ValueError) as error:
         raise ConfigError(f"the model {name!r} cannot be loaded: {error}") from error
+    verify_discovered(base)
+    new = set(info["missing_keys"]) | _other_head(base, info["mismatched_keys"], name)
     config = LoraConfig(
         task_type=row.peft_task,
         r=lora.rank,
@@ -94,11 +101,11 @@ def load_peft_model(
         lora_dropout=lora.dropout,
         use_rslora=lora.rslora,
         target_modules=target_modules(find_anatomy(base), lora.targets),
-        modules_to_save=new_modules(base, info["missing_keys"]),
+        modules_to_save=new_modules(base, new),
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in base.modules()),
     )
     base.config._name_or_path = name
-    mark_restorable(base, {key for key, _ in base.named_parameters()} - set(info["missing_keys"]))
+    mark_restorable(base, {key for key, _ in base.named_parameters()} - new)
     model = get_peft_model(base, config)
     assert isinstance(model, PeftModel)
     return model
@@ -124,7 +131,20 @@ def _linears(anatomy: Anatomy, roles: set[str]) -> list[str]:
     return list(dict.fromkeys(row.name for row in rows if row.role in roles))
 
 
-def new_modules(base: PreTrainedModel, missing: set[str] | list[str]) -> list[str]:
+def _other_head(base: PreTrainedModel, mismatched: Iterable[Any], name: str) -> set[str]:
+    """Parameters of a head that was made for other labels and starts anew.
+
+    Raises:
+        ConfigError: it is not the head whose shape differs.
+    """
+    keys = {entry if isinstance(entry, str) else entry[0] for entry in mismatched}
+    inside = sorted(key for key in keys if key.startswith(f"{base.base_model_prefix}."))
+    if inside:
+        raise ConfigError(f"the weights of {name!r} do not fit its configuration: {', '.join(inside[:3])}.")
+    return keys
+
+
+def new_modules(base: PreTrainedModel, missing: set[str]) -> list[str]:
     """The modules outside LoRA's reach that were not in the checkpoint, as PEFT's `modules_to_save`."""
     prefix = f"{base.base_model_prefix}."
     inside = {key.rsplit(".", 2)[0].removeprefix(prefix) for key in missing if key.startswith(prefix)}
@@ -143,11 +163,7 @@ def _check_architecture(name: str, path: str, objective: Objective) -> None:
             f"the model {name!r} is neither a folder nor a name that the hub (or its cache, offline) "
             f"knows: {error}"
         ) from error
-    if model_type not in FAMILIES:
-        raise AnatomyError(
-            f"{name} is a {model_type}, which lightpeft cannot cut; it can cut {', '.join(FAMILIES)}."
-        )
-    if objective == "causal-lm" and model_type not in DECODERS:
+    if objective == "causal-lm" and model_type in FAMILIES and model_type not in DECODERS:
         raise AnatomyError(
             f"{name} is a {model_type}, which sees a text from both sides and cannot learn to continue one; "
             f"causal-lm takes {', '.join(DECODERS)}."
