@@ -103,7 +103,7 @@ def test_the_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
 
 def test_an_unknown_architecture_is_refused_by_name(tmp_path: Path) -> None:
     MambaConfig(hidden_size=8, num_hidden_layers=1).save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match="cannot be loaded.*MambaConfig"):
+    with pytest.raises(ConfigError, match=r"cannot be loaded.*MambaConfig"):
         load_peft_model(str(tmp_path), LABELS, LoraOptions(), seed=0)
 
 
