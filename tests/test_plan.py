@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightpeft import Anatomy, Budget, EstimationError, Plan, PlanError, Scores, make_plan
 from lightpeft.config import Scope, exact_count
+from lightpeft.planning import limits
 from tests.support.anatomies import attention_units, ffn_units
 from tests.support.anatomies import layer as plain_layer
 
@@ -223,6 +224,8 @@ def test_kv_groups_go_whole_lowest_mean_first() -> None:
     heads = torch.tensor([9.0, 0.0, 3.0, 3.0, 0.0, 0.0, 5.0, 5.0])
     plan = make_plan(scores_of([heads], [torch.ones(8)]), anatomy, Budget(**GROUPS))
     assert plan.layers[0].heads == (0, 1, 6, 7)
+    assert "heads in whole KV groups of 2: 4 of 8 go" in plan.describe()
+    assert limits(anatomy, Budget()) == ["heads are cut in whole KV groups of 2"]
 
 
 def test_or_the_best_query_heads_of_every_group_stay() -> None:
@@ -230,6 +233,7 @@ def test_or_the_best_query_heads_of_every_group_stay() -> None:
     heads = torch.tensor([9.0, 0.0, 3.0, 1.0, 0.0, 0.1, 5.0, 5.0])
     plan = make_plan(scores_of([heads], [torch.ones(8)]), anatomy, Budget(**GROUPS, kv_groups="equal"))
     assert plan.layers[0].heads == (0, 2, 6, 7)
+    assert "heads in equal numbers from every KV group: 4 of 8 go" in plan.describe()
 
 
 def test_query_heads_behind_one_kv_head_go_one_by_one() -> None:
@@ -261,6 +265,7 @@ def test_units_that_cannot_be_cut_stay_and_do_not_count() -> None:
     scores = scores_of([torch.zeros(4), torch.arange(4.0)], [torch.ones(8)] * 2)
     plan = make_plan(scores, anatomy, Budget(**GROUPS | {"heads_scope": "global"}))
     assert [layer.heads for layer in plan.layers] == [(0, 1, 2, 3), (2, 3)]
+    assert limits(anatomy, Budget()) == ["layer 0: heads stay, because it is shared"]
     torn = replace(plan, layers=(replace(plan.layers[0], heads=(1,)), plan.layers[1]))
     with pytest.raises(PlanError, match="layer 0: heads cannot be cut, because it is shared"):
         torn.check_fits(anatomy)

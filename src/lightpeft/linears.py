@@ -16,7 +16,8 @@ def is_plain_linear(module: nn.Module) -> TypeGuard[Projection]:
     """Whether `module` is one of the two, or a subclass that holds nothing else: not a quantised one."""
     if type(module) is not Conv1D and not (isinstance(module, nn.Linear) and not _own_state(module)):
         return False
-    return module.weight.dtype.is_floating_point and module.weight.dim() == 2
+    weight = module.weight
+    return type(weight.data) is Tensor and weight.dtype.is_floating_point and weight.dim() == 2
 
 
 def _own_state(linear: nn.Linear) -> set[str]:

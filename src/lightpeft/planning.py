@@ -48,8 +48,28 @@ def make_plan(scores: Scores, anatomy: Anatomy, budget: Budget) -> Plan:
         ),
         budget=budget,
         estimation_steps=scores.steps,
-        cutoffs=_explain(scores, heads, neurons, survivors, ranks),
+        cutoffs=_explain(scores, heads, neurons, survivors, ranks, how_heads_go(anatomy, budget)),
     )
+
+
+def how_heads_go(anatomy: Anatomy, budget: Budget) -> str:
+    """`heads`, or in which numbers they go where they share keys and values."""
+    shared = [layer.attention for layer in anatomy.layers if layer.attention and layer.attention.groups > 1]
+    groups = sorted({units.group for units in shared if units.group > 1})
+    if not groups:
+        return "heads"
+    if budget.kv_groups == "equal" and all(units.splits_groups for units in shared):
+        return "heads in equal numbers from every KV group"
+    return f"heads in whole KV groups of {', '.join(map(str, groups))}"
+
+
+def limits(anatomy: Anatomy, budget: Budget) -> list[str]:
+    """What this architecture keeps from being cut as asked, in words, to say before a run."""
+    grouped = how_heads_go(anatomy, budget)
+    said = [] if grouped == "heads" else [grouped.replace("heads in", "heads are cut in")]
+    for layer in anatomy.layers:
+        said += [f"{layer.name}: {u.kind} stay, because {u.fixed}" for u in layer.units if u.fixed]
+    return [*said, *anatomy.notes]
 
 
 def _place(anatomy: Anatomy, name: str) -> tuple[int | None, str]:
@@ -259,6 +279,7 @@ def _explain(
     neurons: Kept,
     survivors: Sequence[str],
     ranks: dict[str, tuple[int, ...]],
+    heads_label: str,
 ) -> tuple[Cutoff, ...]:
     def cutoff(kind: str, method: str, units: Iterable[tuple[float, bool]]) -> Cutoff:
         pairs = list(units)
@@ -275,7 +296,7 @@ def _explain(
 
     base = scores.methods["base"]
     return (
-        cutoff("heads", base, flat(scores.heads, heads)),
+        cutoff(heads_label, base, flat(scores.heads, heads)),
         cutoff("neurons", base, flat(scores.neurons, neurons)),
         cutoff(
             "PEFT modules",

@@ -11,7 +11,7 @@ from tests.support.models import ROWS, load_base, save_base, snapshot, tiny_peft
 from tests.support.plans import random_plan
 from tests.support.runs import DEFAULT, STEPS, Sentences, arguments, fresh_model, trainer
 from torch import nn
-from transformers import GPT2Config, GPT2ForSequenceClassification, Trainer
+from transformers import MambaConfig, MambaForCausalLM, Trainer
 
 import lightpeft
 from lightpeft import (
@@ -96,22 +96,24 @@ def test_two_adapters(base: Path, tmp_path: Path) -> None:
 
 
 def test_an_unknown_architecture(base: Path, tmp_path: Path) -> None:
-    gpt2 = GPT2ForSequenceClassification(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=99))
-    config = LoraConfig(target_modules=["c_attn"], task_type="SEQ_CLS", fan_in_fan_out=True)
+    mamba = MambaForCausalLM(MambaConfig(num_hidden_layers=1, hidden_size=8, vocab_size=99))
+    config = LoraConfig(target_modules=["in_proj"], task_type="CAUSAL_LM")
     run = NoStep(
-        model=get_peft_model(gpt2, config),
+        model=get_peft_model(mamba, config),
         args=arguments(tmp_path),
         train_dataset=Sentences(),
         light=DEFAULT,
     )
-    with pytest.raises(AnatomyError, match=r"gpt2|Conv1D"):
+    with pytest.raises(AnatomyError, match=r"does not know the architecture 'mamba'"):
         run.train()
 
 
 class QuantisedLinear(nn.Linear):
     """A subclass with a scale beside its weight, as quantised linears are."""
 
-    scale = torch.ones(1)
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.scale = torch.ones(1)
 
 
 def test_a_quantised_base(base: Path, tmp_path: Path) -> None:
@@ -180,7 +182,7 @@ def test_estimation_options_out_of_range(options: dict[str, Any], match: str) ->
         ({"ranks": 2}, r"budget\.ranks"),
         ({"heads": "half"}, r"budget\.heads"),
         ({"heads_scope": "model"}, r"heads_scope"),
-        ({"min_heads": 0}, r"min_heads"),
+        ({"min_heads": -1}, r"min_heads"),
         ({"align_neurons": 0}, r"align_neurons"),
         ({"min_neurons": 1.5}, r"min_neurons"),
         ({"keep_parameters": 0.0}, r"keep_parameters"),

@@ -25,7 +25,7 @@ from lightpeft.errors import CheckpointError, ConfigError
 from lightpeft.estimation import Estimator, Settled, should_stop
 from lightpeft.files import read_tensors, under, write_tensors
 from lightpeft.plan import Plan
-from lightpeft.planning import make_plan
+from lightpeft.planning import limits, make_plan
 from lightpeft.scores import Scores
 from lightpeft.surgery import CutReport, cut, fingerprint, reapply, record_of, verify_discovered
 
@@ -101,8 +101,10 @@ class LightSession:
                 f"found no LoRA module in this {type(model).__name__}; wrap the model with "
                 "peft.get_peft_model(model, LoraConfig(...)) first."
             )
-        trial = _flat_scores(model)
-        if make_plan(trial, find_anatomy(model), self.config.budget).cuts_nothing:
+        anatomy = find_anatomy(model)
+        for limit in limits(anatomy, self.config.budget):
+            logger.info("%s", limit)
+        if make_plan(_flat_scores(model), anatomy, self.config.budget).cuts_nothing:
             warnings.warn(
                 "this budget cuts nothing: the run is plain PEFT with the cost of estimation on top.",
                 stacklevel=2,
