@@ -88,9 +88,8 @@ def padding(animal: Animal) -> str:
 def cache(animal: Animal) -> str:
     if not animal.generates:
         return NONE
-    model = animal.with_lora(animal.attentions[-1])
-    lightpeft.cut(model, make_plan(random_scores(model), find_anatomy(model), Budget(**ALL)))
-    return verdict(lambda: assert_cache_changes_nothing(model, animal.batch(padded=True)))
+    model, batch, _ = cut_model(animal)
+    return verdict(lambda: assert_cache_changes_nothing(model, batch))
 
 
 def save_and_load(animal: Animal) -> str:

@@ -220,9 +220,8 @@ class Plan:
                     f"{found.name}: the plan is for {planned[0]} heads and {planned[1]} neurons, "
                     f"the model has {actual[0]} and {actual[1]}. Is it cut already, or another base?"
                 )
-            for units, kept in ((found.attention, mine.heads), (found.ffn, mine.neurons)):
-                if units is not None:
-                    units.check(kept, found.name)
+            for units, kept in found.with_kept(mine.heads, mine.neurons):
+                units.check(kept, found.name)
 
     def _check_names(self) -> None:
         indices = [layer.index for layer in self.layers]

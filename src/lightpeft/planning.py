@@ -74,21 +74,18 @@ def limits(anatomy: Anatomy, budget: Budget) -> list[str]:
 
 def _place(anatomy: Anatomy, name: str) -> tuple[int | None, str]:
     """The layer of a PEFT module, and its name in there."""
-    inside = [layer for layer in anatomy.layers if name.startswith(f"{layer.module}.")]
-    holding = [layer for layer in inside if any(name in units.linears for units in layer.units)]
-    for layer in (*holding, *inside):
-        return layer.index, name.removeprefix(f"{layer.module}.")
-    return None, name
+    inside = (layer for layer in anatomy.layers if name.startswith(f"{layer.module}."))
+    layer = anatomy.layer_of(name) or next(inside, None)
+    return (None, name) if layer is None else (layer.index, name.removeprefix(f"{layer.module}."))
 
 
 def _choose_base(scores: Scores, anatomy: Anatomy, budget: Budget) -> tuple[Kept, Kept]:
-    equal = budget.kv_groups == "equal"
     heads = [
-        None if layer.attention is None else _head_blocks(layer.attention, values, layer.name, budget, equal)
+        _blocks(layer.name, layer.attention, values.tolist(), budget)
         for layer, values in zip(anatomy.layers, scores.heads, strict=True)
     ]
     neurons = [
-        None if layer.ffn is None else _neuron_blocks(layer.ffn, values, layer.name, budget)
+        _blocks(layer.name, layer.ffn, values.tolist(), budget)
         for layer, values in zip(anatomy.layers, scores.neurons, strict=True)
     ]
     choose_heads = _chooser("heads", heads, budget.heads_scope)
@@ -136,16 +133,6 @@ class _Blocks:
     floor: int
     """Blocks that stay in any case."""
 
-    @classmethod
-    def of(cls, where: str, blocks: Iterable[tuple[int, ...]], scores: Tensor, floor: int) -> "_Blocks":
-        """Sort blocks by their mean score; at least `floor` units stay."""
-        flat = scores.tolist()
-        means = {block: math.fsum(flat[unit] for unit in block) / len(block) for block in blocks}
-        order = sorted(means, key=lambda block: (-means[block], block))
-        least = math.ceil(floor / len(order[0])) if order else 0
-        values = tuple(means[block] for block in order)
-        return cls(where, len(flat), tuple(order), values, min(least, len(order)))
-
     @property
     def block_size(self) -> int:
         """Units per block."""
@@ -156,37 +143,46 @@ class _Blocks:
         return tuple(sorted(unit for block in self.blocks[:count] for unit in block))
 
 
-def _head_blocks(units: Units, scores: Tensor, where: str, budget: Budget, equal: bool) -> _Blocks:
-    """Heads one by one; with KV groups whole groups, or the best of each group, the second best, ..."""
+def _blocks(where: str, units: Units | None, scores: list[float], budget: Budget) -> _Blocks | None:
+    """The units of a layer in blocks, by their mean score; none where nothing can go."""
+    if units is None:
+        return None
     if units.fixed is not None:
-        return _all_stay(units, where)
-    floor = max(budget.min_heads, 0 if units.removable else 1)
-    groups = [tuple(range(start, start + units.group)) for start in range(0, units.count, units.group)]
-    if units.group == 1:
-        blocks = groups
-    elif units.splits_groups and (equal or len(groups) == 1):
-        flat = scores.tolist()
-        ranked = [sorted(group, key=lambda unit: (-flat[unit], unit)) for group in groups]
-        blocks = list(zip(*ranked, strict=True))
+        return _Blocks(where, units.count, (), (), 0)
+    if units.kind == "heads":
+        blocks, floor = _head_blocks(units, scores, budget), budget.min_heads
     else:
-        blocks = groups
-    return _Blocks.of(where, blocks, scores, floor)
+        blocks, floor = _neuron_blocks(where, scores, budget.align_neurons), budget.min_neurons
+    means = {block: math.fsum(scores[unit] for unit in block) / len(block) for block in blocks}
+    order = sorted(means, key=lambda block: (-means[block], block))
+    units_that_stay = max(floor, 0 if units.removable else 1)
+    least = math.ceil(units_that_stay / len(order[0])) if order else 0
+    values = tuple(means[block] for block in order)
+    return _Blocks(where, units.count, tuple(order), values, min(least, len(order)))
 
 
-def _neuron_blocks(units: Units, scores: Tensor, where: str, budget: Budget) -> _Blocks:
-    if units.fixed is not None:
-        return _all_stay(units, where)
-    size, flat = budget.align_neurons, scores.tolist()
-    if len(flat) < size:
-        raise PlanError(f"{where} has {len(flat)} neurons, fewer than the {size} of budget.align_neurons.")
-    order = sorted(range(len(flat)), key=lambda unit: (-flat[unit], unit))
-    starts = range(0, len(flat) - len(flat) % size, size)
-    blocks = [tuple(order[start : start + size]) for start in starts]
-    return _Blocks.of(where, blocks, scores, max(budget.min_neurons, 0 if units.removable else 1))
+def _head_blocks(units: Units, scores: list[float], budget: Budget) -> list[tuple[int, ...]]:
+    """Heads one by one; with KV groups whole groups, or the best of each group, the second best, ..."""
+    groups = [tuple(range(start, start + units.group)) for start in range(0, units.count, units.group)]
+    splits = units.splits_groups and (budget.kv_groups == "equal" or len(groups) == 1)
+    if units.group == 1 or not splits:
+        return groups
+    ranked = [_by_score(group, scores) for group in groups]
+    return list(zip(*ranked, strict=True))
 
 
-def _all_stay(units: Units, where: str) -> _Blocks:
-    return _Blocks(where, units.count, (), (), 0)
+def _neuron_blocks(where: str, scores: list[float], size: int) -> list[tuple[int, ...]]:
+    """Neurons `size` by `size` in the order of their scores."""
+    if len(scores) < size:
+        raise PlanError(f"{where} has {len(scores)} neurons, fewer than the {size} of budget.align_neurons.")
+    order = _by_score(range(len(scores)), scores)
+    starts = range(0, len(scores) - len(scores) % size, size)
+    return [tuple(order[start : start + size]) for start in starts]
+
+
+def _by_score(units: Iterable[int], scores: list[float]) -> list[int]:
+    """The most important first; ties go to the lower index."""
+    return sorted(units, key=lambda unit: (-scores[unit], unit))
 
 
 def _chooser(kind: str, layers: Sequence[_Blocks | None], scope: Scope) -> Callable[[float, bool], Kept]:
@@ -238,8 +234,8 @@ def _idle_linears(anatomy: Anatomy, heads: Kept, neurons: Kept) -> set[str]:
     """Linears of attention or FFN blocks that go altogether: nothing trained on them would be seen."""
     idle: set[str] = set()
     for layer in anatomy.layers:
-        for units, kept in ((layer.attention, heads), (layer.ffn, neurons)):
-            if units is not None and not kept[layer.index]:
+        for units, kept in layer.with_kept(heads[layer.index], neurons[layer.index]):
+            if not kept:
                 idle.update(units.linears)
     return idle
 

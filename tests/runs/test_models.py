@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file
+from tests.support.probing import random_scores
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -20,7 +20,6 @@ from transformers import (
 )
 
 import lightpeft
-from lightpeft import Scores
 from lightpeft.adapters import find_lora_modules
 from lightpeft.config import LoraOptions
 from lightpeft.errors import ConfigError
@@ -28,20 +27,6 @@ from lightpeft.runs import MINILM, Labels, load_peft_model, minilm, resolve_mode
 
 TINY = {"vocab_size": 40, "max_position_embeddings": 20}
 LABELS = Labels(("no", "yes"), is_regression=False)
-
-
-def flat_scores(model: PeftModel) -> Scores:
-    """Every unit alike."""
-    layers = lightpeft.find_anatomy(model).layers
-    modules = find_lora_modules(model)
-    return Scores(
-        heads=tuple(torch.zeros(layer.heads) for layer in layers),
-        neurons=tuple(torch.zeros(layer.neurons) for layer in layers),
-        ranks={module.name: torch.zeros(module.rank) for module in modules},
-        modules={module.name: 0.0 for module in modules},
-        steps=1,
-        methods={"base": "fisher", "module": "activation", "rank": "taylor"},
-    )
 
 
 def save_bert(folder: Path, **options: bool) -> str:
@@ -124,7 +109,7 @@ def test_a_head_for_other_labels_starts_anew_and_comes_back(tmp_path: Path) -> N
     BertForSequenceClassification(config).save_pretrained(tmp_path / "base")
     model = load_peft_model(str(tmp_path / "base"), LABELS, LoraOptions(rank=2), seed=0).eval()
     ids = torch.arange(5, 15)[None]
-    scores = flat_scores(model)
+    scores = random_scores(model)
     lightpeft.cut(model, lightpeft.make_plan(scores, lightpeft.find_anatomy(model), lightpeft.Budget()))
     expected = model(input_ids=ids).logits
     assert expected.shape == (1, 2)

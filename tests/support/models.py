@@ -153,11 +153,16 @@ def with_lora(
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(chosen), lora_dropout=0.0, **options)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = get_peft_model(base, config)
-        with torch.no_grad():
-            for parameter_name, parameter in model.named_parameters():
-                if ".lora_" in parameter_name:
-                    parameter.copy_(0.2 * torch.randn_like(parameter))
+        return living_lora(base, config)
+
+
+def living_lora(base: PreTrainedModel, config: LoraConfig) -> PeftModel:
+    """LoRA with random pairs, B not zero, so that ΔW matters."""
+    model = get_peft_model(base, config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_" in name:
+                parameter.copy_(0.2 * torch.randn_like(parameter))
     assert isinstance(model, PeftModel)
     return model
 

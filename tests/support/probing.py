@@ -7,17 +7,17 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from lightpeft import Plan, Scores, find_anatomy
+from tests.support.plans import lora_names
 from tests.support.zoo import Animal
 
 
 def random_scores(model: PeftModel, seed: int = 0) -> Scores:
     """Scores of every unit of any model, without estimation."""
     generator = torch.Generator().manual_seed(seed)
-    start, end = "base_model.model.", ".lora_A.default.weight"
+    base = model.get_base_model()
     ranks = {
-        key.removeprefix(start).removesuffix(end): torch.rand(len(value), generator=generator)
-        for key, value in model.state_dict().items()
-        if key.endswith(end)
+        name: torch.rand(base.get_submodule(f"{name}.lora_A.default").out_features, generator=generator)
+        for name in lora_names(model)
     }
     layers = find_anatomy(model).layers
     return Scores(
@@ -34,9 +34,7 @@ def kept_units(model: PeftModel, plan: Plan) -> dict[str, tuple[int, ...]]:
     """What stays, per output projection."""
     kept = {}
     for layer, wanted in zip(find_anatomy(model).layers, plan.layers, strict=True):
-        for units, indices in ((layer.attention, wanted.heads), (layer.ffn, wanted.neurons)):
-            if units is not None:
-                kept[units.out] = indices
+        kept |= {units.out: indices for units, indices in layer.with_kept(wanted.heads, wanted.neurons)}
     return kept
 
 

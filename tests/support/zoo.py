@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -22,6 +22,8 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+
+from tests.support.models import living_lora
 
 VOCABULARY, WIDTH, HEADS, NEURONS = 99, 32, 4, 48
 AUTO: dict[str, Any] = {
@@ -92,13 +94,7 @@ class Animal:
         )
         with torch.random.fork_rng():
             torch.manual_seed(1)
-            model = get_peft_model(base, config)
-            with torch.no_grad():
-                for name, parameter in model.named_parameters():
-                    if ".lora_" in name:
-                        parameter.copy_(0.2 * torch.randn_like(parameter))
-        assert isinstance(model, PeftModel)
-        return model
+            return living_lora(base, config)
 
     def linears(self, base: PreTrainedModel) -> list[str]:
         """Every linear beside or above an output projection in its layer, routers left out."""

@@ -3,12 +3,13 @@
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from lightpeft.errors import PlanError
 from lightpeft.indices import format_indices
 
 Kind = Literal["heads", "neurons"]
+K = TypeVar("K", bound=Collection[int])
 _NUMBERED = re.compile(r"(.+?) (\d+)( .+)?")
 _MOST_KINDS = 12
 
@@ -177,11 +178,15 @@ class Layer:
 
     def parameters(self, heads: Collection[int] | None = None, neurons: Collection[int] | None = None) -> int:
         """Parameters of this layer with these units, by default all."""
-        total = self.fixed_parameters
-        for units, kept in ((self.attention, heads), (self.ffn, neurons)):
-            if units is not None:
-                total += units.parameters(range(units.count) if kept is None else kept)
-        return total
+        pairs = self.with_kept(
+            range(self.heads) if heads is None else heads, range(self.neurons) if neurons is None else neurons
+        )
+        return self.fixed_parameters + sum(units.parameters(kept) for units, kept in pairs)
+
+    def with_kept(self, heads: K, neurons: K) -> list[tuple[Units, K]]:
+        """Attention and FFN, where there are any, each with what is kept of it."""
+        pairs = ((self.attention, heads), (self.ffn, neurons))
+        return [(units, kept) for units, kept in pairs if units is not None]
 
     def describe(self) -> str:
         """One line: what can be cut."""
@@ -216,10 +221,13 @@ class Anatomy:
 
     def height_of(self, linear: str) -> float:
         """How high in the stack a linear sits: (layer + 1) / layers, and 1 for what is on top of them."""
-        for layer in self.layers:
-            if any(linear in units.linears for units in layer.units):
-                return (layer.index + 1) / len(self.layers)
-        return 1.0
+        layer = self.layer_of(linear)
+        return 1.0 if layer is None else (layer.index + 1) / len(self.layers)
+
+    def layer_of(self, linear: str) -> Layer | None:
+        """The layer whose heads or neurons a linear holds."""
+        holding = (layer for layer in self.layers if any(linear in units.linears for units in layer.units))
+        return next(holding, None)
 
     def describe(self) -> str:
         """What can be cut: one line for layers that are alike, at most a dozen, and the notes."""

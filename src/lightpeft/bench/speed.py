@@ -11,7 +11,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from lightpeft.anatomy import find_anatomy
-from lightpeft.config import LightConfig, LoraOptions, TrainingConfig
+from lightpeft.config import LightConfig, TrainingConfig
 from lightpeft.estimation import estimate
 from lightpeft.planning import make_plan
 from lightpeft.report import environment
@@ -42,8 +42,8 @@ def run_speed(benchmark: SpeedBenchmark) -> dict[str, Any]:
     """
     setting = benchmark.setting
     models = {
-        BASELINE: _fresh(setting, setting.lora),
-        QUERY_VALUE: _fresh(setting, dataclasses.replace(setting.lora, targets="query-value")),
+        BASELINE: setting.load_model(),
+        QUERY_VALUE: setting.load_model(dataclasses.replace(setting.lora, targets="query-value")),
         LIGHT: _cut_model(benchmark),
     }
     batch = next(batches(setting, setting.validation))
@@ -70,13 +70,9 @@ def batches(setting: Setting, rows: Dataset) -> Iterator[dict[str, Tensor]]:
             yield {name: torch.as_tensor(value) for name, value in collate(chosen).items()}
 
 
-def _fresh(setting: Setting, lora: LoraOptions) -> PeftModel:
-    return setting.load_model(lora)
-
-
 def _cut_model(benchmark: SpeedBenchmark) -> PeftModel:
     setting = benchmark.setting
-    model = _fresh(setting, setting.lora)
+    model = setting.load_model()
     training: TrainingConfig = setting.training
     scores = estimate(
         model,

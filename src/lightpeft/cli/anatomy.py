@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 
 from lightpeft.anatomy import FAMILIES, Anatomy, Units, attach_verdict, find_anatomy
 from lightpeft.cli.options import run_with_options
 from lightpeft.cli.output import print_json
-from lightpeft.errors import AnatomyError, ConfigError
-from lightpeft.runs import resolve_model
+from lightpeft.errors import AnatomyError
+from lightpeft.runs import load_config
 from lightpeft.surgery import ProbeReport, probe_cuts, verify_discovered
 
 
@@ -49,13 +49,7 @@ def outline(model: str) -> PreTrainedModel:
         ConfigError: the configuration cannot be found.
         AnatomyError: transformers cannot build such a model.
     """
-    try:
-        config = AutoConfig.from_pretrained(resolve_model(model))
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"the model {model!r} is neither a folder with a configuration nor a name that the hub (or its "
-            f"cache, offline) knows: {str(error).splitlines()[0]}"
-        ) from error
+    config = load_config(model)
     try:
         with torch.device("meta"):
             base: PreTrainedModel = AutoModel.from_config(config)

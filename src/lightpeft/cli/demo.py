@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightpeft.cli.experiment import check_ready, run_and_show
+from lightpeft.cli.experiment import check_ready, show
 from lightpeft.cli.options import run_with_options
 from lightpeft.cli.tasks import TaskOptions, task_record
 from lightpeft.config import LightConfig, LoraOptions, TrainingConfig
-from lightpeft.runs import MINILM, Experiment, make_setting
+from lightpeft.runs import MINILM, Experiment, make_setting, run_experiment
 
 TRAINING = TrainingConfig(
     max_steps=240, max_length=64, learning_rate=1e-3, eval_steps=80, group_by_length=True
@@ -49,11 +49,12 @@ def demo(
         compare=True,
         task=task_record(options, task, training),
     )
-    run_and_show(
+    result = run_experiment(
         experiment,
         out,
         kind="demo",
         title="all-MiniLM-L6-v2 on demo/sentiment",
         command=f"lightpeft demo --out {out}",
-        json=json,
+        progress=not json,
     )
+    show(result, out, json=json)

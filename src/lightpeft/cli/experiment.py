@@ -1,14 +1,12 @@
-"""What `train` and `demo` share: check before anything is computed, run, show."""
+"""What `train` and `demo` share: check before anything is computed, and show."""
 
 from pathlib import Path
-from typing import Literal
 
 from rich.console import Console
 
 from lightpeft.cli.output import print_json
 from lightpeft.errors import ConfigError
-from lightpeft.report import check_report_extra, side_by_side, summary
-from lightpeft.runs import Experiment, run_experiment
+from lightpeft.report import Result, check_report_extra, side_by_side, summary
 
 
 def check_ready(out: Path) -> None:
@@ -22,20 +20,8 @@ def check_ready(out: Path) -> None:
     check_report_extra()
 
 
-def run_and_show(
-    experiment: Experiment,
-    out: Path,
-    *,
-    kind: Literal["demo", "train"],
-    title: str,
-    command: str,
-    resume: bool = False,
-    json: bool = False,
-) -> None:
-    """Run, and print the result as a table or as JSON."""
-    result = run_experiment(
-        experiment, out, kind=kind, title=title, command=command, resume=resume, progress=not json
-    )
+def show(result: Result, out: Path, *, json: bool) -> None:
+    """Print a result as a table, with where it is, or as JSON."""
     if json:
         print_json(result.to_dict())
         return

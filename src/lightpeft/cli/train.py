@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from lightpeft.cli.experiment import check_ready, run_and_show
+from lightpeft.cli.experiment import check_ready, show
 from lightpeft.cli.options import run_with_options
 from lightpeft.cli.tasks import TaskOptions, task_record
 from lightpeft.config import (
@@ -19,7 +19,7 @@ from lightpeft.config import (
     TrainingConfig,
 )
 from lightpeft.errors import ConfigError
-from lightpeft.runs import Experiment, make_setting
+from lightpeft.runs import Experiment, make_setting, run_experiment
 from lightpeft.tasks import Objective
 
 
@@ -93,12 +93,13 @@ def train(
         compare=compare,
         task=task_record(options, loaded, training),
     )
-    run_and_show(
+    result = run_experiment(
         experiment,
         out,
         kind="train",
         title=f"{model} on {loaded.spec.name}",
         command=f"lightpeft train {shlex.join(sys.argv[2:])}",
         resume=resume,
-        json=json,
+        progress=not json,
     )
+    show(result, out, json=json)

@@ -4,16 +4,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from lightpeft.adapters import LoraModule
+from lightpeft.anatomy import linear_at
 from lightpeft.errors import EstimationError
 from lightpeft.estimation.sites import Site
 from lightpeft.estimation.statistics import BlockSums
-from lightpeft.linears import INPUTS, is_plain_linear, width
+from lightpeft.linears import INPUTS, width
 
 IGNORED = -100
 """The label of tokens that no loss counts."""
@@ -85,7 +85,7 @@ def measure_mean_inputs(
     handles, start = [], 0
     for position, site in enumerate(sites):
         module = base.get_submodule(site.module)
-        stop = start + channels_of(module)
+        stop = start + width(linear_at(base, site.module), INPUTS)
         handles.append(module.register_forward_pre_hook(hook_for(site.module, position, start, stop)))
         start = stop
     return handles
@@ -135,10 +135,3 @@ class _Contribution:
         self._sums.current["ratio_sum"][self._position] += ratio @ weights
         self._sums.current["ratio_count"][self._position] += weights.sum()
         self._base_norm = None
-
-
-def channels_of(module: nn.Module) -> int:
-    """Input channels of an output projection, wrapped by PEFT or not."""
-    inner = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-    assert is_plain_linear(inner)
-    return width(inner, INPUTS)

@@ -8,12 +8,11 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightpeft.adapters import LoraModule, find_lora_modules
-from lightpeft.anatomy import Anatomy, base_of, find_anatomy
+from lightpeft.anatomy import Anatomy, base_of, find_anatomy, linear_at
 from lightpeft.config import EstimationConfig
 from lightpeft.errors import AnatomyError, CheckpointError, EstimationError
 from lightpeft.estimation.activations import (
     TokenWeights,
-    channels_of,
     measure_contributions,
     measure_mean_inputs,
 )
@@ -159,6 +158,10 @@ class Estimator:
     def _base_sites(self) -> list[Site]:
         return [site for site in self._sites if site.kind != "ranks"]
 
+    def _base_channels(self) -> list[int]:
+        """Input channels of every output projection."""
+        return [width(linear_at(self._base, site.module), INPUTS) for site in self._base_sites]
+
     def _note_batch(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         if module.training:
             self.last_batch = {k: v for k, v in kwargs.items() if isinstance(v, Tensor)}
@@ -175,7 +178,7 @@ class Estimator:
         owners = [s.owner for s in self._sites if s.kind == "ranks" for _ in range(s.units)]
         device = next(self._base.parameters()).device
         self._rank_owners = torch.tensor(owners, dtype=torch.int64, device=device)
-        channels = [channels_of(self._base.get_submodule(site.module)) for site in base_sites]
+        channels = self._base_channels()
         return {
             "gate_sum": units,
             "gate_square": units,
@@ -194,7 +197,8 @@ class Estimator:
 
     def _train_gates(self, grads: Tensor, finite: Tensor, learning_rate: float) -> None:
         assert self._gate_optimizer is not None
-        before = [gate.values.clone() for gate in self._gates]
+        trained: list[Tensor] = self._gate_optimizer.param_groups[0]["params"]
+        before = [values.clone() for values in trained]
         for site, gate in zip(self._sites, self._gates, strict=True):
             if isinstance(gate, Mask):
                 gate.values.grad = grads[site.span] + self.config.l1 * gate.values.sign()
@@ -202,8 +206,8 @@ class Estimator:
         self._gate_optimizer.param_groups[0]["lr"] = learning_rate if chosen is None else chosen
         self._gate_optimizer.step()
         self._gate_optimizer.zero_grad()
-        for gate, values in zip(self._gates, before, strict=True):
-            gate.values.copy_(torch.where(finite, gate.values, values))
+        for now, old in zip(trained, before, strict=True):
+            now.copy_(torch.where(finite, now, old))
 
     def _is_boundary(self, step: int) -> bool:
         if self.config.steps == "auto":
@@ -260,16 +264,13 @@ class Estimator:
 
     def _trained_gates(self) -> dict[str, Tensor]:
         return {
-            site.module: spread(
-                gate.values.detach().cpu(), channels_of(self._base.get_submodule(site.module))
-            )
-            for site, gate in zip(self._sites, self._gates, strict=True)
+            site.module: spread(gate.values.detach().cpu(), channels)
+            for site, gate, channels in zip(self._sites, self._gates, self._base_channels(), strict=False)
             if isinstance(gate, Mask)
         }
 
     def _mean_inputs(self, window: Block) -> dict[str, Tensor]:
-        sizes = [channels_of(self._base.get_submodule(site.module)) for site in self._base_sites]
-        sums = window["input_sum"].split(sizes)
+        sums = window["input_sum"].split(self._base_channels())
         return {
             site.module: total / count.clamp(1)
             for site, total, count in zip(self._base_sites, sums, window["input_count"], strict=True)

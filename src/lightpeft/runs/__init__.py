@@ -4,7 +4,7 @@ from lightpeft.runs.experiment import LIGHT, PLAIN, SCORES, Experiment, run_expe
 from lightpeft.runs.fit import Outcome, Setting, fit, make_setting
 from lightpeft.runs.generation import generate_texts
 from lightpeft.runs.minilm import MINILM, minilm_path
-from lightpeft.runs.models import Labels, load_peft_model, load_tokenizer, resolve_model
+from lightpeft.runs.models import Labels, load_config, load_peft_model, load_tokenizer, resolve_model
 from lightpeft.runs.objectives import OBJECTIVES, ObjectiveRow
 from lightpeft.runs.speed import ESTIMATION, Speed, measure_speed
 from lightpeft.runs.use import evaluate_model, predict_labels
@@ -25,6 +25,7 @@ __all__ = [
     "evaluate_model",
     "fit",
     "generate_texts",
+    "load_config",
     "load_peft_model",
     "load_tokenizer",
     "make_setting",

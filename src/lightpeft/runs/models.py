@@ -9,13 +9,14 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     AutoConfig,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     set_seed,
 )
 from transformers.pytorch_utils import Conv1D
 
-from lightpeft.anatomy import FAMILIES, Anatomy, find_anatomy
+from lightpeft.anatomy import FAMILIES, Anatomy
 from lightpeft.anatomy.families.decoders import DECODERS
 from lightpeft.checkpoint import mark_restorable
 from lightpeft.config import LoraOptions
@@ -82,7 +83,7 @@ def load_peft_model(
         AnatomyError: nothing of its architecture can be cut, or it cannot predict the next token.
     """
     path, row = resolve_model(name), OBJECTIVES[objective]
-    _check_architecture(name, path, objective)
+    _check_architecture(name, objective)
     set_seed(seed)
     options: dict[str, Any] = {}
     if objective == "sequence-classification":
@@ -92,7 +93,7 @@ def load_peft_model(
         base, info = row.auto_class.from_pretrained(path, output_loading_info=True, **options)
     except (OSError, ValueError) as error:
         raise ConfigError(f"the model {name!r} cannot be loaded: {error}") from error
-    verify_discovered(base)
+    anatomy = verify_discovered(base)
     new = set(info["missing_keys"]) | _other_head(base, info["mismatched_keys"], name)
     config = LoraConfig(
         task_type=row.peft_task,
@@ -100,7 +101,7 @@ def load_peft_model(
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         use_rslora=lora.rslora,
-        target_modules=target_modules(find_anatomy(base), lora.targets),
+        target_modules=target_modules(anatomy, lora.targets),
         modules_to_save=new_modules(base, new),
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in base.modules()),
     )
@@ -155,14 +156,24 @@ def new_modules(base: PreTrainedModel, missing: set[str]) -> list[str]:
     return sorted(heads - saved_by_peft | {name for name in inside if name.startswith("pooler")})
 
 
-def _check_architecture(name: str, path: str, objective: Objective) -> None:
+def load_config(name: str) -> PreTrainedConfig:
+    """The configuration of a base, from the hub or a folder.
+
+    Raises:
+        ConfigError: it cannot be found.
+    """
     try:
-        model_type = AutoConfig.from_pretrained(path).model_type
+        config: PreTrainedConfig = AutoConfig.from_pretrained(resolve_model(name))
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"the model {name!r} is neither a folder nor a name that the hub (or its cache, offline) "
-            f"knows: {error}"
+            f"the model {name!r} is neither a folder with a configuration nor a name that the hub (or its "
+            f"cache, offline) knows: {str(error).splitlines()[0]}"
         ) from error
+    return config
+
+
+def _check_architecture(name: str, objective: Objective) -> None:
+    model_type = load_config(name).model_type
     if objective == "causal-lm" and model_type in FAMILIES and model_type not in DECODERS:
         raise AnatomyError(
             f"{name} is a {model_type}, which sees a text from both sides and cannot learn to continue one; "

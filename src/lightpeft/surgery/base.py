@@ -25,7 +25,7 @@ def cut_base(
     """Make the base's linears smaller; LoRA pairs on them keep the matching rows and columns."""
     cutter = _LinearCutter(base, {module.name: module for module in modules}, journal)
     for layer, wanted in zip(anatomy.layers, plan.layers, strict=True):
-        for units, kept in _planned(layer, wanted):
+        for units, kept in layer.with_kept(wanted.heads, wanted.neurons):
             if len(kept) < units.count:
                 _cut_rows(base, units, kept, cutter)
                 cutter.keep_inputs(units.out, index_tensor(units.channels(kept)))
@@ -34,12 +34,8 @@ def cut_base(
 
 def kept_channels(layer: Layer, wanted: LayerPlan) -> dict[str, Tensor]:
     """Per output projection of a layer, the input channels that stay."""
-    return {units.out: index_tensor(units.channels(kept)) for units, kept in _planned(layer, wanted)}
-
-
-def _planned(layer: Layer, wanted: LayerPlan) -> list[tuple[Units, tuple[int, ...]]]:
-    pairs = ((layer.attention, wanted.heads), (layer.ffn, wanted.neurons))
-    return [(units, kept) for units, kept in pairs if units is not None]
+    planned = layer.with_kept(wanted.heads, wanted.neurons)
+    return {units.out: index_tensor(units.channels(kept)) for units, kept in planned}
 
 
 def _cut_rows(base: PreTrainedModel, units: Units, kept: tuple[int, ...], cutter: "_LinearCutter") -> None:

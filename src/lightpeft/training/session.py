@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import logging
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from lightpeft.adapters import find_lora_modules
-from lightpeft.anatomy import find_anatomy
+from lightpeft.adapters import LoraModule, find_lora_modules
+from lightpeft.anatomy import Anatomy
 from lightpeft.checkpoint import (
     PRUNING,
     read_record,
@@ -87,7 +88,7 @@ class LightSession:
 
     def check(self, model: nn.Module, total_steps: int) -> None:
         """Fail now if the budget or the number of steps is impossible."""
-        verify_discovered(model)
+        anatomy = verify_discovered(model)
         steps = within_run(self.config.estimation, total_steps).most_steps
         if steps >= total_steps:
             raise ConfigError(
@@ -101,10 +102,9 @@ class LightSession:
                 f"found no LoRA module in this {type(model).__name__}; wrap the model with "
                 "peft.get_peft_model(model, LoraConfig(...)) first."
             )
-        anatomy = find_anatomy(model)
         for limit in limits(anatomy, self.config.budget):
             logger.info("%s", limit)
-        if make_plan(_flat_scores(model), anatomy, self.config.budget).cuts_nothing:
+        if make_plan(_flat_scores(anatomy, modules), anatomy, self.config.budget).cuts_nothing:
             warnings.warn(
                 "this budget cuts nothing: the run is plain PEFT with the cost of estimation on top.",
                 stacklevel=2,
@@ -216,10 +216,8 @@ def within_run(config: EstimationConfig, total_steps: int) -> EstimationConfig:
     return dataclasses.replace(config, max_steps=max(1, min(config.max_steps, total_steps // 3)))
 
 
-def _flat_scores(model: nn.Module) -> Scores:
+def _flat_scores(anatomy: Anatomy, modules: Sequence[LoraModule]) -> Scores:
     """Scores in which every unit is alike, to try a budget on."""
-    anatomy = find_anatomy(model)
-    modules = find_lora_modules(model)
     return Scores(
         heads=tuple(torch.zeros(layer.heads) for layer in anatomy.layers),
         neurons=tuple(torch.zeros(layer.neurons) for layer in anatomy.layers),

@@ -1,5 +1,8 @@
 """Decoder-only language models."""
 
+from dataclasses import replace
+
+from lightpeft.anatomy.families.encoder_decoders import BART_FFN, BART_SELF
 from lightpeft.anatomy.rows import (
     FFN,
     Attention,
@@ -41,30 +44,22 @@ PHI3 = Stack(
 
 OPT = Stack(
     "decoder.layers",
-    Attention(
-        "self_attn",
-        "self_attn.out_proj",
-        separate("q_proj", "k_proj", "v_proj"),
-        follow={"num_heads": "heads"},
-    ),
-    FFN(("fc1",), "fc2"),
+    BART_SELF,
+    BART_FFN,
 )
+
+GPT2_FFN = FFN(("mlp.c_fc",), "mlp.c_proj")
 
 GPT2 = Stack(
     "h",
     Attention("attn", "attn.c_proj", blocks("c_attn"), follow={"num_heads": "heads", "split_size": "width"}),
-    FFN(("mlp.c_fc",), "mlp.c_proj"),
+    GPT2_FFN,
 )
 
 GPT_NEO = Stack(
     "h",
-    Attention(
-        "attn.attention",
-        "attn.attention.out_proj",
-        separate("q_proj", "k_proj", "v_proj"),
-        follow={"num_heads": "heads"},
-    ),
-    FFN(("mlp.c_fc",), "mlp.c_proj"),
+    replace(BART_SELF, module="attn.attention", out="attn.attention.out_proj"),
+    GPT2_FFN,
 )
 
 FUSED_FFN = FFN(("mlp.dense_h_to_4h",), "mlp.dense_4h_to_h")

@@ -1,5 +1,7 @@
 """Encoder-decoders for text."""
 
+from dataclasses import replace
+
 from lightpeft.anatomy.rows import FFN, Attention, Stack, separate
 from lightpeft.anatomy.units import HeadInput
 
@@ -9,12 +11,7 @@ BART_SELF = Attention(
     separate("q_proj", "k_proj", "v_proj"),
     follow={"num_heads": "heads"},
 )
-BART_CROSS = Attention(
-    "encoder_attn",
-    "encoder_attn.out_proj",
-    separate("q_proj", "k_proj", "v_proj"),
-    follow={"num_heads": "heads"},
-)
+BART_CROSS = replace(BART_SELF, module="encoder_attn", out="encoder_attn.out_proj")
 BART_FFN = FFN(("fc1",), "fc2")
 BART = (
     Stack("encoder.layers", BART_SELF, BART_FFN, title="encoder"),
