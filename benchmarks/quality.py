@@ -16,10 +16,11 @@ from typing import Any
 import yaml
 
 from lightpeft.cli.tasks import TaskOptions
-from lightpeft.config import Budget, EstimationConfig, LightConfig, LoraOptions, SurgeryConfig, TrainingConfig
+from lightpeft.config import Budget, EstimationConfig, LightConfig, SurgeryConfig
 from lightpeft.files import read_json, write_json
 from lightpeft.report import environment
 from lightpeft.report.units import lower_is_better
+from lightpeft.run_config import BottleneckOptions, LoraOptions, PeftOptions, TrainingConfig
 from lightpeft.runs import fit, make_setting
 from lightpeft.tasks import TaskData
 
@@ -70,7 +71,7 @@ def select(task: TaskData, config: dict[str, Any]) -> TaskData:
 def run_one(config: dict[str, Any], task: TaskData, method: str, seed: int) -> dict[str, Any]:
     values = config["methods"][method]
     training = TrainingConfig(**config["training"] | values.get("training", {}), seed=seed)
-    setting = make_setting(config["model"], task, training, LoraOptions(**config.get("lora", {})))
+    setting = make_setting(config["model"], task, training, peft_options(config | values))
     light = light_config(values, seed)
     with tempfile.TemporaryDirectory() as folder:
         outcome = fit(setting, light, Path(folder), progress=False)
@@ -91,8 +92,17 @@ def run_one(config: dict[str, Any], task: TaskData, method: str, seed: int) -> d
     }
 
 
+def peft_options(values: dict[str, Any]) -> PeftOptions:
+    """The form of PEFT of a configuration, which a method of it may change."""
+    return PeftOptions(
+        values.get("peft", "lora"),
+        LoraOptions(**values.get("lora", {})),
+        BottleneckOptions(**values.get("bottleneck", {})),
+    )
+
+
 def light_config(values: dict[str, Any], seed: int) -> LightConfig | None:
-    """None for plain LoRA; else a preset with changes, group by group; random scores follow the seed."""
+    """None for plain PEFT; else a preset with changes, group by group; random scores follow the seed."""
     if values["preset"] == "plain":
         return None
     preset = LightConfig.preset(values["preset"])

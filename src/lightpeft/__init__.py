@@ -2,6 +2,7 @@
 
 from importlib.metadata import version
 
+from lightpeft.adapters import BottleneckConfig
 from lightpeft.anatomy import Anatomy, find_anatomy
 from lightpeft.checkpoint import load, save
 from lightpeft.config import Budget, EstimationConfig, LightConfig, SurgeryConfig
@@ -26,6 +27,7 @@ __version__ = version("lightpeft")
 __all__ = [
     "Anatomy",
     "AnatomyError",
+    "BottleneckConfig",
     "Budget",
     "CheckpointError",
     "ConfigError",

@@ -16,22 +16,42 @@ KVGroups = Literal["whole", "equal"]
 Preset = Literal["default", "paper"]
 
 
-def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    """Refuse a value that is none of the allowed ones.
+
+    Raises:
+        ConfigError: it is.
+    """
     if value not in allowed:
         raise ConfigError(f"{name} is {value!r}; choose one of {', '.join(allowed)}.")
 
 
-def _check_number(name: str, value: float) -> None:
+def check_number(name: str, value: float) -> None:
+    """Refuse what is no finite number of at least 0.
+
+    Raises:
+        ConfigError: it is.
+    """
     if not isinstance(value, int | float) or not 0 <= value < math.inf:
         raise ConfigError(f"{name} is {value!r}; give a number of at least 0.")
 
 
-def _check_share(name: str, value: float) -> None:
+def check_share(name: str, value: float) -> None:
+    """Refuse what is no share in [0, 1).
+
+    Raises:
+        ConfigError: it is.
+    """
     if not isinstance(value, int | float) or not 0 <= value < 1:
         raise ConfigError(f"{name} is {value!r}; give a share in [0, 1).")
 
 
-def _check_at_least(name: str, value: int, least: int) -> None:
+def check_at_least(name: str, value: int, least: int) -> None:
+    """Refuse what is no whole number of at least `least`.
+
+    Raises:
+        ConfigError: it is.
+    """
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ConfigError(f"{name} is {value!r}; give a whole number of at least {least}.")
 
@@ -76,18 +96,18 @@ class EstimationConfig:
     """Seed of base_score `random`."""
 
     def __post_init__(self) -> None:
-        _check_choice("estimation.base_score", self.base_score, get_args(BaseScore))
-        _check_choice("estimation.module_score", self.module_score, get_args(ModuleScore))
-        _check_choice("estimation.rank_score", self.rank_score, get_args(RankScore))
+        check_choice("estimation.base_score", self.base_score, get_args(BaseScore))
+        check_choice("estimation.module_score", self.module_score, get_args(ModuleScore))
+        check_choice("estimation.rank_score", self.rank_score, get_args(RankScore))
         if self.steps != "auto":
-            _check_at_least("estimation.steps", self.steps, 1)
-        _check_at_least("estimation.interval", self.interval, 1)
-        _check_at_least("estimation.patience", self.patience, 1)
-        _check_at_least("estimation.max_steps", self.max_steps, 1)
-        _check_share("estimation.tolerance", self.tolerance)
-        _check_number("estimation.l1", self.l1)
+            check_at_least("estimation.steps", self.steps, 1)
+        check_at_least("estimation.interval", self.interval, 1)
+        check_at_least("estimation.patience", self.patience, 1)
+        check_at_least("estimation.max_steps", self.max_steps, 1)
+        check_share("estimation.tolerance", self.tolerance)
+        check_number("estimation.l1", self.l1)
         if self.gate_learning_rate is not None:
-            _check_number("estimation.gate_learning_rate", self.gate_learning_rate)
+            check_number("estimation.gate_learning_rate", self.gate_learning_rate)
 
     @property
     def most_steps(self) -> int:
@@ -139,13 +159,13 @@ class Budget:
 
     def __post_init__(self) -> None:
         for name in ("heads", "neurons", "modules", "ranks"):
-            _check_share(f"budget.{name}", getattr(self, name))
-        _check_number("budget.depth_cost", self.depth_cost)
-        _check_choice("budget.heads_scope", self.heads_scope, get_args(Scope))
-        _check_choice("budget.neurons_scope", self.neurons_scope, get_args(Scope))
-        _check_choice("budget.kv_groups", self.kv_groups, get_args(KVGroups))
+            check_share(f"budget.{name}", getattr(self, name))
+        check_number("budget.depth_cost", self.depth_cost)
+        check_choice("budget.heads_scope", self.heads_scope, get_args(Scope))
+        check_choice("budget.neurons_scope", self.neurons_scope, get_args(Scope))
+        check_choice("budget.kv_groups", self.kv_groups, get_args(KVGroups))
         for name, least in (("min_heads", 0), ("min_neurons", 0), ("align_neurons", 1)):
-            _check_at_least(f"budget.{name}", getattr(self, name), least)
+            check_at_least(f"budget.{name}", getattr(self, name), least)
         if self.keep_parameters is not None and not 0 < self.keep_parameters <= 1:
             raise ConfigError(f"budget.keep_parameters is {self.keep_parameters}; give a share in (0, 1].")
 
@@ -193,7 +213,7 @@ class LightConfig:
     """Start optimizer and learning-rate schedule anew after the cut, as the published runs do."""
 
     def __post_init__(self) -> None:
-        _check_number("learning_rate_factor", self.learning_rate_factor)
+        check_number("learning_rate_factor", self.learning_rate_factor)
 
     @classmethod
     def preset(cls, name: Preset = "default") -> "LightConfig":
@@ -202,7 +222,7 @@ class LightConfig:
         Raises:
             ConfigError: the name is neither.
         """
-        _check_choice("preset", name, tuple(PRESETS))
+        check_choice("preset", name, tuple(PRESETS))
         return PRESETS[name]
 
     def to_dict(self) -> dict[str, Any]:
@@ -227,103 +247,3 @@ PRESETS: dict[Preset, LightConfig] = {
 def exact_count(share: float, total: int) -> int:
     """`share · total` rounded half up, free of binary rounding: `exact_count(1/3, 12) == 4`."""
     return int(Fraction(share).limit_denominator(10**6) * total + Fraction(1, 2))
-
-
-@dataclass(frozen=True)
-class LoraOptions:
-    """The LoRA that is put on the base."""
-
-    rank: int = 8
-    """Ranks of every module before the cut."""
-
-    alpha: int = 16
-    """Scaling numerator: ΔW = alpha / rank · B A."""
-
-    dropout: float = 0.05
-    """Dropout on the modules' inputs."""
-
-    targets: str | list[str] = "all"
-    """`all`: the six linears of every layer; `query-value`: those two; or names as PEFT takes them."""
-
-    rslora: bool = False
-    """Rank-stabilised scaling, alpha / √rank."""
-
-    def __post_init__(self) -> None:
-        _check_at_least("lora.rank", self.rank, 1)
-        _check_share("lora.dropout", self.dropout)
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """The fine-tuning run."""
-
-    epochs: float = 3.0
-    """Passes over the training data; estimation steps count."""
-
-    max_steps: int | None = None
-    """Optimizer steps instead of epochs."""
-
-    learning_rate: float = 1e-3
-    """Peak learning rate of AdamW."""
-
-    schedule: str = "linear"
-    """Learning-rate schedule, by its transformers name."""
-
-    warmup_steps: int = 0
-    """Optimizer steps of warm-up."""
-
-    batch_size: int = 32
-    """Examples per step and device."""
-
-    group_by_length: bool = False
-    """Put texts of similar length into a batch: less padding, faster steps; excludes save_steps."""
-
-    gradient_accumulation: int = 1
-    """Batches per optimizer step."""
-
-    max_length: int = 128
-    """Tokens per example; longer ones are truncated."""
-
-    packing: bool = False
-    """Language modelling: join the texts, EOS tokens between them, and split them into rows of `max_length`
-    tokens, instead of padding one text a row."""
-
-    max_grad_norm: float = 1.0
-    """Gradient clipping."""
-
-    weight_decay: float = 0.0
-    """Of AdamW."""
-
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Mixed precision of the forward pass; weights stay as loaded."""
-
-    seed: int = 0
-    """Seed of data order, dropout, LoRA and new heads."""
-
-    eval_steps: int | None = None
-    """Evaluate every so many steps; by default once an epoch."""
-
-    save_steps: int | None = None
-    """Write a checkpoint to resume from every so many steps; by default none."""
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "gradient_accumulation", "max_length"):
-            _check_at_least(f"training.{name}", getattr(self, name), 1)
-        for name in ("max_steps", "eval_steps", "save_steps"):
-            if getattr(self, name) is not None:
-                _check_at_least(f"training.{name}", getattr(self, name), 1)
-        if self.group_by_length and self.save_steps is not None:
-            raise ConfigError(
-                "training.group_by_length draws another order when a run is resumed, so checkpoints of it "
-                "(training.save_steps) would not continue the same run; use one of the two."
-            )
-        if self.group_by_length and self.packing:
-            raise ConfigError(
-                "training.packing makes all rows equally long, so training.group_by_length has no effect; "
-                "use one of the two."
-            )
-        if self.epochs <= 0 or self.learning_rate <= 0:
-            raise ConfigError(
-                f"training.epochs is {self.epochs} and training.learning_rate {self.learning_rate}; "
-                "both must be positive."
-            )

@@ -51,6 +51,10 @@ class Journal:
         """Note that a hook was put on a module."""
         self._undo.append(handle.remove)
 
+    def note_undo(self, undo: Callable[[], Any]) -> None:
+        """Note how to take back a change that was made elsewhere."""
+        self._undo.append(undo)
+
     def set_attribute(self, owner: object, name: str, value: Any) -> None:
         """Set `owner.name`."""
         old = getattr(owner, name)
@@ -62,6 +66,13 @@ class Journal:
         old = owner[key]
         self._undo.append(lambda: owner.__setitem__(key, old))
         owner[key] = value
+
+    def delete_item(self, owner: Any, key: Any) -> None:
+        """Delete `owner[key]`, if it is there; of a dictionary or a module's."""
+        if key in owner:
+            old = owner[key]
+            self._undo.append(lambda: owner.__setitem__(key, old))
+            del owner[key]
 
     def add_parameter(self, module: nn.Module, name: str, value: Tensor) -> None:
         """Give `module` a frozen parameter where it had None (a bias, say)."""

@@ -24,7 +24,7 @@ class Scores:
     """Per layer, (neurons,)."""
 
     ranks: dict[str, Tensor]
-    """Per PEFT module (named by the linear it sits on), (rank,)."""
+    """Per PEFT module (named by the linear it sits on), (rank,); of a bottleneck, its neurons."""
 
     modules: dict[str, float]
     """Per PEFT module."""
@@ -39,7 +39,7 @@ class Scores:
     """Trained gates per output projection, one per input channel (score `mask` only)."""
 
     means: dict[str, Tensor] = field(default_factory=dict)
-    """Mean input of each output projection over non-padding tokens, one per input channel."""
+    """Mean input of each output projection, and of each bottleneck's, per channel, padding left out."""
 
     def __post_init__(self) -> None:
         for kind, tensors in self._by_kind():

@@ -27,7 +27,7 @@ from torch import nn
 
 import lightpeft
 from lightpeft import AnatomyError, Budget, Plan, SurgeryConfig, find_anatomy, make_plan
-from lightpeft.adapters import find_lora_modules
+from lightpeft.adapters import find_modules
 
 ONLY_RANKS = Budget(heads=0, neurons=0, modules=0.3, ranks=0.6)
 DROP = SurgeryConfig(fold_removed=False, compensate=False)
@@ -75,7 +75,7 @@ def test_rank_cut_keeps_the_scaling(rslora: bool, tmp_path: Path) -> None:
     lightpeft.cut(model, plan, config=DROP)
     assert {len(module.ranks) for module in plan.kept_modules} > {1}
     assert_same(outputs(model, batch), expected)
-    for module in find_lora_modules(model):
+    for module in find_modules(model):
         assert module.scaling == scaling
         alpha, rank = module.layer.lora_alpha["default"], module.layer.r["default"]
         assert alpha / (rank**0.5 if rslora else rank) == pytest.approx(scaling)
@@ -111,7 +111,7 @@ def test_layer_1_and_layer_11_do_not_clash(tmp_path: Path) -> None:
     """`layer.1` ends names that `layer.11` also ends: only exact names tell them apart."""
     folder = save_base("bert", tmp_path / "base", layers=12, width=16, heads=2, neurons=8)
     model, batch = with_lora(load_base(folder)), make_batch("bert")
-    names = [module.name for module in find_lora_modules(model)]
+    names = [module.name for module in find_modules(model)]
     scores = lightpeft.Scores(
         heads=tuple(torch.rand(2) for _ in range(12)),
         neurons=tuple(torch.rand(8) for _ in range(12)),
@@ -128,7 +128,7 @@ def test_layer_1_and_layer_11_do_not_clash(tmp_path: Path) -> None:
         expected = outputs(model, batch)
     lightpeft.cut(model, plan, config=DROP)
     loaded = lightpeft.load(lightpeft.save(model, tmp_path / "light"))
-    assert {m.name: m.rank for m in find_lora_modules(loaded)} == {n: r for n, r in kept.items() if r}
+    assert {m.name: m.rank for m in find_modules(loaded)} == {n: r for n, r in kept.items() if r}
     assert_same(outputs(loaded, batch), expected)
 
 
@@ -165,13 +165,13 @@ def test_rank_and_alpha_patterns_of_the_user_are_followed(tmp_path: Path) -> Non
     model = with_lora(load_base(folder), targets=("query", "value", "key"), **patterns)
     batch = make_batch("bert")
     plan = random_plan(model, budget=Budget(modules=0.2, ranks=0.4))
-    before = {module.name: module.scaling for module in find_lora_modules(model)}
+    before = {module.name: module.scaling for module in find_modules(model)}
     with gated(model.get_base_model(), plan_gates(plan, ranks=True)):
         expected = outputs(model, batch)
     lightpeft.cut(model, plan, config=DROP)
     loaded = lightpeft.load(lightpeft.save(model, tmp_path / "light"))
     assert_same(outputs(loaded, batch), expected)
-    after = {module.name: module.scaling for module in find_lora_modules(loaded)}
+    after = {module.name: module.scaling for module in find_modules(loaded)}
     assert after == {name: pytest.approx(before[name]) for name in after}
 
 
@@ -200,27 +200,27 @@ def test_saved_adapter_has_the_small_tensors(tmp_path: Path) -> None:
 def test_other_forms_of_lora_are_refused(options: dict[str, object], message: str, tmp_path: Path) -> None:
     model = tiny_peft("bert", tmp_path, **options)
     with pytest.raises(AnatomyError, match=message):
-        find_lora_modules(model)
+        find_modules(model)
 
 
 def test_two_adapters_are_refused(tmp_path: Path) -> None:
     model = tiny_peft("bert", tmp_path)
     model.add_adapter("second", copy.deepcopy(model.peft_config["default"]))
     with pytest.raises(AnatomyError, match=r"\['default', 'second'\].*one active adapter"):
-        find_lora_modules(model)
+        find_modules(model)
 
 
 def test_merged_lora_is_refused(tmp_path: Path) -> None:
     model = tiny_peft("bert", tmp_path)
     model.merge_adapter()
     with pytest.raises(AnatomyError, match="unmerge_adapter"):
-        find_lora_modules(model)
+        find_modules(model)
 
 
 def test_lora_on_an_embedding_is_refused(tmp_path: Path) -> None:
     model = tiny_peft("bert", tmp_path, targets=("query", "word_embeddings"))
     with pytest.raises(AnatomyError, match="word_embeddings carries LoRA on a Embedding"):
-        find_lora_modules(model)
+        find_modules(model)
 
 
 def test_another_peft_method_is_refused(tmp_path: Path) -> None:
@@ -231,11 +231,11 @@ def test_another_peft_method_is_refused(tmp_path: Path) -> None:
         base, IA3Config(target_modules=["query"], feedforward_modules=[], task_type="SEQ_CLS")
     )
     with pytest.raises(AnatomyError, match="IA3"):
-        find_lora_modules(model)
+        find_modules(model)
 
 
 def test_a_plain_model_has_no_modules(tmp_path: Path) -> None:
-    assert find_lora_modules(load_base(save_base("bert", tmp_path))) == ()
+    assert find_modules(load_base(save_base("bert", tmp_path))) == ()
 
 
 def test_lora_on_the_pooler_survives_a_cut_and_a_load(tmp_path: Path) -> None:

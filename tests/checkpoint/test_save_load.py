@@ -213,7 +213,7 @@ def test_an_encoder_without_a_head_is_saved_and_loaded(
     targets = tuple(row.linears[:3])
     model = with_lora(encoder, targets=targets, task_type="FEATURE_EXTRACTION")
     anatomy = lightpeft.find_anatomy(model)
-    names = [m.name for m in lightpeft.adapters.find_lora_modules(model)]
+    names = [m.name for m in lightpeft.adapters.find_modules(model)]
     scores = lightpeft.Scores(
         heads=tuple(torch.rand(4) for _ in anatomy.layers),
         neurons=tuple(torch.rand(64) for _ in anatomy.layers),

@@ -24,9 +24,10 @@ import lightpeft
 from lightpeft.anatomy import find_anatomy
 from lightpeft.checkpoint import read_record
 from lightpeft.cli.main import main
-from lightpeft.config import Budget, EstimationConfig, LightConfig, LoraOptions, TrainingConfig
+from lightpeft.config import Budget, EstimationConfig, LightConfig
 from lightpeft.errors import AnatomyError, ConfigError
 from lightpeft.report import Result
+from lightpeft.run_config import LoraOptions, TrainingConfig
 from lightpeft.runs import (
     Labels,
     evaluate_model,

@@ -20,9 +20,9 @@ from transformers import (
 )
 
 import lightpeft
-from lightpeft.adapters import find_lora_modules
-from lightpeft.config import LoraOptions
+from lightpeft.adapters import find_modules
 from lightpeft.errors import ConfigError
+from lightpeft.run_config import LoraOptions
 from lightpeft.runs import MINILM, Labels, load_peft_model, minilm, resolve_model
 
 TINY = {"vocab_size": 40, "max_position_embeddings": 20}
@@ -39,14 +39,14 @@ def save_bert(folder: Path, **options: bool) -> str:
 
 def test_all_six_linears_of_every_layer_are_targets_and_nothing_else(tmp_path: Path) -> None:
     model = load_peft_model(save_bert(tmp_path), LABELS, LoraOptions(rank=2), seed=0)
-    names = [module.name for module in find_lora_modules(model)]
+    names = [module.name for module in find_modules(model)]
     assert len(names) == 12
     assert all(name.startswith("bert.encoder.layer.") for name in names)
 
 
 def test_query_and_value_only(tmp_path: Path) -> None:
     model = load_peft_model(save_bert(tmp_path), LABELS, LoraOptions(targets="query-value"), seed=0)
-    assert {module.name.rpartition(".")[2] for module in find_lora_modules(model)} == {"query", "value"}
+    assert {module.name.rpartition(".")[2] for module in find_modules(model)} == {"query", "value"}
 
 
 def test_unknown_targets_are_refused(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_an_architecture_without_a_row_is_looked_at_and_trained(tmp_path: Path) 
     )
     ErnieModel(config).save_pretrained(tmp_path)
     model = load_peft_model(str(tmp_path), LABELS, LoraOptions(rank=2), seed=0)
-    assert len(find_lora_modules(model)) == 12
+    assert len(find_modules(model)) == 12
     assert [layer.heads for layer in lightpeft.find_anatomy(model).layers] == [2, 2]
 
 

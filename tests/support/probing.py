@@ -7,7 +7,9 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from lightpeft import Plan, Scores, find_anatomy
-from tests.support.plans import lora_names
+from lightpeft.anatomy import linear_at
+from lightpeft.linears import INPUTS, width
+from tests.support.forms import module_names
 from tests.support.zoo import Animal
 
 
@@ -16,8 +18,8 @@ def random_scores(model: PeftModel, seed: int = 0) -> Scores:
     generator = torch.Generator().manual_seed(seed)
     base = model.get_base_model()
     ranks = {
-        name: torch.rand(base.get_submodule(f"{name}.lora_A.default").out_features, generator=generator)
-        for name in lora_names(model)
+        name: torch.rand(base.get_submodule(gated).in_features, generator=generator)
+        for name, gated in module_names(model).items()
     }
     layers = find_anatomy(model).layers
     return Scores(
@@ -40,12 +42,11 @@ def kept_units(model: PeftModel, plan: Plan) -> dict[str, tuple[int, ...]]:
 
 def plan_gates(animal: Animal, model: PeftModel, plan: Plan, *, ranks: bool) -> dict[str, Tensor]:
     """0 for channels of units that go; the places and counts are the zoo's, not lightpeft's."""
-    kept, gates = kept_units(model, plan), {}
+    kept, gates, gated = kept_units(model, plan), {}, module_names(model)
     for outs in animal.outs:
         for layer in range(outs.layers):
             name = outs.path.format(layer)
-            module = model.get_base_model().get_submodule(name)
-            channels = module.lora_A["default"].in_features
+            channels = width(linear_at(model.get_base_model(), name), INPUTS)
             units = torch.zeros(outs.units)
             units[list(kept.pop(name))] = 1
             gates[name] = units.repeat_interleave(channels // outs.units)
@@ -53,7 +54,7 @@ def plan_gates(animal: Animal, model: PeftModel, plan: Plan, *, ranks: bool) -> 
     for module_plan in plan.modules if ranks else ():
         alive = torch.zeros(module_plan.rank_count)
         alive[list(module_plan.ranks)] = 1
-        gates[f"{module_plan.name}.lora_B.default"] = alive
+        gates[gated[module_plan.name]] = alive
     return gates
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import PeftModel
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -23,7 +23,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from tests.support.models import living_lora
+from tests.support.forms import FORM_ROWS
 
 VOCABULARY, WIDTH, HEADS, NEURONS = 99, 32, 4, 48
 AUTO: dict[str, Any] = {
@@ -82,19 +82,13 @@ class Animal:
                     parameter.add_(0.1 * torch.randn_like(parameter))
         return model.eval()
 
+    def with_peft(self, form: str = "lora", attention: str = "sdpa", rank: int = 3) -> PeftModel:
+        """A form of PEFT with living weights, on every linear of every layer where the form allows it."""
+        return FORM_ROWS[form].put_on(self, self.build(attention), rank)
+
     def with_lora(self, attention: str = "sdpa", rank: int = 3) -> PeftModel:
         """LoRA with a living ΔW on every linear of every layer."""
-        base = self.build(attention)
-        config = LoraConfig(
-            r=rank,
-            lora_alpha=4,
-            lora_dropout=0.0,
-            target_modules=self.linears(base),
-            fan_in_fan_out=self.name == "gpt2",
-        )
-        with torch.random.fork_rng():
-            torch.manual_seed(1)
-            return living_lora(base, config)
+        return self.with_peft("lora", attention, rank)
 
     def linears(self, base: PreTrainedModel) -> list[str]:
         """Every linear beside or above an output projection in its layer, routers left out."""

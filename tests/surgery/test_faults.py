@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import lightpeft
 from lightpeft import AnatomyError, LightPeftError, PlanError, VerificationError, find_anatomy
-from lightpeft.adapters import LoraModule
+from lightpeft.adapters.lora import LoraFollower
 from lightpeft.edits import Journal
 
 CUT = "lightpeft.surgery.cut"
@@ -132,12 +132,12 @@ def test_wrong_lora_rows_are_named(name: str, tmp_path: Path, monkeypatch: pytes
     patient = Patient(name, tmp_path)
     plan = random_plan(patient.model)
     places = [module.name for module in plan.kept_modules if module.name.endswith((".value", ".v_lin"))]
-    place, real = places[0], LoraModule.keep_outputs
+    place, real = places[0], LoraFollower.keep_outputs
 
-    def wrong(self: LoraModule, kept: Tensor, journal: Journal) -> None:
+    def wrong(self: LoraFollower, kept: Tensor, journal: Journal) -> None:
         real(self, shifted(kept, 32) if self.name == place else kept, journal)
 
-    monkeypatch.setattr(LoraModule, "keep_outputs", wrong)
+    monkeypatch.setattr(LoraFollower, "keep_outputs", wrong)
     number = next(i for i in range(3) if f".{i}." in place)
     with pytest.raises(VerificationError, match=f"layer {number} "):
         patient.cut()

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.support.models import gated
+from tests.support.forms import FORM_ROWS, FormRow
+from tests.support.models import assert_identical, gated
 from tests.support.probing import (
     agree,
     assert_cache_changes_nothing,
@@ -20,7 +21,16 @@ from tests.support.zoo import ANIMALS, BY_NAME, Animal
 from torch import Tensor, nn
 
 import lightpeft
-from lightpeft import Budget, EstimationConfig, Plan, Scores, SurgeryConfig, find_anatomy, make_plan
+from lightpeft import (
+    Budget,
+    ConfigError,
+    EstimationConfig,
+    Plan,
+    Scores,
+    SurgeryConfig,
+    find_anatomy,
+    make_plan,
+)
 from lightpeft.anatomy import FAMILIES, Units
 
 UNEVEN = Budget(heads=0.4, neurons=0.4, modules=0.3, ranks=0.4, heads_scope="global", neurons_scope="global")
@@ -30,18 +40,27 @@ CASES = [
     for animal in ANIMALS
     for attention in animal.attentions
 ]
+ONE_EACH_NAME = ["bert", "deberta-v2", "llama", "gpt2", "gpt_neox", "t5", "vit"]
+OTHER_FORMS = [name for name in FORM_ROWS if name != "lora"]
 ONE_EACH = [pytest.param(animal, animal.attentions[-1], id=animal.name) for animal in ANIMALS]
 DROP = SurgeryConfig(fold_removed=False, compensate=False)
 FOLD = SurgeryConfig(fold_removed=True, compensate=False)
 
 
 def check_cut(
-    animal: Animal, attention: str, budget: Budget, config: SurgeryConfig, folder: Path, padded: bool
+    animal: Animal,
+    attention: str,
+    budget: Budget,
+    config: SurgeryConfig,
+    folder: Path,
+    padded: bool,
+    form: FormRow = FORM_ROWS["lora"],
 ) -> Plan:
     """Cut and compare with the gated model; then save, load and merge."""
-    model, batch = animal.with_lora(attention), animal.batch(padded=padded)
+    model, batch = animal.with_peft(form.name, attention), animal.batch(padded=padded)
     plan = make_plan(random_scores(model), find_anatomy(model), budget)
-    with gated(model.get_base_model(), plan_gates(animal, model, plan, ranks=not config.fold_removed)):
+    drops = not (config.fold_removed and form.linear)
+    with gated(model.get_base_model(), plan_gates(animal, model, plan, ranks=drops)):
         expected = outputs(model, batch)
     whole = outputs(model, batch)
     assert not torch.allclose(expected, whole, atol=1e-3)
@@ -49,8 +68,13 @@ def check_cut(
     agree(outputs(model, batch), expected)
     lightpeft.save(model, folder)
     loaded = lightpeft.load(folder, base=animal.build(attention))
+    assert_identical(loaded.state_dict(), model.state_dict())
     agree(outputs(loaded, batch), expected)
-    agree(outputs(copy.deepcopy(loaded).merge_and_unload(), batch), expected)
+    if form.linear:
+        agree(outputs(copy.deepcopy(loaded).merge_and_unload(), batch), expected)
+    else:
+        with pytest.raises(ConfigError, match="non-linearity"):
+            loaded.merge_and_unload()
     return plan
 
 
@@ -70,6 +94,23 @@ def test_gated_cut_loaded_and_merged_agree(
 ) -> None:
     plan = check_cut(animal, attention, UNEVEN, FOLD if padded else DROP, tmp_path, padded)
     assert any(len(layer.heads) < layer.head_count for layer in plan.layers)
+
+
+@pytest.mark.parametrize("form", OTHER_FORMS)
+@pytest.mark.parametrize(("animal", "attention"), CASES)
+def test_every_form_of_peft_follows_the_cut(
+    animal: Animal, attention: str, form: str, tmp_path: Path
+) -> None:
+    plan = check_cut(animal, attention, UNEVEN, FOLD, tmp_path, True, FORM_ROWS[form])
+    assert plan.removed_modules
+    assert any(0 < len(module.ranks) < module.rank_count for module in plan.modules)
+
+
+@pytest.mark.parametrize("form", OTHER_FORMS)
+@pytest.mark.parametrize("animal", ONE_EACH_NAME)
+def test_what_goes_of_every_form_may_be_dropped(animal: str, form: str, tmp_path: Path) -> None:
+    chosen = BY_NAME[animal]
+    check_cut(chosen, chosen.attentions[-1], UNEVEN, DROP, tmp_path, False, FORM_ROWS[form])
 
 
 @pytest.mark.parametrize(

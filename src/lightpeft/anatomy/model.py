@@ -5,7 +5,6 @@ import difflib
 from collections.abc import Iterator
 
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -16,6 +15,7 @@ from lightpeft.anatomy.rows import FFN, Attention, AttentionView, Stack, linear_
 from lightpeft.anatomy.units import Anatomy, Layer, Rows, Units
 from lightpeft.errors import AnatomyError
 from lightpeft.linears import INPUTS, OUTPUTS, width
+from lightpeft.wrapping import base_parameters
 
 _CONFIG = "config."
 
@@ -120,7 +120,7 @@ def _find_layer(base: PreTrainedModel, stack: Stack, name: str, index: int, firs
     cross = None if stack.cross is None else _find_attention(base, stack.cross, name)
     found = [units for units in (attention, ffn, cross) if units is not None]
     counted = sum(units.parameters(range(units.count)) for units in found)
-    fixed = _base_parameters(base.get_submodule(name)) - counted
+    fixed = sum(p.numel() for p in base_parameters(base.get_submodule(name)).values()) - counted
     title = f"{stack.title} {index}"
     layers = [Layer(first, title, name, attention, ffn, fixed)]
     if cross is not None:
@@ -204,16 +204,3 @@ def _exists(module: nn.Module, name: str) -> bool:
     except AttributeError:
         return False
     return True
-
-
-def _base_parameters(layer: nn.Module) -> int:
-    """Parameters of a layer without what PEFT added to it."""
-    added = {
-        id(parameter)
-        for module in layer.modules()
-        if isinstance(module, BaseTunerLayer)
-        for name in module.adapter_layer_names
-        if isinstance(getattr(module, name, None), nn.Module)
-        for parameter in getattr(module, name).parameters()
-    }
-    return sum(p.numel() for p in layer.parameters() if id(p) not in added)

@@ -11,15 +11,15 @@ from peft import PeftModel
 from torch import Tensor
 
 from lightpeft.anatomy import find_anatomy
-from lightpeft.config import LightConfig, TrainingConfig
+from lightpeft.config import LightConfig
 from lightpeft.estimation import estimate
 from lightpeft.planning import make_plan
 from lightpeft.report import environment
+from lightpeft.run_config import TrainingConfig
 from lightpeft.runs import Setting, Speed, measure_speed
 from lightpeft.surgery import cut, parameter_counts
 
-BASELINE = "LoRA, six linears"
-QUERY_VALUE = "LoRA, query and value"
+QUERY_VALUE = "plain LoRA, query and value"
 LIGHT = "light, after the cut"
 
 
@@ -36,22 +36,24 @@ class SpeedBenchmark:
 
 
 def run_speed(benchmark: SpeedBenchmark) -> dict[str, Any]:
-    """Measure and return JSON values: per method numbers, ratios to LoRA on all six linears.
+    """Measure and return JSON values: per method numbers, ratios to plain PEFT.
 
     The light model is estimated and cut on the task's own data, so its plan is a real one.
     """
     setting = benchmark.setting
-    models = {
-        BASELINE: setting.load_model(),
-        QUERY_VALUE: setting.load_model(dataclasses.replace(setting.lora, targets="query-value")),
-        LIGHT: _cut_model(benchmark),
-    }
+    baseline = f"plain {setting.peft.title}"
+    models = {baseline: setting.load_model()}
+    if setting.peft.form == "lora" and setting.peft.lora.targets == "all":
+        narrow = dataclasses.replace(setting.peft.lora, targets="query-value")
+        peft = dataclasses.replace(setting.peft, lora=narrow)
+        models[QUERY_VALUE] = dataclasses.replace(setting, peft=peft).load_model()
+    models[LIGHT] = _cut_model(benchmark)
     batch = next(batches(setting, setting.validation))
-    speeds = measure_speed(models, batch, benchmark.repeats, estimate=(BASELINE, benchmark.light.estimation))
+    speeds = measure_speed(models, batch, benchmark.repeats, estimate=(baseline, benchmark.light.estimation))
     methods = {name: _numbers(speed, models.get(name)) for name, speed in speeds.items()}
     return {
         "methods": methods,
-        "ratios": {name: _ratios(numbers, methods[BASELINE]) for name, numbers in methods.items()},
+        "ratios": {name: _ratios(numbers, methods[baseline]) for name, numbers in methods.items()},
         "batch": {"examples": len(batch["input_ids"]), "tokens": int(batch["input_ids"].shape[1])},
         "repeats": benchmark.repeats,
         "model": setting.model,

@@ -3,6 +3,7 @@
 from lightpeft.checkpoint.format import PRUNING, read_record
 from lightpeft.checkpoint.load import (
     check_adapter_config,
+    check_complete,
     find_folder,
     is_light_checkpoint,
     load,
@@ -21,6 +22,7 @@ from lightpeft.checkpoint.save import mark_restorable, save, unsaved_parameters,
 __all__ = [
     "PRUNING",
     "check_adapter_config",
+    "check_complete",
     "find_folder",
     "is_complete",
     "is_light_checkpoint",

@@ -12,10 +12,11 @@ from lightpeft.files import read_json, read_tensors, under, write_json, write_te
 from lightpeft.plan import Plan
 from lightpeft.surgery import CutRecord
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 PRUNING = "pruning.json"
 TENSORS = "light.safetensors"
 ADAPTER = "adapter_model.safetensors"
+_VECTORS = ("gates", "constants", "row_factors", "shifts")
 
 
 def write_record(folder: Path, record: CutRecord, extra: dict[str, Any], rest: dict[str, Tensor]) -> None:
@@ -26,8 +27,8 @@ def write_record(folder: Path, record: CutRecord, extra: dict[str, Any], rest: d
         rest: further tensors to restore on load, by parameter name.
     """
     tensors = {f"rest.{name}": tensor for name, tensor in rest.items()}
-    tensors |= {f"gates.{name}": tensor for name, tensor in record.gates.items()}
-    tensors |= {f"shifts.{name}": tensor for name, tensor in record.shifts.items()}
+    for kind in _VECTORS:
+        tensors |= {f"{kind}.{name}": tensor for name, tensor in getattr(record, kind).items()}
     for name, (left, right) in record.pairs.items():
         tensors |= {f"left.{name}": left, f"right.{name}": right}
     plan = record.plan.to_dict()
@@ -69,7 +70,9 @@ def read_record(folder: Path) -> tuple[CutRecord, dict[str, Any], dict[str, Tens
             str(value["fingerprint"]),
             under(tensors, "gates"),
             {name: (left[name], right[name]) for name in left},
-            under(tensors, "shifts"),
+            constants=under(tensors, "constants"),
+            row_factors=under(tensors, "row_factors"),
+            shifts=under(tensors, "shifts"),
         )
     except PlanError as error:
         raise CheckpointError(f"{folder / PRUNING}: {error}") from error

@@ -6,18 +6,19 @@ from pathlib import Path
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lightpeft.adapters import find_lora_modules
+from lightpeft.adapters import FORMS, find_modules
 from lightpeft.anatomy import base_of
 from lightpeft.checkpoint.base import load_base
-from lightpeft.checkpoint.format import PRUNING, read_record
-from lightpeft.checkpoint.save import plain_parameters
+from lightpeft.checkpoint.format import ADAPTER, PRUNING, read_record
 from lightpeft.errors import AnatomyError, CheckpointError, PlanError
 from lightpeft.files import read_json
 from lightpeft.surgery import CutRecord, reapply, verify_discovered
+from lightpeft.wrapping import base_parameters
 
 
 def load(
@@ -83,35 +84,58 @@ def check_adapter_config(directory: Path) -> None:
     """Refuse an adapter configuration that would make PEFT import code or read pickles.
 
     Raises:
-        CheckpointError: such a configuration, or one that is not LoRA.
+        CheckpointError: such a configuration, or one of a PEFT type that cannot be cut.
     """
     config = read_json(directory / "adapter_config.json")
-    if config.get("peft_type") != "LORA":
+    if config.get("peft_type") not in FORMS:
         raise CheckpointError(
-            f"{directory}/adapter_config.json has the PEFT type {config.get('peft_type')!r}, expected LORA."
+            f"{directory}/adapter_config.json has the PEFT type {config.get('peft_type')!r}, expected one of "
+            f"{', '.join(FORMS)}."
         )
     library = str((config.get("auto_mapping") or {}).get("parent_library", "transformers"))
+    if config.get("tokenizer_kwargs"):
+        raise CheckpointError(
+            f"{directory}/adapter_config.json sets tokenizer_kwargs, which could make transformers run code "
+            "of the hub. Refused."
+        )
     if config.get("megatron_config") or library.split(".")[0] != "transformers":
         raise CheckpointError(
             f"{directory}/adapter_config.json sets megatron_config, or auto_mapping to {library!r}, which "
             "makes PEFT import code that the file names. Refused."
         )
-    if not (directory / "adapter_model.safetensors").is_file():
-        raise CheckpointError(f"{directory}/adapter_model.safetensors is missing.")
+    if not (directory / ADAPTER).is_file():
+        raise CheckpointError(f"{directory / ADAPTER} is missing.")
 
 
 def _attach_adapter(base: PreTrainedModel, directory: Path, is_trainable: bool) -> PeftModel:
     try:
         model = PeftModel.from_pretrained(base, str(directory), is_trainable=is_trainable)
-        find_lora_modules(model)
-        return model
-    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        find_modules(model)
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"the adapter in {directory} does not fit the cut base: {error}") from error
+    check_complete(model, directory)
+    return model
+
+
+def check_complete(model: PeftModel, directory: Path) -> None:
+    """Check that the adapter's file has every tensor of a loaded adapter: PEFT leaves others at random.
+
+    Raises:
+        CheckpointError: tensors are missing, or there are some that the configuration does not ask for.
+    """
+    wanted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    with safe_open(directory / ADAPTER, framework="pt") as file:
+        odd = sorted(wanted ^ set(file.keys()))
+    if odd:
+        raise CheckpointError(
+            f"the adapter in {directory} does not fit: its file and its adapter_config.json disagree about "
+            f"{len(odd)} tensors, {odd[0]} first."
+        )
 
 
 def _check_adapter(model: PeftModel, record: CutRecord, directory: Path) -> None:
     planned = {module.name: len(module.ranks) for module in record.plan.kept_modules}
-    found = {module.name: module.rank for module in find_lora_modules(model)}
+    found = {module.name: module.rank for module in find_modules(model)}
     if planned != found:
         odd = sorted(name for name in planned.keys() | found.keys() if planned.get(name) != found.get(name))
         raise CheckpointError(
@@ -126,7 +150,7 @@ def restore_parameters(model: nn.Module, rest: dict[str, Tensor], directory: Pat
     Raises:
         CheckpointError: a name or shape that the model does not have.
     """
-    parameters = plain_parameters(base_of(model))
+    parameters = base_parameters(base_of(model))
     for name, value in rest.items():
         parameter = parameters.get(name)
         if parameter is None or parameter.shape != value.shape:

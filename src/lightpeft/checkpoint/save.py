@@ -16,6 +16,7 @@ from lightpeft.checkpoint.format import PRUNING, write_record
 from lightpeft.errors import CheckpointError
 from lightpeft.files import written_beside
 from lightpeft.surgery import CutRecord, record_of
+from lightpeft.wrapping import base_parameters, is_copied
 
 _RESTORABLE = "lightpeft_restorable"
 
@@ -50,18 +51,23 @@ def save(
         )
     with written_beside(target) as beside:
         beside.mkdir(parents=True)
-        write_adapter(model, beside)
+        write_adapter(model, beside, record.adapter)
         write_cut(model, beside, record, metrics=metrics, task=task)
         if tokenizer is not None:
             tokenizer.save_pretrained(beside)
     return target
 
 
-def write_adapter(model: nn.Module, folder: Path) -> None:
-    """Write PEFT's own files."""
+def write_adapter(model: nn.Module, folder: Path, adapter: str = "default") -> None:
+    """Write PEFT's own files of one adapter, whatever its name, into `folder` itself."""
     if not isinstance(model, PeftModel):
         raise CheckpointError(f"expected a PeftModel to save, found {type(model).__name__}.")
-    model.save_pretrained(str(folder), save_embedding_layers=False)
+    model.save_pretrained(str(folder), selected_adapters=[adapter], save_embedding_layers=False)
+    if adapter != "default":
+        inner = folder / adapter
+        for file in inner.iterdir():
+            file.rename(folder / file.name)
+        inner.rmdir()
 
 
 def write_cut(
@@ -89,35 +95,42 @@ def write_cut(
 
 
 def unsaved_parameters(model: nn.Module) -> dict[str, Tensor]:
-    """What neither the base nor PEFT's file restores: poolers and heads outside `modules_to_save`.
+    """What neither the base nor PEFT's file restores.
 
-    They may have been initialised at random when the base was loaded, so they are stored, unless
-    `mark_restorable` said where they came from and nothing trains them.
+    Those are poolers and heads outside `modules_to_save`, which may have been initialised at random when the
+    base was loaded (unless `mark_restorable` said where they came from and nothing trains them), and biases
+    that were trained on linears whose PEFT module is gone.
     """
     base = base_of(model)
     restorable: frozenset[str] = getattr(base, _RESTORABLE, frozenset())
     encoder = "" if base.base_model is base else f"{base.base_model_prefix}."
+    stale = _trained_biases(model)
     return {
         name: parameter.detach()
-        for name, parameter in plain_parameters(base).items()
-        if (not name.startswith(encoder) or name.startswith(f"{encoder}pooler."))
-        and (parameter.requires_grad or name not in restorable)
+        for name, parameter in base_parameters(base).items()
+        if name in stale
+        or (
+            (not name.startswith(encoder) or name.startswith(f"{encoder}pooler."))
+            and (parameter.requires_grad or name not in restorable)
+            and not is_copied(base, name)
+        )
     }
+
+
+def _trained_biases(model: nn.Module) -> set[str]:
+    """Of PEFT's `bias="lora_only"`: the biases of linears that lost their module."""
+    record = record_of(model)
+    if record is None or not isinstance(model, PeftModel):
+        return set()
+    config = model.peft_config.get(record.adapter)
+    if not str(getattr(config, "bias", "none")).endswith("_only"):
+        return set()
+    return {f"{module.name}.bias" for module in record.plan.removed_modules}
 
 
 def mark_restorable(base: nn.Module, names: Iterable[str]) -> None:
     """Note which parameters of a freshly loaded base its own checkpoint restores."""
     setattr(base, _RESTORABLE, frozenset(names))
-
-
-def plain_parameters(base: nn.Module) -> dict[str, nn.Parameter]:
-    """Parameters of the base by their names without PEFT, leaving out what PEFT added or saves."""
-    skipped = (".lora_", ".modules_to_save.", ".original_module.")
-    return {
-        name.replace(".base_layer", ""): parameter
-        for name, parameter in base.named_parameters()
-        if not any(part in f".{name}" for part in skipped)
-    }
 
 
 def _record_to_save(model: nn.Module) -> CutRecord:

@@ -1,4 +1,4 @@
-"""`lightpeft bench speed`: step time, inference time and peak memory against plain LoRA."""
+"""`lightpeft bench speed`: step time, inference time and peak memory against plain PEFT."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,17 +11,16 @@ from lightpeft.bench import SpeedBenchmark, run_speed
 from lightpeft.cli.options import run_with_options
 from lightpeft.cli.output import print_json
 from lightpeft.cli.tasks import TaskOptions
-from lightpeft.config import (
-    Budget,
-    EstimationConfig,
-    LightConfig,
-    LoraOptions,
-    Preset,
-    SurgeryConfig,
-    TrainingConfig,
-)
+from lightpeft.config import Budget, EstimationConfig, LightConfig, Preset, SurgeryConfig
 from lightpeft.errors import ConfigError
 from lightpeft.files import write_json
+from lightpeft.run_config import (
+    BottleneckOptions,
+    LoraOptions,
+    PeftForm,
+    PeftOptions,
+    TrainingConfig,
+)
 from lightpeft.runs import MINILM, make_setting
 from lightpeft.tasks import Objective
 
@@ -48,7 +47,9 @@ def speed(
     budget: Budget = Budget(),
     surgery: SurgeryConfig = SurgeryConfig(),
     training: TrainingConfig = TrainingConfig(),
+    peft: PeftForm = "lora",
     lora: LoraOptions = LoraOptions(),
+    bottleneck: BottleneckOptions = BottleneckOptions(),
     estimation_steps: int = 20,
     repeats: int = 15,
     json: bool = False,
@@ -69,14 +70,19 @@ def speed(
         budget: How much is cut.
         surgery: What the cut preserves.
         training: Batch size, length, learning rate and seed.
+        peft: Form of PEFT: `lora`, or bottleneck adapters, `sequential` or `parallel`.
         lora: The LoRA that is put on the base.
+        bottleneck: The bottleneck adapters that are put on the base.
         estimation_steps: Steps before the cut; takes the place of estimation.steps.
         repeats: Timed repeats of each action.
         json: Print JSON instead of a table.
     """
     del preset
     setting = make_setting(
-        model, TaskOptions(task, data, tuple(text or ()), objective=objective).load(), training, lora
+        model,
+        TaskOptions(task, data, tuple(text or ()), objective=objective).load(),
+        training,
+        PeftOptions(peft, lora, bottleneck),
     )
     light = LightConfig(estimation, budget, surgery)
     result = run_speed(SpeedBenchmark(setting, light, estimation_steps, repeats))

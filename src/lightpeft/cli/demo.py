@@ -6,7 +6,8 @@ from pathlib import Path
 from lightpeft.cli.experiment import check_ready, show
 from lightpeft.cli.options import run_with_options
 from lightpeft.cli.tasks import TaskOptions, task_record
-from lightpeft.config import LightConfig, LoraOptions, TrainingConfig
+from lightpeft.config import LightConfig
+from lightpeft.run_config import PeftOptions, TrainingConfig
 from lightpeft.runs import MINILM, Experiment, make_setting, run_experiment
 
 TRAINING = TrainingConfig(
@@ -43,7 +44,7 @@ def demo(
     task = options.load()
     chosen = seeds or [0, 1, 2]
     experiment = Experiment(
-        setting=make_setting(MINILM, task, training, LoraOptions()),
+        setting=make_setting(MINILM, task, training, PeftOptions()),
         light=LightConfig.preset("default"),
         seeds=tuple(chosen),
         compare=True,

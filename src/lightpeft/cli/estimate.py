@@ -7,11 +7,19 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from lightpeft.cli.experiment import base_to_use
 from lightpeft.cli.options import run_with_options
 from lightpeft.cli.output import print_json
 from lightpeft.cli.tasks import TaskOptions
-from lightpeft.config import Budget, EstimationConfig, LoraOptions, Preset, TrainingConfig
+from lightpeft.config import Budget, EstimationConfig, Preset
 from lightpeft.estimation import estimate as run_estimation
+from lightpeft.run_config import (
+    BottleneckOptions,
+    LoraOptions,
+    PeftForm,
+    PeftOptions,
+    TrainingConfig,
+)
 from lightpeft.runs import Setting, make_setting
 from lightpeft.tasks import Objective
 
@@ -22,9 +30,9 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def estimate(
-    model: str,
     task: str,
     out: Path,
+    model: str | None = None,
     data: Path | None = None,
     text: list[str] | None = None,
     objective: Objective = "sequence-classification",
@@ -34,15 +42,18 @@ def estimate(
     estimation: EstimationConfig = EstimationConfig(),
     budget: Budget = Budget(),
     training: TrainingConfig = TrainingConfig(),
+    peft: PeftForm = "lora",
+    adapter: str | None = None,
     lora: LoraOptions = LoraOptions(),
+    bottleneck: BottleneckOptions = BottleneckOptions(),
     json: bool = False,
 ) -> None:
     """Train for the estimation steps only and write the scores of every unit.
 
     Args:
-        model: Hub name or folder of the base.
         task: A GLUE task (glue/sst2), demo/sentiment, or with `text` a name for your own.
         out: File to write the scores to (safetensors).
+        model: Hub name or folder of the base; by default the one that `adapter` names.
         data: Folder with train and validation files; by default the hub.
         text: Your own data: the one or two text columns.
         objective: Your own data: `sequence-classification`, or `causal-lm`.
@@ -52,12 +63,16 @@ def estimate(
         estimation: How importance is estimated.
         budget: With estimation.steps auto, the cut that has to settle.
         training: Learning rate, batch size, length and seed of the estimation steps.
+        peft: Form of PEFT: `lora`, or bottleneck adapters, `sequential` or `parallel`.
+        adapter: Folder or hub name of a trained PEFT adapter to go on from.
         lora: The LoRA that is put on the base.
+        bottleneck: The bottleneck adapters that are put on the base.
         json: Print the scores as JSON.
     """
     del preset
     options = TaskOptions(task, data, tuple(text or ()), label, None, train_limit, objective=objective)
-    setting = make_setting(model, options.load(), training, lora)
+    chosen = PeftOptions(peft, lora, bottleneck, adapter)
+    setting = make_setting(base_to_use(model, chosen), options.load(), training, chosen)
     peft_model = setting.load_model()
     scores = run_estimation(
         peft_model,

@@ -7,6 +7,8 @@ from rich.console import Console
 from lightpeft.cli.output import print_json
 from lightpeft.errors import ConfigError
 from lightpeft.report import Result, check_report_extra, side_by_side, summary
+from lightpeft.run_config import PeftOptions
+from lightpeft.runs import base_of_adapter
 
 
 def check_ready(out: Path) -> None:
@@ -18,6 +20,19 @@ def check_ready(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file; give a folder.")
     check_report_extra()
+
+
+def base_to_use(model: str | None, options: PeftOptions) -> str:
+    """The base that was asked for, or the one of the adapter to go on from.
+
+    Raises:
+        ConfigError: neither says which.
+    """
+    if model is not None:
+        return model
+    if options.adapter is None:
+        raise ConfigError("give --model, the hub name or folder of a base (or --adapter, which names one).")
+    return base_of_adapter(options.adapter)
 
 
 def show(result: Result, out: Path, *, json: bool) -> None:

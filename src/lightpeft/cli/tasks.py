@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightpeft.config import TrainingConfig
 from lightpeft.errors import ConfigError
+from lightpeft.run_config import TrainingConfig
 from lightpeft.runs import OBJECTIVES
 from lightpeft.tasks import Objective, TaskData, TaskSpec, custom_task, load_task, task_names
 

@@ -4,21 +4,19 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
-from lightpeft.cli.experiment import check_ready, show
+from lightpeft.cli.experiment import base_to_use, check_ready, show
 from lightpeft.cli.options import run_with_options
 from lightpeft.cli.tasks import TaskOptions, task_record
-from lightpeft.config import (
-    Budget,
-    EstimationConfig,
-    LightConfig,
+from lightpeft.config import Budget, EstimationConfig, LightConfig, Preset, SurgeryConfig
+from lightpeft.errors import ConfigError
+from lightpeft.run_config import (
+    BottleneckOptions,
     LoraOptions,
-    Preset,
-    SurgeryConfig,
+    PeftForm,
+    PeftOptions,
     TrainingConfig,
 )
-from lightpeft.errors import ConfigError
 from lightpeft.runs import Experiment, make_setting, run_experiment
 from lightpeft.tasks import Objective
 
@@ -29,16 +27,17 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def train(
-    model: str,
     task: str,
     out: Path,
+    model: str | None = None,
     data: Path | None = None,
     text: list[str] | None = None,
     objective: Objective = "sequence-classification",
     label: str = "label",
     metric: str | None = None,
     train_limit: int | None = None,
-    peft: Literal["lora"] = "lora",
+    peft: PeftForm = "lora",
+    adapter: str | None = None,
     preset: Preset = "default",
     estimation: EstimationConfig = EstimationConfig(),
     budget: Budget = Budget(),
@@ -47,6 +46,7 @@ def train(
     restart_schedule: bool = False,
     training: TrainingConfig = TrainingConfig(),
     lora: LoraOptions = LoraOptions(),
+    bottleneck: BottleneckOptions = BottleneckOptions(),
     compare: bool = False,
     seeds: list[int] | None = None,
     resume: bool = False,
@@ -55,9 +55,9 @@ def train(
     """Fine-tune lightly: estimate what the task does not need, cut it, train on, evaluate, save.
 
     Args:
-        model: Hub name or folder of the base.
         task: A GLUE task (glue/sst2), demo/sentiment, or with `text` a name for your own.
         out: Folder for the light checkpoint, result.json and report.html.
+        model: Hub name or folder of the base; by default the one that `adapter` names.
         data: Folder with train and validation files (parquet, csv, tsv, jsonl, txt); by default the hub.
         text: Your own data: the one or two text columns.
         objective: Your own data: `sequence-classification` (classes, or numbers), or `causal-lm` to learn to
@@ -65,7 +65,8 @@ def train(
         label: Your own data: the label column; strings or integers for classes, floats for regression.
         metric: Your own data: the metric to judge by.
         train_limit: Use only so many training examples, drawn at random.
-        peft: Form of PEFT.
+        peft: Form of PEFT: `lora`, or bottleneck adapters, `sequential` (after a block) or `parallel` to it.
+        adapter: Folder or hub name of a trained PEFT adapter to go on from.
         preset: `default`, or `paper` for the published procedure; other flags change its values.
         estimation: How importance is estimated.
         budget: How much is cut.
@@ -74,30 +75,33 @@ def train(
         restart_schedule: Start optimizer and learning-rate schedule anew after the cut.
         training: The fine-tuning run.
         lora: The LoRA that is put on the base.
-        compare: Also train plain LoRA, for the same steps, and show both side by side.
+        bottleneck: The bottleneck adapters that are put on the base.
+        compare: Also train plain PEFT, for the same steps, and show both side by side.
         seeds: Seeds to run, the metric is their mean; by default training.seed alone.
         resume: Go on from the newest complete checkpoint below `out` (see training.save_steps).
         json: Print the result as JSON instead of a table.
     """
-    del peft, preset
+    del preset
     check_ready(out)
+    options = PeftOptions(peft, lora, bottleneck, adapter)
+    base = base_to_use(model, options)
     if resume and training.save_steps is None:
         raise ConfigError("resume needs training.save_steps, the steps between checkpoints.")
     light = LightConfig(estimation, budget, surgery, learning_rate_factor, restart_schedule)
-    options = TaskOptions(task, data, tuple(text or ()), label, metric, train_limit, objective=objective)
-    loaded = options.load()
+    task_options = TaskOptions(task, data, tuple(text or ()), label, metric, train_limit, objective=objective)
+    loaded = task_options.load()
     experiment = Experiment(
-        setting=make_setting(model, loaded, training, lora),
+        setting=make_setting(base, loaded, training, options),
         light=light,
         seeds=tuple(seeds or [training.seed]),
         compare=compare,
-        task=task_record(options, loaded, training),
+        task=task_record(task_options, loaded, training),
     )
     result = run_experiment(
         experiment,
         out,
         kind="train",
-        title=f"{model} on {loaded.spec.name}",
+        title=f"{base} on {loaded.spec.name}",
         command=f"lightpeft train {shlex.join(sys.argv[2:])}",
         resume=resume,
         progress=not json,

@@ -1,4 +1,4 @@
-"""What is measured in the forward pass: ‖ΔWx‖/‖Wx‖ of PEFT modules and mean inputs of output projections."""
+"""What is measured in the forward pass: shares of PEFT modules and mean inputs of gated linears."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,12 +8,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from lightpeft.adapters import LoraModule
-from lightpeft.anatomy import linear_at
+from lightpeft.adapters import PeftModule
 from lightpeft.errors import EstimationError
 from lightpeft.estimation.sites import Site
 from lightpeft.estimation.statistics import BlockSums
-from lightpeft.linears import INPUTS, width
 
 IGNORED = -100
 """The label of tokens that no loss counts."""
@@ -37,6 +35,8 @@ class TokenWeights:
         own = "decoder" if ".decoder." in f".{module}" else "encoder"
         for kind in (own, *self._masks.keys() - {own}):
             mask = self._masks.get(kind)
+            if mask is not None and len(shape) == 2 and mask.shape[1] > shape[1]:
+                mask = mask[:, -shape[1] :]  # the rest is of a prefix
             if mask is not None and (mask.shape == shape or (len(shape) == 1 and mask.numel() == shape[0])):
                 return mask.reshape(-1).float()
         return torch.ones(shape.numel(), device=activations.device)
@@ -65,7 +65,7 @@ class TokenWeights:
 def measure_mean_inputs(
     base: PreTrainedModel, sites: Sequence[Site], sums: BlockSums, tokens: TokenWeights
 ) -> list[RemovableHandle]:
-    """Sum the inputs of the output projections over the tokens that count.
+    """Sum the inputs of gated linears over the tokens that count.
 
     Sums go to `input_sum` (all channels, site after site) and `input_count` (one per site).
     """
@@ -85,53 +85,31 @@ def measure_mean_inputs(
     handles, start = [], 0
     for position, site in enumerate(sites):
         module = base.get_submodule(site.module)
-        stop = start + width(linear_at(base, site.module), INPUTS)
+        stop = start + site.channels
         handles.append(module.register_forward_pre_hook(hook_for(site.module, position, start, stop)))
         start = stop
     return handles
 
 
 def measure_contributions(
-    modules: Sequence[LoraModule], sums: BlockSums, tokens: TokenWeights
+    modules: Sequence[PeftModule], sums: BlockSums, tokens: TokenWeights
 ) -> list[RemovableHandle]:
-    """Sum ‖ΔW_k x‖₂ / ‖W_k x‖₂ over the tokens that count (Light-PEFT, coarse module importance).
+    """Sum each module's share, ‖ΔW_k x‖₂ / ‖W_k x‖₂ or its like, over the tokens that count.
 
     Sums go to `ratio_sum` and `ratio_count`, one entry per module. A forward that gradient checkpointing
     repeats adds to both alike, so the mean stays.
     """
-    handles = []
-    for position, module in enumerate(modules):
-        meter = _Contribution(position, module, sums, tokens)
-        handles.append(module.base_linear.register_forward_hook(meter.note_base))
-        handles.append(module.lora_b.register_forward_pre_hook(meter.note_ranks))
-    return handles
 
+    def note_for(position: int, module: PeftModule) -> Callable[[Tensor, Tensor], None]:
+        def note(ratio: Tensor, activations: Tensor) -> None:
+            weights = tokens.of(activations, module.name)
+            sums.current["ratio_sum"][position] += ratio @ weights
+            sums.current["ratio_count"][position] += weights.sum()
 
-class _Contribution:
-    """‖ΔWx‖ / ‖Wx‖ of one LoRA pair."""
+        return note
 
-    def __init__(self, position: int, module: LoraModule, sums: BlockSums, tokens: TokenWeights) -> None:
-        self._position, self._module, self._sums, self._tokens = position, module, sums, tokens
-        self._base_norm: Tensor | None = None
-
-    @torch.no_grad()
-    def note_base(self, linear: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        """Keep ‖Wx‖ per token, bias taken off."""
-        if linear.training:
-            product = output if linear.bias is None else output - linear.bias
-            self._base_norm = torch.linalg.vector_norm(product.flatten(0, -2).float(), dim=-1)
-
-    @torch.no_grad()
-    def note_ranks(self, lora_b: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        """‖B a‖² = aᵀ(BᵀB)a needs only the ranks a, not a pass over the outputs."""
-        if not lora_b.training or self._base_norm is None:
-            return
-        ranks = inputs[0].detach().flatten(0, -2).float()
-        b = self._module.lora_b.weight.detach().float()
-        squared = ((ranks @ (b.T @ b)) * ranks).sum(1).clamp_min(0)
-        tiny = torch.finfo(torch.float32).tiny
-        ratio = self._module.scaling * squared.sqrt() / self._base_norm.clamp_min(tiny)
-        weights = self._tokens.of(inputs[0], self._module.name)
-        self._sums.current["ratio_sum"][self._position] += ratio @ weights
-        self._sums.current["ratio_count"][self._position] += weights.sum()
-        self._base_norm = None
+    return [
+        handle
+        for position, module in enumerate(modules)
+        for handle in module.measure(note_for(position, module))
+    ]

@@ -3,14 +3,13 @@
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lightpeft.adapters import LoraModule, find_lora_modules
-from lightpeft.anatomy import Anatomy, base_of, find_anatomy, linear_at
+from lightpeft.adapters import PeftModule, find_modules
+from lightpeft.anatomy import Anatomy, base_of, find_anatomy
 from lightpeft.config import EstimationConfig
-from lightpeft.errors import AnatomyError, CheckpointError, EstimationError
+from lightpeft.errors import CheckpointError, EstimationError
 from lightpeft.estimation.activations import (
     TokenWeights,
     measure_contributions,
@@ -20,7 +19,6 @@ from lightpeft.estimation.baselines import baseline_scores
 from lightpeft.estimation.gates import Gate, Mask, Probe, spread
 from lightpeft.estimation.sites import Site, find_sites
 from lightpeft.estimation.statistics import Block, BlockSums
-from lightpeft.linears import INPUTS, OUTPUTS, width
 from lightpeft.scores import Scores
 
 
@@ -38,9 +36,7 @@ class Estimator:
         self.config, self.steps = config, 0
         self._base = base_of(model)
         self.anatomy: Anatomy = find_anatomy(model)
-        self.modules: tuple[LoraModule, ...] = find_lora_modules(model)
-        if isinstance(model, PeftModel) and not self.modules:
-            raise AnatomyError("the model has a PEFT adapter, but no LoRA module was found in it.")
+        self.modules: tuple[PeftModule, ...] = find_modules(model)
         device = next(self._base.parameters()).device
         self._sites = find_sites(self.anatomy, self.modules)
         self._gates = [self._make_gate(site, device) for site in self._sites]
@@ -60,7 +56,7 @@ class Estimator:
         for site, gate in zip(self._sites, self._gates, strict=True):
             module = self._base.get_submodule(site.module)
             self._handles.append(module.register_forward_pre_hook(gate))
-        self._handles += measure_mean_inputs(self._base, self._base_sites, self._sums, tokens)
+        self._handles += measure_mean_inputs(self._base, self._averaged_sites, self._sums, tokens)
         self._handles += measure_contributions(self.modules, self._sums, tokens)
 
     def detach(self) -> None:
@@ -158,9 +154,9 @@ class Estimator:
     def _base_sites(self) -> list[Site]:
         return [site for site in self._sites if site.kind != "ranks"]
 
-    def _base_channels(self) -> list[int]:
-        """Input channels of every output projection."""
-        return [width(linear_at(self._base, site.module), INPUTS) for site in self._base_sites]
+    @property
+    def _averaged_sites(self) -> list[Site]:
+        return [site for site in self._sites if site.averaged]
 
     def _note_batch(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         if module.training:
@@ -178,15 +174,15 @@ class Estimator:
         owners = [s.owner for s in self._sites if s.kind == "ranks" for _ in range(s.units)]
         device = next(self._base.parameters()).device
         self._rank_owners = torch.tensor(owners, dtype=torch.int64, device=device)
-        channels = self._base_channels()
+        averaged = self._averaged_sites
         return {
             "gate_sum": units,
             "gate_square": units,
             "module_square": len(modules),
             "finite_steps": 1,
             "steps": 1,
-            "input_sum": sum(channels),
-            "input_count": len(base_sites),
+            "input_sum": sum(site.channels for site in averaged),
+            "input_count": len(averaged),
             "ratio_sum": len(modules),
             "ratio_count": len(modules),
         }
@@ -243,14 +239,13 @@ class Estimator:
                 (heads if site.kind == "heads" else neurons)[site.owner] = value
         return tuple(heads), tuple(neurons)
 
-    def _rank_scores(self, window: Block, position: int, module: LoraModule) -> Tensor:
+    def _rank_scores(self, window: Block, position: int, module: PeftModule) -> Tensor:
         site = self._sites[len(self._base_sites) + position]
         if self.config.rank_score == "fisher":
             return _per_gate(window, "fisher")[site.span]
         taylor = _per_gate(window, "taylor")[site.span]
         if self.config.rank_score == "paper":
-            linear = module.base_linear
-            taylor = taylor * (1 / width(linear, INPUTS) + 1 / width(linear, OUTPUTS))
+            taylor = taylor * sum(1 / width for width in module.widths)
         return taylor
 
     def _module_score(self, window: Block, position: int) -> float:
@@ -264,16 +259,17 @@ class Estimator:
 
     def _trained_gates(self) -> dict[str, Tensor]:
         return {
-            site.module: spread(gate.values.detach().cpu(), channels)
-            for site, gate, channels in zip(self._sites, self._gates, self._base_channels(), strict=False)
+            site.module: spread(gate.values.detach().cpu(), site.channels)
+            for site, gate in zip(self._sites, self._gates, strict=True)
             if isinstance(gate, Mask)
         }
 
     def _mean_inputs(self, window: Block) -> dict[str, Tensor]:
-        sums = window["input_sum"].split(self._base_channels())
+        averaged = self._averaged_sites
+        sums = window["input_sum"].split([site.channels for site in averaged])
         return {
             site.module: total / count.clamp(1)
-            for site, total, count in zip(self._base_sites, sums, window["input_count"], strict=True)
+            for site, total, count in zip(averaged, sums, window["input_count"], strict=True)
         }
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lightpeft.adapters import LoraModule
+from lightpeft.adapters import PeftModule
 from lightpeft.anatomy import Anatomy
 
 
@@ -22,6 +22,11 @@ class Site:
 
     start: int
     stop: int
+    channels: int
+    """Input channels of the module, the same number for each unit."""
+
+    averaged: bool
+    """Whether the mean of each channel is wanted."""
 
     @property
     def units(self) -> int:
@@ -34,16 +39,17 @@ class Site:
         return slice(self.start, self.stop)
 
 
-def find_sites(anatomy: Anatomy, modules: Sequence[LoraModule]) -> tuple[Site, ...]:
+def find_sites(anatomy: Anatomy, modules: Sequence[PeftModule]) -> tuple[Site, ...]:
     """All places, base units first."""
-    places: list[tuple[str, str, int, int]] = [
-        (units.kind, units.out, layer.index, units.count) for layer in anatomy.layers for units in layer.units
-    ]
-    for position, module in enumerate(modules):
-        name = f"{module.name}.lora_B.{module.adapter}"
-        places.append(("ranks", name, position, module.rank))
-    sites, start = [], 0
-    for kind, name, owner, count in places:
-        sites.append(Site(kind, name, owner, start, start + count))
-        start += count
+    sites: list[Site] = []
+
+    def add(kind: str, module: str, owner: int, units: int, channels: int, averaged: bool) -> None:
+        start = sites[-1].stop if sites else 0
+        sites.append(Site(kind, module, owner, start, start + units, channels, averaged))
+
+    for layer in anatomy.layers:
+        for units in layer.units:
+            add(units.kind, units.out, layer.index, units.count, units.count * units.size, True)
+    for position, one in enumerate(modules):
+        add("ranks", one.gated, position, one.rank, one.rank, not one.is_linear)
     return tuple(sites)

@@ -144,6 +144,8 @@ class Result:
     environment: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     command: str = ""
+    peft: str = "LoRA"
+    """The form of PEFT, in words."""
 
     def __post_init__(self) -> None:
         for name in ("seeds", "per_seed", "curves"):
@@ -152,6 +154,7 @@ class Result:
             object.__setattr__(self, name, _plain(name, getattr(self, name)))
         _check_choice("kind", self.kind, get_args(ResultKind))
         _check_text("title", self.title)
+        _check_text("peft", self.peft)
         if not isinstance(self.command, str):
             raise ConfigError(f"command is a {type(self.command).__name__}; give a text.")
         if self.vanilla is not None and self.vanilla.metric_name != self.light.metric_name:
@@ -163,6 +166,11 @@ class Result:
             _check_count("a seed", seed)
         for row in self.per_seed:
             _check_seed(row)
+
+    @property
+    def plain(self) -> str:
+        """What light PEFT is compared with, in words."""
+        return f"plain {self.peft}"
 
     @property
     def ratios(self) -> dict[str, float | None]:
@@ -193,6 +201,7 @@ class Result:
             "environment": self.environment,
             "config": self.config,
             "command": self.command,
+            "peft": self.peft,
         }
 
     @classmethod
@@ -207,8 +216,8 @@ class Result:
             raise CheckpointError(
                 f"{where} has version {version!r}, this lightpeft reads version {FORMAT_VERSION}."
             )
-        names = (*_required(cls), *_optional(cls))
-        parts = _take(value, where, "format_version", "ratios", *names)
+        names = (name for name in (*_required(cls), *_optional(cls)) if name != "peft")
+        parts = _take(value, where, "format_version", "ratios", *names, optional=["peft"])
         del parts["format_version"], parts["ratios"]
         for name in ("seeds", "per_seed", "curves"):
             if not isinstance(parts[name], list):

@@ -18,7 +18,7 @@ from lightpeft.report.pictures import (
     scores_picture,
 )
 from lightpeft.report.summary import summary
-from lightpeft.report.tables import LIGHT, PLAIN, RATIO, comparison_rows, plan_rows
+from lightpeft.report.tables import LIGHT, RATIO, comparison_rows, plan_rows
 from lightpeft.report.units import MISSING, metric
 from lightpeft.scores import Scores
 
@@ -62,7 +62,7 @@ def render_report(result: Result, plan: Plan | None = None, scores: Scores | Non
         result=result,
         plan=plan,
         summary=summary(result),
-        headings=[LIGHT] if result.vanilla is None else [PLAIN, LIGHT, RATIO],
+        headings=[LIGHT] if result.vanilla is None else [result.plain, LIGHT, RATIO],
         rows=comparison_rows(result),
         ratios=None if result.vanilla is None else _ratios_figure(result),
         curves=_curves_figure(result) if result.curves else None,
@@ -71,7 +71,7 @@ def render_report(result: Result, plan: Plan | None = None, scores: Scores | Non
         seed_rows=_seed_rows(result),
         environment={name: _value(value) for name, value in result.environment.items()},
         config=json.dumps(result.config, indent=2, ensure_ascii=False),
-        names={"plain": PLAIN, "light": LIGHT},
+        names={"plain": result.plain, "light": LIGHT},
     )
 
 

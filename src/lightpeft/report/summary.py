@@ -1,7 +1,6 @@
 """One sentence in plain words, computed from the numbers."""
 
 from lightpeft.report.data import Measurement, Result
-from lightpeft.report.tables import PLAIN
 from lightpeft.report.units import count, difference, metric, percent, seconds, size, times
 
 
@@ -9,10 +8,10 @@ def summary(result: Result) -> str:
     """What light PEFT changed against vanilla; without vanilla, what it reached."""
     if result.vanilla is None:
         return _alone(result.light)
-    return _compared(result.vanilla, result.light, result.ratios)
+    return _compared(result.plain, result.vanilla, result.light, result.ratios)
 
 
-def _compared(before: Measurement, after: Measurement, ratios: dict[str, float | None]) -> str:
+def _compared(plain: str, before: Measurement, after: Measurement, ratios: dict[str, float | None]) -> str:
     shares = [
         f"{percent(share)} of the {what}"
         for name, what in (("encoder_parameters", "encoder"), ("peft_parameters", "PEFT parameters"))
@@ -29,7 +28,7 @@ def _compared(before: Measurement, after: Measurement, ratios: dict[str, float |
     ]
     change = difference(after.metric_name, after.metric, before.metric)
     reached = f"{after.metric_name} {change} ({metric(after.metric)} against {metric(before.metric)})"
-    return f"Against {PLAIN}: {', '.join([*shares, *costs, reached])}."
+    return f"Against {plain}: {', '.join([*shares, *costs, reached])}."
 
 
 def _alone(after: Measurement) -> str:

@@ -11,7 +11,6 @@ from lightpeft.report.data import Measurement, Result
 from lightpeft.report.plan_axes import layer_labels
 from lightpeft.report.units import MISSING, count, difference, lower_is_better, metric, seconds, size, times
 
-PLAIN = "plain LoRA"
 LIGHT = "light PEFT"
 RATIO = "light / plain"
 
@@ -37,7 +36,7 @@ class PlanRow(NamedTuple):
 
 def side_by_side(result: Result) -> Table:
     """Vanilla and light beside each other; without vanilla, light alone."""
-    headings = ["", LIGHT] if result.vanilla is None else ["", PLAIN, LIGHT, RATIO]
+    headings = ["", LIGHT] if result.vanilla is None else ["", result.plain, LIGHT, RATIO]
     table = _table(result.title, headings)
     for row in comparison_rows(result):
         cells = [row.label, row.light] if result.vanilla is None else list(row)

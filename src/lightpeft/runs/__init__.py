@@ -1,5 +1,6 @@
 """Whole runs: model + task + method -> trained model, files and numbers."""
 
+from lightpeft.runs.continued import base_of_adapter
 from lightpeft.runs.experiment import LIGHT, PLAIN, SCORES, Experiment, run_experiment
 from lightpeft.runs.fit import Outcome, Setting, fit, make_setting
 from lightpeft.runs.generation import generate_texts
@@ -22,6 +23,7 @@ __all__ = [
     "Outcome",
     "Setting",
     "Speed",
+    "base_of_adapter",
     "evaluate_model",
     "fit",
     "generate_texts",

@@ -1,4 +1,4 @@
-"""Plain LoRA and light PEFT side by side: train, save, measure, and put it all in a `Result`."""
+"""Plain and light PEFT side by side: train, save, measure, and put it all in a `Result`."""
 
 import dataclasses
 import statistics
@@ -31,7 +31,7 @@ _TOKENIZER_FILES = ("tokenizer", "vocab", "merges", "special_tokens", "added_tok
 
 @dataclass(frozen=True)
 class Experiment:
-    """What is run: one setting, light PEFT, with or without plain LoRA, over some seeds."""
+    """What is run: one setting, light PEFT, with or without plain PEFT, over some seeds."""
 
     setting: Setting
     light: LightConfig
@@ -80,6 +80,7 @@ def run_experiment(
         environment=environment(),
         config=_config(experiment),
         command=command,
+        peft=experiment.setting.peft.title,
     )
     result.save(out / "result.json")
     assert light.light is not None
@@ -193,6 +194,6 @@ def _config(experiment: Experiment) -> dict[str, Any]:
         "model": experiment.setting.model,
         "task": experiment.task,
         "training": dataclasses.asdict(experiment.setting.training),
-        "lora": dataclasses.asdict(experiment.setting.lora),
+        "peft": dataclasses.asdict(experiment.setting.peft),
         "light": experiment.light.to_dict(),
     }

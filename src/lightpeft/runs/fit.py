@@ -1,4 +1,4 @@
-"""One fine-tuning run: plain LoRA or light PEFT, with everything else the same."""
+"""One fine-tuning run: plain PEFT or light PEFT, with everything else the same."""
 
 import logging
 import statistics
@@ -22,7 +22,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from lightpeft.config import LightConfig, LoraOptions, TrainingConfig
+from lightpeft.config import LightConfig
+from lightpeft.run_config import PeftOptions, TrainingConfig
 from lightpeft.runs.models import Labels, load_peft_model, load_tokenizer
 from lightpeft.runs.objectives import OBJECTIVES, Collator, ObjectiveRow, features
 from lightpeft.tasks import TaskData, TaskSpec, compute_metrics_for
@@ -42,7 +43,7 @@ class Setting:
     train: Dataset
     validation: Dataset
     training: TrainingConfig
-    lora: LoraOptions
+    peft: PeftOptions
 
     @property
     def objective(self) -> ObjectiveRow:
@@ -54,11 +55,9 @@ class Setting:
         """Makes one padded batch of rows of `train` or `validation`."""
         return self.objective.collator(self.tokenizer)
 
-    def load_model(self, lora: LoraOptions | None = None) -> PeftModel:
-        """The base with LoRA, as every run of this setting begins."""
-        model = load_peft_model(
-            self.model, self.labels, lora or self.lora, self.training.seed, self.spec.objective
-        )
+    def load_model(self) -> PeftModel:
+        """The base with its adapter, as every run of this setting begins."""
+        model = load_peft_model(self.model, self.labels, self.peft, self.training.seed, self.spec.objective)
         # A classifier on a decoder finds the end of a padded text by it.
         if model.config.pad_token_id is None:
             model.config.pad_token_id = self.tokenizer.pad_token_id
@@ -83,7 +82,7 @@ class Outcome:
         return self.metrics["main"]
 
 
-def make_setting(model: str, task: TaskData, training: TrainingConfig, lora: LoraOptions) -> Setting:
+def make_setting(model: str, task: TaskData, training: TrainingConfig, peft: PeftOptions) -> Setting:
     """Tokenise a task for a model.
 
     Raises:
@@ -100,14 +99,14 @@ def make_setting(model: str, task: TaskData, training: TrainingConfig, lora: Lor
         train=features(objective, task.train, tokenizer, training),
         validation=features(objective, task.validation, tokenizer, training),
         training=training,
-        lora=lora,
+        peft=peft,
     )
 
 
 def fit(
     setting: Setting, light: LightConfig | None, folder: Path, *, resume: bool = False, progress: bool = True
 ) -> Outcome:
-    """Train plain LoRA (`light` None) or light PEFT, and evaluate.
+    """Train plain PEFT (`light` None) or light PEFT, and evaluate.
 
     Args:
         folder: for the Trainer's checkpoints.
@@ -142,7 +141,7 @@ def fit(
     }
     logger.info(
         "%s, seed %d: %s %.4f after %d steps in %.0f s",
-        "plain LoRA" if light is None else "light PEFT",
+        f"plain {setting.peft.title}" if light is None else "light PEFT",
         setting.training.seed,
         "+".join(setting.spec.main),
         metrics["main"],

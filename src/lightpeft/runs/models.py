@@ -1,11 +1,11 @@
-"""Load a base, with a fresh task head where it needs one, and put LoRA on it."""
+"""Load a base, with a fresh task head where it needs one, and put an adapter on it."""
 
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -14,15 +14,16 @@ from transformers import (
     PreTrainedTokenizerBase,
     set_seed,
 )
-from transformers.pytorch_utils import Conv1D
 
-from lightpeft.anatomy import FAMILIES, Anatomy
+from lightpeft.anatomy import FAMILIES
 from lightpeft.anatomy.families.decoders import DECODERS
 from lightpeft.checkpoint import mark_restorable
-from lightpeft.config import LoraOptions
 from lightpeft.errors import AnatomyError, ConfigError
+from lightpeft.run_config import PeftOptions
+from lightpeft.runs.continued import continue_adapter
 from lightpeft.runs.minilm import MINILM, minilm_path
 from lightpeft.runs.objectives import OBJECTIVES
+from lightpeft.runs.peft_configs import peft_config
 from lightpeft.surgery import verify_discovered
 from lightpeft.tasks import Objective
 
@@ -70,16 +71,16 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 def load_peft_model(
     name: str,
     labels: Labels,
-    lora: LoraOptions,
+    peft: PeftOptions,
     seed: int,
     objective: Objective = "sequence-classification",
 ) -> PeftModel:
-    """A base from the hub or a folder with LoRA, trainable; for labels with a new head.
+    """A base from the hub or a folder with an adapter, trainable; for labels with a new head.
 
-    Modules that the checkpoint does not have (heads, some poolers) are trained and saved with LoRA.
+    Modules that the checkpoint does not have (heads, some poolers) are trained and saved with the adapter.
 
     Raises:
-        ConfigError: the model cannot be loaded.
+        ConfigError: the model or the adapter to go on from cannot be loaded, or they do not fit.
         AnatomyError: nothing of its architecture can be cut, or it cannot predict the next token.
     """
     path, row = resolve_model(name), OBJECTIVES[objective]
@@ -95,41 +96,13 @@ def load_peft_model(
         raise ConfigError(f"the model {name!r} cannot be loaded: {error}") from error
     anatomy = verify_discovered(base)
     new = set(info["missing_keys"]) | _other_head(base, info["mismatched_keys"], name)
-    config = LoraConfig(
-        task_type=row.peft_task,
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        use_rslora=lora.rslora,
-        target_modules=target_modules(anatomy, lora.targets),
-        modules_to_save=new_modules(base, new),
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in base.modules()),
-    )
     base.config._name_or_path = name
     mark_restorable(base, {key for key, _ in base.named_parameters()} - new)
-    model = get_peft_model(base, config)
+    if peft.adapter is not None:
+        return continue_adapter(base, peft.adapter, new)
+    model = get_peft_model(base, peft_config(peft, base, anatomy, row.peft_task, new_modules(base, new)))
     assert isinstance(model, PeftModel)
     return model
-
-
-def target_modules(anatomy: Anatomy, targets: str | list[str]) -> list[str]:
-    """Full names of the linears that get LoRA; names that PEFT resolves itself are passed on.
-
-    Raises:
-        ConfigError: an unknown keyword.
-    """
-    if isinstance(targets, list):
-        return targets
-    if targets == "query-value":
-        return _linears(anatomy, {"query", "value", "fused"})
-    if targets != "all":
-        raise ConfigError(f"lora.targets is {targets!r}; choose all, query-value, or a list of names.")
-    return [name for layer in anatomy.layers for units in layer.units for name in units.linears]
-
-
-def _linears(anatomy: Anatomy, roles: set[str]) -> list[str]:
-    rows = [row for layer in anatomy.layers for units in layer.units for row in units.rows]
-    return list(dict.fromkeys(row.name for row in rows if row.role in roles))
 
 
 def _other_head(base: PreTrainedModel, mismatched: Iterable[Any], name: str) -> set[str]:
@@ -146,7 +119,7 @@ def _other_head(base: PreTrainedModel, mismatched: Iterable[Any], name: str) -> 
 
 
 def new_modules(base: PreTrainedModel, missing: set[str]) -> list[str]:
-    """The modules outside LoRA's reach that were not in the checkpoint, as PEFT's `modules_to_save`."""
+    """The modules outside an adapter's reach that were not in the checkpoint, as PEFT's `modules_to_save`."""
     prefix = f"{base.base_model_prefix}."
     inside = {key.rsplit(".", 2)[0].removeprefix(prefix) for key in missing if key.startswith(prefix)}
     if any(not name.startswith("pooler") for name in inside):

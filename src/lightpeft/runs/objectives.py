@@ -15,8 +15,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lightpeft.config import TrainingConfig
 from lightpeft.errors import ConfigError
+from lightpeft.run_config import TrainingConfig
 from lightpeft.tasks import Objective, encode, encode_language, token_losses
 
 Collator = Callable[[list[dict[str, Any]]], Mapping[str, Any]]

@@ -9,7 +9,7 @@ from peft import PeftModel
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
-from lightpeft.config import TrainingConfig
+from lightpeft.run_config import TrainingConfig
 from lightpeft.runs.objectives import OBJECTIVES, features
 from lightpeft.tasks import TaskData, compute_metrics_for
 

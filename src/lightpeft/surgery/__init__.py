@@ -2,6 +2,7 @@
 
 from lightpeft.surgery.cut import CutReport, cut, parameter_counts, reapply
 from lightpeft.surgery.fingerprint import fingerprint
+from lightpeft.surgery.operation import require_allowed
 from lightpeft.surgery.probe import ProbeReport, probe_cuts, verify_discovered
 from lightpeft.surgery.record import CutRecord, attach_record, record_of
 from lightpeft.surgery.verify import largest_difference, observe, padded_batch
@@ -20,5 +21,6 @@ __all__ = [
     "probe_cuts",
     "reapply",
     "record_of",
+    "require_allowed",
     "verify_discovered",
 ]

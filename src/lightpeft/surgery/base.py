@@ -1,12 +1,12 @@
-"""Cut the frozen base by a plan: rows and columns of its linears, LoRA pairs following."""
+"""Cut the frozen base by a plan: rows and columns of its linears, PEFT layers following."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lightpeft.adapters import LoraModule
+from lightpeft.adapters import Follower
 from lightpeft.anatomy import Anatomy, Layer, Units, attribute_owner, linear_at, own_config
 from lightpeft.edits import Journal, index_tensor
 from lightpeft.linears import INPUTS, OUTPUTS, as_stored, matrix, width
@@ -19,11 +19,11 @@ def cut_base(
     base: PreTrainedModel,
     anatomy: Anatomy,
     plan: Plan,
-    modules: Iterable[LoraModule],
+    followers: Mapping[str, Follower],
     journal: Journal,
 ) -> None:
-    """Make the base's linears smaller; LoRA pairs on them keep the matching rows and columns."""
-    cutter = _LinearCutter(base, {module.name: module for module in modules}, journal)
+    """Make the base's linears smaller; PEFT layers on them keep what matches."""
+    cutter = _LinearCutter(base, followers, journal)
     for layer, wanted in zip(anatomy.layers, plan.layers, strict=True):
         for units, kept in layer.with_kept(wanted.heads, wanted.neurons):
             if len(kept) < units.count:
@@ -74,16 +74,15 @@ def _follow(base: PreTrainedModel, units: Units, kept: tuple[int, ...], journal:
 def fold_gates(
     base: PreTrainedModel,
     gates: Mapping[str, Tensor],
-    modules: Iterable[LoraModule],
+    followers: Mapping[str, Follower],
     journal: Journal,
 ) -> None:
-    """Multiply the input columns of output projections, and of the LoRA pairs on them, by gates."""
-    by_name = {module.name: module for module in modules}
+    """Multiply the input columns of output projections, and of what else reads them, by gates."""
     for name, values in gates.items():
         linear = linear_at(base, name)
         journal.assign(linear.weight, as_stored(linear, matrix(linear).data * values.to(linear.weight)))
-        if name in by_name:
-            by_name[name].scale_inputs(values, journal)
+        if name in followers:
+            followers[name].scale_inputs(values, journal)
 
 
 def fold_pairs(base: PreTrainedModel, pairs: Mapping[str, tuple[Tensor, Tensor]], journal: Journal) -> None:
@@ -106,21 +105,31 @@ def shift_biases(base: PreTrainedModel, shifts: Mapping[str, Tensor], journal: J
             journal.assign(linear.bias, linear.bias.data + shift.to(linear.bias))
 
 
-class _LinearCutter:
-    """Cuts a linear by name, together with the LoRA pair on it."""
+def scale_rows(base: PreTrainedModel, factors: Mapping[str, Tensor], journal: Journal) -> None:
+    """Multiply the rows of linears' weights, (d_out,) each; biases stay."""
+    for name, factor in factors.items():
+        linear = linear_at(base, name)
+        weight = matrix(linear).data
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        scaled = weight.to(wide) * factor.to(weight.device, wide)[:, None]
+        journal.assign(linear.weight, as_stored(linear, scaled.to(weight.dtype)))
 
-    def __init__(self, base: nn.Module, modules: dict[str, LoraModule], journal: Journal) -> None:
-        self._base, self._modules, self._journal = base, modules, journal
+
+class _LinearCutter:
+    """Cuts a linear by name, together with the PEFT layer on it."""
+
+    def __init__(self, base: nn.Module, followers: Mapping[str, Follower], journal: Journal) -> None:
+        self._base, self._followers, self._journal = base, followers, journal
 
     def keep_outputs(self, name: str, kept: Tensor) -> None:
         self._journal.slice_linear(linear_at(self._base, name), OUTPUTS, kept)
-        if name in self._modules:
-            self._modules[name].keep_outputs(kept, self._journal)
+        if name in self._followers:
+            self._followers[name].keep_outputs(kept, self._journal)
 
     def keep_inputs(self, name: str, kept: Tensor) -> None:
         self._journal.slice_linear(linear_at(self._base, name), INPUTS, kept)
-        if name in self._modules:
-            self._modules[name].keep_inputs(kept, self._journal)
+        if name in self._followers:
+            self._followers[name].keep_inputs(kept, self._journal)
 
     def keep_entries(self, name: str, kept: Tensor) -> None:
         self._journal.slice(self._base.get_parameter(name), 0, kept)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lightpeft.anatomy import base_of
+from lightpeft.wrapping import base_parameters
 
 SAMPLES = 512
 
@@ -13,17 +14,15 @@ SAMPLES = 512
 def fingerprint(model: nn.Module) -> str:
     """SHA-256 over name, shape, dtype and up to 512 evenly spaced values of each encoder parameter.
 
-    Embeddings and layers count; poolers and heads on top, which fine-tuning replaces, do not, nor does
-    what PEFT added. Call it on the uncut model.
+    Embeddings and layers count. What fine-tuning may change does not: poolers and heads on top, biases
+    (`bias="all"`), copies of modules, and what PEFT added. Call it on the uncut model.
     """
     base = base_of(model)
     digest = hashlib.sha256(base.config.model_type.encode())
-    encoder: nn.Module = base.base_model
-    for name, parameter in encoder.named_parameters():
-        if ".lora_" in name or name.startswith("pooler."):
+    for name, parameter in base_parameters(base.base_model).items():
+        if name.startswith("pooler.") or name.endswith(".bias"):
             continue
-        plain = name.replace(".base_layer", "")
-        digest.update(f"{plain}|{tuple(parameter.shape)}|{parameter.dtype}|".encode())
+        digest.update(f"{name}|{tuple(parameter.shape)}|{parameter.dtype}|".encode())
         digest.update(_sample(parameter.detach()))
     return digest.hexdigest()
 

@@ -24,8 +24,17 @@ class CutRecord:
     pairs: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """Per linear: folded low-rank pair in the cut shape, (d_out, k) and (k, d_in)."""
 
+    constants: dict[str, Tensor] = field(default_factory=dict)
+    """Per linear: what PEFT modules that are gone put out always, added to its bias, (d_out,)."""
+
+    row_factors: dict[str, Tensor] = field(default_factory=dict)
+    """Per linear: what the rows of its weight are multiplied by (DoRA modules that are gone), (d_out,)."""
+
     shifts: dict[str, Tensor] = field(default_factory=dict)
     """Per output projection: what compensation added to its bias, (d_out,)."""
+
+    adapter: str = "default"
+    """Name of the adapter that was cut, on this model; a saved one has none."""
 
 
 def record_of(model: nn.Module) -> CutRecord | None:

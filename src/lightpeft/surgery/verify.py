@@ -36,13 +36,16 @@ def padded_batch(model: nn.Module, batch: Mapping[str, Any] | None = None) -> di
     }
     if not base.config.is_encoder_decoder or "decoder_input_ids" in inputs:
         inputs.pop("labels", None)
-    if base.main_input_name not in inputs:
+    if base.main_input_name not in inputs and "inputs_embeds" not in inputs:
         raise AnatomyError(
             f"the verification batch has {sorted(inputs)}, but no {base.main_input_name}; give a batch of "
             "the task."
         )
     if "input_ids" in inputs:
+        tokens = inputs["input_ids"].shape[1]
         mask = inputs.setdefault("attention_mask", torch.ones_like(inputs["input_ids"]))
+        if mask.dim() == 2 and mask.shape[1] > tokens:  # of a prefix too, which the base alone has not
+            mask = inputs["attention_mask"] = mask[:, -tokens:].contiguous()
         if mask.dim() == 2 and bool(mask.all()) and mask.shape[1] > 1:
             mask[0, max(1, mask.shape[1] * 2 // 3) :] = 0
     return inputs

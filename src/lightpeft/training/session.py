@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from lightpeft.adapters import LoraModule, find_lora_modules
+from lightpeft.adapters import PeftModule, find_modules, limits_of_form
 from lightpeft.anatomy import Anatomy
 from lightpeft.checkpoint import (
     PRUNING,
@@ -28,7 +29,15 @@ from lightpeft.files import read_tensors, under, write_tensors
 from lightpeft.plan import Plan
 from lightpeft.planning import limits, make_plan
 from lightpeft.scores import Scores
-from lightpeft.surgery import CutReport, cut, fingerprint, reapply, record_of, verify_discovered
+from lightpeft.surgery import (
+    CutReport,
+    cut,
+    fingerprint,
+    reapply,
+    record_of,
+    require_allowed,
+    verify_discovered,
+)
 
 ESTIMATION = "estimation.safetensors"
 SCORES = "scores.safetensors"
@@ -96,15 +105,17 @@ class LightSession:
                 f"be trained after the cut. Train longer, or set estimation.steps below {total_steps} or "
                 "to auto."
             )
-        modules = find_lora_modules(model)
-        if not modules:
+        if not isinstance(model, PeftModel):
             raise ConfigError(
-                f"found no LoRA module in this {type(model).__name__}; wrap the model with "
+                f"found no PEFT module in this {type(model).__name__}; wrap the model with "
                 "peft.get_peft_model(model, LoraConfig(...)) first."
             )
-        for limit in limits(anatomy, self.config.budget):
+        modules = find_modules(model)
+        for limit in [*limits(anatomy, self.config.budget), *limits_of_form(model)]:
             logger.info("%s", limit)
-        if make_plan(_flat_scores(anatomy, modules), anatomy, self.config.budget).cuts_nothing:
+        trial = make_plan(_flat_scores(anatomy, modules), anatomy, self.config.budget)
+        require_allowed(model, trial)
+        if trial.cuts_nothing:
             warnings.warn(
                 "this budget cuts nothing: the run is plain PEFT with the cost of estimation on top.",
                 stacklevel=2,
@@ -216,7 +227,7 @@ def within_run(config: EstimationConfig, total_steps: int) -> EstimationConfig:
     return dataclasses.replace(config, max_steps=max(1, min(config.max_steps, total_steps // 3)))
 
 
-def _flat_scores(anatomy: Anatomy, modules: Sequence[LoraModule]) -> Scores:
+def _flat_scores(anatomy: Anatomy, modules: Sequence[PeftModule]) -> Scores:
     """Scores in which every unit is alike, to try a budget on."""
     return Scores(
         heads=tuple(torch.zeros(layer.heads) for layer in anatomy.layers),

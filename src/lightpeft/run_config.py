@@ -1,0 +1,195 @@
+"""What a whole run can be asked for: the PEFT that is put on a base, and the training."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from lightpeft.config import check_at_least, check_choice, check_number, check_share
+from lightpeft.errors import ConfigError
+
+PeftForm = Literal["lora", "sequential", "parallel"]
+LoraBias = Literal["none", "all", "lora_only"]
+Site = Literal["attention", "ffn"]
+
+
+@dataclass(frozen=True)
+class LoraOptions:
+    """The LoRA that is put on the base."""
+
+    rank: int = 8
+    """Ranks of every module before the cut."""
+
+    alpha: int = 16
+    """Scaling numerator: ΔW = alpha / rank · B A."""
+
+    dropout: float = 0.05
+    """Dropout on the modules' inputs."""
+
+    targets: str | list[str] = "all"
+    """`all`: the six linears of every layer; `query-value`: those two; or names as PEFT takes them."""
+
+    rslora: bool = False
+    """Rank-stabilised scaling, alpha / √rank."""
+
+    dora: bool = False
+    """Weight-decomposed LoRA: magnitude and direction of every weight row apart."""
+
+    bias: LoraBias = "none"
+    """Which biases of the base are trained: `none`, `all`, or those of linears with LoRA (`lora_only`)."""
+
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    """Ranks of some modules: regular expressions of names, as in PEFT."""
+
+    alpha_pattern: dict[str, int] = field(default_factory=dict)
+    """Alphas of some modules: regular expressions of names, as in PEFT."""
+
+    modules_to_save: list[str] = field(default_factory=list)
+    """Further modules that are trained and saved whole, besides heads that the base does not have."""
+
+    def __post_init__(self) -> None:
+        check_at_least("lora.rank", self.rank, 1)
+        check_share("lora.dropout", self.dropout)
+
+
+@dataclass(frozen=True)
+class BottleneckOptions:
+    """The bottleneck adapters that are put on the base."""
+
+    size: int | None = None
+    """Neurons of every adapter before the cut; 64 unless `reduction_factor` is given."""
+
+    reduction_factor: float | None = None
+    """In place of `size`: neurons are the model's width divided by this."""
+
+    sites: list[Site] = field(default_factory=lambda: ["attention", "ffn"])
+    """Blocks with an adapter: both (Houlsby), or `ffn` alone (Pfeiffer; He et al. with `parallel`)."""
+
+    activation: str = "relu"
+    """Non-linearity, by its transformers name."""
+
+    dropout: float = 0.0
+    """Dropout on the neurons."""
+
+    scaling: float = 1.0
+    """Factor on an adapter's output; He et al. use 4 for `parallel`."""
+
+    layer_norm: bool = False
+    """Normalise an adapter's input."""
+
+    def __post_init__(self) -> None:
+        check_share("bottleneck.dropout", self.dropout)
+        check_number("bottleneck.scaling", self.scaling)
+
+
+@dataclass(frozen=True)
+class PeftOptions:
+    """What is trained: a form of PEFT with its options, or an adapter that exists already."""
+
+    form: PeftForm = "lora"
+    """`lora`, or bottleneck adapters, `sequential` or `parallel`."""
+
+    lora: LoraOptions = field(default_factory=LoraOptions)
+    """For form lora."""
+
+    bottleneck: BottleneckOptions = field(default_factory=BottleneckOptions)
+    """For forms sequential and parallel."""
+
+    adapter: str | None = None
+    """Folder or hub name of a trained PEFT adapter to go on from, whatever its form."""
+
+    def __post_init__(self) -> None:
+        check_choice("peft", self.form, ("lora", "sequential", "parallel"))
+        idle = []
+        if self.lora != LoraOptions() and (self.form != "lora" or self.adapter is not None):
+            idle.append("lora.*")
+        if self.bottleneck != BottleneckOptions() and (self.form == "lora" or self.adapter is not None):
+            idle.append("bottleneck.*")
+        if self.form != "lora" and self.adapter is not None:
+            idle.append("peft")
+        if idle:
+            why = "the adapter brings its own" if self.adapter is not None else f"peft is {self.form}"
+            raise ConfigError(f"{' and '.join(idle)} would have no effect: {why}. Leave them out.")
+
+    @property
+    def title(self) -> str:
+        """In words."""
+        if self.adapter is not None:
+            return "continued PEFT"
+        if self.form != "lora":
+            return f"{self.form} adapters"
+        return "DoRA" if self.lora.dora else "LoRA"
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The fine-tuning run."""
+
+    epochs: float = 3.0
+    """Passes over the training data; estimation steps count."""
+
+    max_steps: int | None = None
+    """Optimizer steps instead of epochs."""
+
+    learning_rate: float = 1e-3
+    """Peak learning rate of AdamW."""
+
+    schedule: str = "linear"
+    """Learning-rate schedule, by its transformers name."""
+
+    warmup_steps: int = 0
+    """Optimizer steps of warm-up."""
+
+    batch_size: int = 32
+    """Examples per step and device."""
+
+    group_by_length: bool = False
+    """Put texts of similar length into a batch: less padding, faster steps; excludes save_steps."""
+
+    gradient_accumulation: int = 1
+    """Batches per optimizer step."""
+
+    max_length: int = 128
+    """Tokens per example; longer ones are truncated."""
+
+    packing: bool = False
+    """Language modelling: join the texts, EOS tokens between them, and split them into rows of `max_length`
+    tokens, instead of padding one text a row."""
+
+    max_grad_norm: float = 1.0
+    """Gradient clipping."""
+
+    weight_decay: float = 0.0
+    """Of AdamW."""
+
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Mixed precision of the forward pass; weights stay as loaded."""
+
+    seed: int = 0
+    """Seed of data order, dropout, PEFT modules and new heads."""
+
+    eval_steps: int | None = None
+    """Evaluate every so many steps; by default once an epoch."""
+
+    save_steps: int | None = None
+    """Write a checkpoint to resume from every so many steps; by default none."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "gradient_accumulation", "max_length"):
+            check_at_least(f"training.{name}", getattr(self, name), 1)
+        for name in ("max_steps", "eval_steps", "save_steps"):
+            if getattr(self, name) is not None:
+                check_at_least(f"training.{name}", getattr(self, name), 1)
+        if self.group_by_length and self.save_steps is not None:
+            raise ConfigError(
+                "training.group_by_length draws another order when a run is resumed, so checkpoints of it "
+                "(training.save_steps) would not continue the same run; use one of the two."
+            )
+        if self.group_by_length and self.packing:
+            raise ConfigError(
+                "training.packing makes all rows equally long, so training.group_by_length has no effect; "
+                "use one of the two."
+            )
+        if self.epochs <= 0 or self.learning_rate <= 0:
+            raise ConfigError(
+                f"training.epochs is {self.epochs} and training.learning_rate {self.learning_rate}; "
+                "both must be positive."
+            )

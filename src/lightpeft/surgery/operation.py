@@ -1,0 +1,265 @@
+"""One cut of one model: what is known before it, and its steps in their order."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lightpeft.adapters import (
+    PeftModule,
+    active_adapter,
+    active_form,
+    describe_in_config,
+    find_followers,
+    find_modules,
+)
+from lightpeft.anatomy import Anatomy, base_of, find_anatomy, linear_at
+from lightpeft.config import SurgeryConfig
+from lightpeft.edits import Journal, index_tensor
+from lightpeft.errors import EstimationError, PlanError
+from lightpeft.linears import INPUTS, matrix, width
+from lightpeft.plan import Plan
+from lightpeft.scores import Scores
+from lightpeft.surgery.base import (
+    cut_base,
+    fold_gates,
+    fold_pairs,
+    kept_channels,
+    scale_rows,
+    shift_biases,
+)
+from lightpeft.surgery.record import CutRecord, record_of
+
+Vectors = dict[str, Tensor]
+Pairs = dict[str, tuple[Tensor, Tensor]]
+
+
+class Operation:
+    """A plan on its way into a model.
+
+    Either `perform` (verified by the caller against `reference_gates`), then `compensate` and `record`; or
+    `repeat`, which does what a record says to a fresh copy of the same base.
+
+    Raises:
+        PlanError: the plan does not fit, the model is cut already, or its form of PEFT forbids the cut.
+    """
+
+    def __init__(self, model: nn.Module, plan: Plan, scores: Scores | None, config: SurgeryConfig) -> None:
+        self.model, self.plan, self.config = model, plan, config
+        if record_of(model) is not None:
+            raise PlanError("the model is cut already; load the base anew to cut by another plan.")
+        self.base: PreTrainedModel = base_of(model)
+        self.anatomy: Anatomy = find_anatomy(model)
+        plan.check_fits(self.anatomy)
+        require_allowed(model, plan)
+        self.modules: Sequence[PeftModule] = find_modules(model)
+        if isinstance(model, PeftModel):
+            _check_modules(plan, self.modules)
+        self.followers = find_followers(model)
+        self.kept = {module.name: index_tensor(module.ranks) for module in plan.modules}
+        self.gone = {
+            module.name: index_tensor(sorted(set(range(module.rank_count)) - set(module.ranks)))
+            for module in plan.modules
+        }
+        self.channels = {
+            name: kept
+            for layer, wanted in zip(self.anatomy.layers, plan.layers, strict=True)
+            for name, kept in kept_channels(layer, wanted).items()
+        }
+        trained = scores.gates if scores is not None and config.fold_gates else {}
+        self.gates: Vectors = {name: values.clone() for name, values in trained.items()}
+        self._prepare_followers()
+        means = scores.means if scores is not None and config.compensate else {}
+        self.shifts = self._mean_contributions(means)
+        self.rank_shifts = self._mean_outputs(means)
+        self.pairs: Pairs = {}
+        self.constants: Vectors = {}
+        self.row_factors: Vectors = {}
+
+    def reference_gates(self) -> Vectors:
+        """Gates under which the uncut model must compute what the cut model will."""
+        gates: Vectors = {}
+        for name, kept in self.channels.items():
+            channels = width(linear_at(self.base, name), INPUTS)
+            values = self.gates.get(name, torch.ones(channels))
+            gates[name] = torch.zeros(channels).index_copy(0, kept, values[kept])
+        for module in self.modules:
+            if not self._folds(module):
+                gates[module.gated] = torch.zeros(module.rank).index_fill(0, self.kept[module.name], 1.0)
+        device = next(self.base.parameters()).device
+        return {name: values.to(device) for name, values in gates.items()}
+
+    def perform(self, journal: Journal) -> None:
+        """Cut the base, fold gates and what goes, cut the ranks."""
+        cut_base(self.base, self.anatomy, self.plan, self.followers, journal)
+        fold_gates(self.base, self._surviving_gates(), self.followers, journal)
+        self.pairs = self._removed_pairs()
+        fold_pairs(self.base, self.pairs, journal)
+        for module in self._removed():
+            self._note_left_behind(module)
+        self._cut_ranks(journal)
+        scale_rows(self.base, self.row_factors, journal)
+        shift_biases(self.base, self.constants, journal)
+        for follower in self.followers.values():
+            follower.finish(journal)
+
+    def compensate(self, journal: Journal) -> None:
+        """Put the means of what was cut in its place (FLAP, An et al. 2024)."""
+        for module in self._survivors():
+            if module.name in self.rank_shifts:
+                module.add_to_constant(self.rank_shifts[module.name], journal)
+        for module in self._removed():
+            if module.name in self.rank_shifts:
+                shift, more = self.shifts.get(module.name), self.rank_shifts[module.name]
+                self.shifts[module.name] = more if shift is None else shift + more
+        shift_biases(self.base, self.shifts, journal)
+
+    def record(self, fingerprint: str) -> CutRecord:
+        """What was done, on the CPU."""
+        return CutRecord(
+            plan=self.plan,
+            fingerprint=fingerprint,
+            gates=self._surviving_gates(),
+            pairs={name: (left.cpu(), right.cpu()) for name, (left, right) in self.pairs.items()},
+            constants=_on_cpu(self.constants),
+            row_factors=_on_cpu(self.row_factors),
+            shifts=_on_cpu(self.shifts),
+            adapter=active_adapter(self.model) if isinstance(self.model, PeftModel) else "default",
+        )
+
+    def repeat(self, record: CutRecord, journal: Journal) -> None:
+        """Do what `record` says, in the same order, so that the same numbers come out."""
+        cut_base(self.base, self.anatomy, self.plan, self.followers, journal)
+        self._cut_ranks(journal)
+        fold_gates(self.base, record.gates, {}, journal)
+        fold_pairs(self.base, record.pairs, journal)
+        scale_rows(self.base, record.row_factors, journal)
+        shift_biases(self.base, record.constants, journal)
+        shift_biases(self.base, record.shifts, journal)
+
+    def _folds(self, module: PeftModule) -> bool:
+        return self.config.fold_removed and module.is_linear
+
+    def _survivors(self) -> list[PeftModule]:
+        return [module for module in self.modules if len(self.kept[module.name])]
+
+    def _removed(self) -> list[PeftModule]:
+        return [module for module in self.modules if not len(self.kept[module.name])]
+
+    def _prepare_followers(self) -> None:
+        """Ranks that are dropped instead of folded do not count in what the followers have to keep."""
+        for name, follower in self.followers.items():
+            counted = {m.adapter: self.kept[m.name] for m in self.modules if m.name == name}
+            follower.prepare({} if self.config.fold_removed else counted)
+
+    def _note_left_behind(self, module: PeftModule) -> None:
+        constant, factors = module.constant(), None
+        if constant is not None:
+            self.constants[module.name] = constant
+        if module.name in self.followers:
+            factors = self.followers[module.name].left_behind(module.adapter)
+        if factors is not None:
+            self.row_factors[module.name] = factors
+
+    def _cut_ranks(self, journal: Journal) -> None:
+        for module in self._removed():
+            self._freeze_bias(module, journal)
+            module.remove(self.base, journal)
+        survivors = self._survivors()
+        for module in survivors:
+            if len(self.kept[module.name]) < module.rank:
+                module.keep_ranks(self.kept[module.name], journal)
+        if isinstance(self.model, PeftModel) and self.modules:
+            describe_in_config(self.model, survivors, journal)
+
+    def _freeze_bias(self, module: PeftModule, journal: Journal) -> None:
+        """PEFT's `bias="lora_only"` trains and saves biases of linears with a module only."""
+        assert isinstance(self.model, PeftModel)
+        config, bias = self.model.peft_config[module.adapter], module.base_linear.bias
+        if bias is not None and bias.requires_grad and getattr(config, "bias", "none") != "all":
+            journal.set_attribute(bias, "requires_grad", False)
+            journal.drop([bias])
+
+    def _surviving_gates(self) -> Vectors:
+        """The folded gates of the channels that stayed, on the CPU."""
+        return {name: values[self.channels[name]].cpu() for name, values in self.gates.items()}
+
+    def _removed_pairs(self) -> Pairs:
+        return {
+            module.name: module.low_rank_pair(self.gone[module.name])
+            for module in self.modules
+            if self._folds(module) and len(self.gone[module.name])
+        }
+
+    @torch.no_grad()
+    def _mean_contributions(self, means: Mapping[str, Tensor]) -> Vectors:
+        """W[:, cut] · mean(x[cut]) per output projection, PEFT included (FLAP, An et al. 2024)."""
+        shifts = {}
+        for name in (name for name in means if name in self.channels):
+            linear, lost = linear_at(self.base, name), means[name].clone()
+            lost[self.channels[name]] = 0
+            if not lost.any():
+                continue
+            vector = lost.to(linear.weight.device)
+            shift = matrix(linear).float() @ vector
+            effect = self._effect_of_adapter(name, vector)
+            shifts[name] = _finite(shift if effect is None else shift + effect, name)
+        return shifts
+
+    def _effect_of_adapter(self, name: str, inputs: Tensor) -> Tensor | None:
+        """What the adapter adds to the output of a linear for these inputs."""
+        if name not in self.followers:
+            return None
+        assert isinstance(self.model, PeftModel)
+        return self.followers[name].effect_of(active_adapter(self.model), inputs)
+
+    def _mean_outputs(self, means: Mapping[str, Tensor]) -> Vectors:
+        """What the ranks that go put out on average, per module that is not linear."""
+        return {
+            module.name: _finite(module.mean_output(means[module.gated], self.gone[module.name]), module.name)
+            for module in self.modules
+            if not module.is_linear and module.gated in means and len(self.gone[module.name])
+        }
+
+
+def require_allowed(model: nn.Module, plan: Plan) -> None:
+    """Refuse a plan that the model's form of PEFT forbids.
+
+    Raises:
+        PlanError: heads would go under a form that needs all of them.
+    """
+    form = active_form(model)
+    cuts_heads = any(len(layer.heads) < layer.head_count for layer in plan.layers)
+    if form is not None and form.fixed_heads is not None and cuts_heads:
+        raise PlanError(
+            f"the plan cuts heads, but {form.fixed_heads}. Set budget.heads=0 (neurons can be cut), or use "
+            "LoRA, bottleneck adapters, IA3 or prompt tuning."
+        )
+
+
+def _check_modules(plan: Plan, modules: Iterable[PeftModule]) -> None:
+    planned = {module.name: module.rank_count for module in plan.modules}
+    found = {module.name: module.rank for module in modules}
+    if planned == found:
+        return
+    differences = [
+        f"{name}: plan {planned.get(name, 'none')}, model {found.get(name, 'none')}"
+        for name in sorted(planned.keys() | found.keys())
+        if planned.get(name) != found.get(name)
+    ]
+    raise PlanError(
+        f"the plan's PEFT modules are not the model's ({len(differences)} differ by rank): "
+        + "; ".join(differences[:3])
+    )
+
+
+def _finite(values: Tensor, name: str) -> Tensor:
+    if not torch.isfinite(values).all():
+        raise EstimationError(f"the mean inputs of {name} are not finite; estimate anew.")
+    return values
+
+
+def _on_cpu(vectors: Vectors) -> Vectors:
+    return {name: values.cpu() for name, values in vectors.items()}

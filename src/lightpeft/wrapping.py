@@ -1,0 +1,60 @@
+"""What PEFT put around a base: the parameters that it added, and names as they were before."""
+
+from collections.abc import Iterator, Mapping
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+_COPIES = ".modules_to_save."
+_ORIGINALS = ".original_module"
+_INNER = ".base_layer"
+
+
+def added_parameters(module: nn.Module, adapter: str | None = None) -> Iterator[nn.Parameter]:
+    """Parameters of the tuner layers inside `module`: of one adapter, by default of all."""
+    for layer in module.modules():
+        if isinstance(layer, BaseTunerLayer):
+            for name in layer.adapter_layer_names:
+                yield from _parameters(getattr(layer, name, None), adapter)
+
+
+def base_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The base's own parameters by their names without PEFT.
+
+    Of a module that PEFT copied to train it (`modules_to_save`), the original counts.
+    """
+    added = {id(parameter) for parameter in added_parameters(module)}
+    return {
+        name.replace(_INNER, "").replace(_ORIGINALS, ""): parameter
+        for name, parameter in module.named_parameters()
+        if id(parameter) not in added and _COPIES not in f".{name}"
+    }
+
+
+def is_copied(module: nn.Module, name: str) -> bool:
+    """Whether PEFT trains and saves a copy of the base's parameter `name` (without PEFT's parts in it)."""
+    parent = name
+    while parent:
+        parent = parent.rpartition(".")[0]
+        if hasattr(_child(module, parent), "original_module"):
+            return True
+    return False
+
+
+def _parameters(entries: object, adapter: str | None) -> Iterator[nn.Parameter]:
+    if isinstance(entries, nn.ModuleDict | nn.ParameterDict):
+        named: Mapping[str, object] = dict(entries.items())
+        for name, entry in named.items():
+            if adapter in (None, name):
+                yield from [entry] if isinstance(entry, nn.Parameter) else _of(entry)
+
+
+def _of(entry: object) -> Iterator[nn.Parameter]:
+    return entry.parameters() if isinstance(entry, nn.Module) else iter(())
+
+
+def _child(module: nn.Module, name: str) -> nn.Module | None:
+    try:
+        return module.get_submodule(name)
+    except AttributeError:
+        return None
