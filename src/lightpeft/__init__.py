@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 from lightpeft.adapters import BottleneckConfig
 from lightpeft.anatomy import Anatomy, find_anatomy
-from lightpeft.checkpoint import load, save
+from lightpeft.checkpoint import LightTasks, load, save
 from lightpeft.config import Budget, EstimationConfig, LightConfig, SurgeryConfig
 from lightpeft.errors import (
     AnatomyError,
@@ -37,6 +37,7 @@ __all__ = [
     "LightCallback",
     "LightConfig",
     "LightPeftError",
+    "LightTasks",
     "LightTrainer",
     "Plan",
     "PlanError",

@@ -23,7 +23,7 @@ from tests.support.models import checkpoint_activations, hook_count
 from tests.support.zoo import ANIMALS, BERT, BY_NAME, NEURONS, WIDTH, Animal
 from torch import Tensor, nn
 
-from lightpeft.adapters.bottleneck import BottleneckConfig, BottleneckLayer, BottleneckModel
+from lightpeft.adapters.bottleneck import BottleneckConfig, BottleneckLayer, BottleneckModel, targets
 from lightpeft.adapters.bottleneck import _register as register_again
 from lightpeft.errors import ConfigError
 
@@ -160,7 +160,7 @@ def test_a_living_adapter_computes_the_formula(animal: Animal, form: str) -> Non
 @everywhere
 @in_both_forms
 def test_saving_and_loading_gives_the_same_model(animal: Animal, form: str, tmp_path: Path) -> None:
-    model = adapted(animal, form=form)
+    model = adapted(animal, form=form, layer_norm=True)
     model.save_pretrained(tmp_path)
     for low_memory in (False, True):
         loaded = PeftModel.from_pretrained(build(animal), tmp_path, low_cpu_mem_usage=low_memory).eval()
@@ -361,7 +361,9 @@ def test_a_size_pattern_that_matches_nothing_is_said() -> None:
         model.add_adapter("other", config)
 
 
-def test_names_decide_on_load_even_where_there_are_many(tmp_path: Path) -> None:
+def test_names_decide_on_load_even_where_there_are_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """peft shortens twenty names and more to their ends, which another base can have elsewhere too."""
     animal = Animal("bert", "text", BERT | {"num_hidden_layers": 12}, ())
     config = BottleneckConfig(form="parallel", size=2)
@@ -373,8 +375,10 @@ def test_names_decide_on_load_even_where_there_are_many(tmp_path: Path) -> None:
     assert set(saved["target_modules"]) == names
     assert set(saved["input_modules"]) == names
     assert saved["peft_type"] == "BOTTLENECK"
+    monkeypatch.setattr(targets, "find_anatomy", None)  # of a base that was cut it would say other things
     loaded = PeftModel.from_pretrained(build(animal), tmp_path)
     assert loaded.peft_config["default"].target_modules == names
+    assert {one.input_name for one in layers(loaded).values()} == set(saved["input_modules"].values())
 
 
 def test_all_linears_with_a_second_adapter() -> None:
@@ -553,16 +557,20 @@ def test_an_unknown_model_needs_names() -> None:
 
 
 def test_one_layer_reads_one_input() -> None:
-    animal = BY_NAME["bert"]
-    model = adapted(animal, form="parallel", sites=["ffn"])
-    with pytest.raises(ConfigError, match="cannot also read that of"):
-        add(
-            model,
-            "other",
-            form="parallel",
-            sites=["ffn"],
-            input_modules={"output.dense": "attention.self.key"},
-        )
+    model = adapted(BY_NAME["bert"], form="parallel", sites=["ffn"])
+    second = {"layer.1.output.dense": "layer.1.attention.self.key"}
+    with pytest.raises(ConfigError, match=r"layer\.1\.output\.dense read the input of .* cannot also read"):
+        add(model, "other", form="parallel", sites=["ffn"], input_modules=second)
+    assert all(set(one.bottleneck_up) == {"default"} for one in layers(model).values())
+
+
+def test_adapters_of_one_batch_cannot_differ() -> None:
+    """peft's `adapter_names` would be ignored without a word."""
+    animal = BY_NAME["llama"]
+    model, batch = adapted(animal), animal.batch(padded=True)
+    for call in (model, model.generate):
+        with pytest.raises(ConfigError, match="adapter_names"):
+            call(**batch, adapter_names=["default", "__base__", "default"])
 
 
 def test_an_input_that_was_not_seen_is_named() -> None:

@@ -27,7 +27,7 @@ from lightpeft.cli.main import main
 from lightpeft.config import Budget, EstimationConfig, LightConfig
 from lightpeft.errors import AnatomyError, ConfigError
 from lightpeft.report import Result
-from lightpeft.run_config import LoraOptions, TrainingConfig
+from lightpeft.run_config import LoraOptions, PeftOptions, TrainingConfig
 from lightpeft.runs import (
     Labels,
     evaluate_model,
@@ -142,7 +142,9 @@ def test_evaluate_repeats_the_loss(finished: Path, capsys: pytest.CaptureFixture
 
 @pytest.mark.parametrize("name", NAMES)
 def test_load_gives_the_same_logits(name: str, models: dict[str, Path], texts: Path, tmp_path: Path) -> None:
-    setting = make_setting(str(models[name]), texts_task(texts), TRAINING, LoraOptions(rank=4))
+    setting = make_setting(
+        str(models[name]), texts_task(texts), TRAINING, PeftOptions(lora=LoraOptions(rank=4))
+    )
     model = fit(setting, LIGHT, tmp_path / "run", progress=False).model
     assert find_anatomy(model).layers[0].heads < 4
     loaded = lightpeft.load(lightpeft.save(model, tmp_path / name))
@@ -188,7 +190,9 @@ def test_the_cache_of_a_cut_model_changes_no_token(
 ) -> None:
     """Logits step by step from the cache against whole texts, with layers of unequal heads too."""
     budget = dataclasses.replace(LIGHT.budget, heads_scope="global", min_heads=min_heads)
-    setting = make_setting(str(models[name]), texts_task(texts), TRAINING, LoraOptions(rank=4))
+    setting = make_setting(
+        str(models[name]), texts_task(texts), TRAINING, PeftOptions(lora=LoraOptions(rank=4))
+    )
     model = fit(setting, dataclasses.replace(LIGHT, budget=budget), tmp_path, progress=False).model
     model.eval()
     ids = torch.randint(3, len(VOCABULARY), (2, 12))
@@ -207,7 +211,7 @@ def test_the_loss_of_a_run_is_exact_for_padded_texts(
     name: str, models: dict[str, Path], texts: Path, tmp_path: Path
 ) -> None:
     task = texts_task(texts)
-    setting = make_setting(str(models[name]), task, TRAINING, LoraOptions(rank=2))
+    setting = make_setting(str(models[name]), task, TRAINING, PeftOptions(lora=LoraOptions(rank=2)))
     outcome = fit(setting, None, tmp_path, progress=False)
     start = [1] if name == "llama" else []
     rows = [(start + words(text) + [VOCABULARY[EOS]], 0) for text in task.validation["text"]]
@@ -221,7 +225,7 @@ def test_the_loss_of_a_run_counts_completions_alone(
     name: str, models: dict[str, Path], pairs: Path, tmp_path: Path
 ) -> None:
     task = pairs_task(pairs)
-    setting = make_setting(str(models[name]), task, TRAINING, LoraOptions(rank=2))
+    setting = make_setting(str(models[name]), task, TRAINING, PeftOptions(lora=LoraOptions(rank=2)))
     outcome = fit(setting, LIGHT, tmp_path, progress=False)
     start = [1] if name == "llama" else []
     rows = [
@@ -239,7 +243,7 @@ def words(text: str) -> list[int]:
 
 def test_training_learns_only_what_counts(models: dict[str, Path], pairs: Path) -> None:
     """The model's own loss of a padded batch is the loss of its completions."""
-    setting = make_setting(str(models["llama"]), pairs_task(pairs), TRAINING, LoraOptions())
+    setting = make_setting(str(models["llama"]), pairs_task(pairs), TRAINING, PeftOptions())
     model = setting.load_model().eval()
     rows = [setting.train[i] for i in range(8)]
     batch = setting.collator(rows)
@@ -250,7 +254,7 @@ def test_training_learns_only_what_counts(models: dict[str, Path], pairs: Path) 
 
 
 def test_no_head_is_added_or_trained(models: dict[str, Path]) -> None:
-    model = load_peft_model(str(models["llama"]), NONE, LoraOptions(), 0, "causal-lm")
+    model = load_peft_model(str(models["llama"]), NONE, PeftOptions(), 0, "causal-lm")
     assert model.peft_config["default"].task_type == "CAUSAL_LM"
     assert all("lora_" in name for name, p in model.named_parameters() if p.requires_grad)
 
@@ -261,7 +265,7 @@ def test_a_tokenizer_without_padding_pads_with_the_end(models: dict[str, Path]) 
 
 
 def test_prompts_alone_and_together_are_continued_alike(models: dict[str, Path]) -> None:
-    model = load_peft_model(str(models["llama"]), NONE, LoraOptions(), 0, "causal-lm")
+    model = load_peft_model(str(models["llama"]), NONE, PeftOptions(), 0, "causal-lm")
     tokenizer = load_tokenizer(str(models["llama"]))
     prompts = sentences(5, seed=3)
     together = generate_texts(model, tokenizer, prompts, 10, batch_size=5)
@@ -277,14 +281,14 @@ def test_an_encoder_cannot_learn_to_write(tmp_path: Path) -> None:
         )
     ).save_pretrained(tmp_path)
     with pytest.raises(AnatomyError, match="sees a text from both sides"):
-        load_peft_model(str(tmp_path), NONE, LoraOptions(), 0, "causal-lm")
+        load_peft_model(str(tmp_path), NONE, PeftOptions(), 0, "causal-lm")
 
 
 def test_packing_is_for_language_models(models: dict[str, Path]) -> None:
     task = load_task("demo/sentiment", sizes={"train": 20, "validation": 20})
     training = dataclasses.replace(TRAINING, packing=True)
     with pytest.raises(ConfigError, match=r"training\.packing joins texts"):
-        make_setting(str(models["llama"]), task, training, LoraOptions())
+        make_setting(str(models["llama"]), task, training, PeftOptions())
     with pytest.raises(ConfigError, match=r"training\.group_by_length has no effect"):
         dataclasses.replace(training, group_by_length=True)
 
@@ -320,7 +324,7 @@ def test_a_trained_model_goes_on_with_its_story_after_a_cut(
     stories = [f"{start} little {thing}." for start in prompts for thing in ("cat", "bird", "boy")] * 8
     task = texts_task(write_texts(tmp_path / "data", stories, stories[:6]))
     training = dataclasses.replace(TRAINING, max_length=32, learning_rate=1e-3)
-    setting = make_setting(str(folder), task, training, LoraOptions())
+    setting = make_setting(str(folder), task, training, PeftOptions())
     model = fit(setting, LIGHT, tmp_path / "run", progress=False).model
     tokenizer = setting.tokenizer
     written = generate_texts(model, tokenizer, prompts, 16, batch_size=2)

@@ -22,7 +22,7 @@ from transformers import (
 import lightpeft
 from lightpeft.adapters import find_modules
 from lightpeft.errors import ConfigError
-from lightpeft.run_config import LoraOptions
+from lightpeft.run_config import LoraOptions, PeftOptions
 from lightpeft.runs import MINILM, Labels, load_peft_model, minilm, resolve_model
 
 TINY = {"vocab_size": 40, "max_position_embeddings": 20}
@@ -38,34 +38,36 @@ def save_bert(folder: Path, **options: bool) -> str:
 
 
 def test_all_six_linears_of_every_layer_are_targets_and_nothing_else(tmp_path: Path) -> None:
-    model = load_peft_model(save_bert(tmp_path), LABELS, LoraOptions(rank=2), seed=0)
+    model = load_peft_model(save_bert(tmp_path), LABELS, PeftOptions(lora=LoraOptions(rank=2)), seed=0)
     names = [module.name for module in find_modules(model)]
     assert len(names) == 12
     assert all(name.startswith("bert.encoder.layer.") for name in names)
 
 
 def test_query_and_value_only(tmp_path: Path) -> None:
-    model = load_peft_model(save_bert(tmp_path), LABELS, LoraOptions(targets="query-value"), seed=0)
+    model = load_peft_model(
+        save_bert(tmp_path), LABELS, PeftOptions(lora=LoraOptions(targets="query-value")), seed=0
+    )
     assert {module.name.rpartition(".")[2] for module in find_modules(model)} == {"query", "value"}
 
 
 def test_unknown_targets_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="choose all, query-value"):
-        load_peft_model(save_bert(tmp_path), LABELS, LoraOptions(targets="some"), seed=0)
+        load_peft_model(save_bert(tmp_path), LABELS, PeftOptions(lora=LoraOptions(targets="some")), seed=0)
 
 
 def test_heads_that_the_checkpoint_lacks_are_trained(tmp_path: Path) -> None:
     config = DistilBertConfig(dim=16, n_layers=1, n_heads=2, hidden_dim=32, **TINY)
     DistilBertModel(config).save_pretrained(tmp_path)
-    model = load_peft_model(str(tmp_path), LABELS, LoraOptions(), seed=0)
+    model = load_peft_model(str(tmp_path), LABELS, PeftOptions(), seed=0)
     trained = {name.split(".")[2] for name, p in model.named_parameters() if p.requires_grad}
     assert {"pre_classifier", "classifier"} <= trained
 
 
 def test_a_pooler_that_the_checkpoint_lacks_is_trained(tmp_path: Path) -> None:
-    with_pooler = load_peft_model(save_bert(tmp_path / "with"), LABELS, LoraOptions(), seed=0)
+    with_pooler = load_peft_model(save_bert(tmp_path / "with"), LABELS, PeftOptions(), seed=0)
     name = save_bert(tmp_path / "without", add_pooling_layer=False)
-    without = load_peft_model(name, LABELS, LoraOptions(), seed=0)
+    without = load_peft_model(name, LABELS, PeftOptions(), seed=0)
     for model, trained in ((with_pooler, False), (without, True)):
         pooler = [
             p.requires_grad for n, p in model.named_parameters() if "pooler" in n and "original" not in n
@@ -74,14 +76,14 @@ def test_a_pooler_that_the_checkpoint_lacks_is_trained(tmp_path: Path) -> None:
 
 
 def test_regression_has_one_output(tmp_path: Path) -> None:
-    model = load_peft_model(save_bert(tmp_path), Labels((), is_regression=True), LoraOptions(), seed=0)
+    model = load_peft_model(save_bert(tmp_path), Labels((), is_regression=True), PeftOptions(), seed=0)
     assert model.config.num_labels == 1
     assert model.config.problem_type == "regression"
 
 
 def test_the_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
     name = save_bert(tmp_path)
-    states = [load_peft_model(name, LABELS, LoraOptions(), seed).state_dict() for seed in (3, 3, 4)]
+    states = [load_peft_model(name, LABELS, PeftOptions(), seed).state_dict() for seed in (3, 3, 4)]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
     assert not all(torch.equal(states[0][key], states[2][key]) for key in states[0])
 
@@ -89,7 +91,7 @@ def test_the_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
 def test_an_unknown_architecture_is_refused_by_name(tmp_path: Path) -> None:
     MambaConfig(hidden_size=8, num_hidden_layers=1).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match=r"cannot be loaded.*MambaConfig"):
-        load_peft_model(str(tmp_path), LABELS, LoraOptions(), seed=0)
+        load_peft_model(str(tmp_path), LABELS, PeftOptions(), seed=0)
 
 
 def test_an_architecture_without_a_row_is_looked_at_and_trained(tmp_path: Path) -> None:
@@ -97,7 +99,7 @@ def test_an_architecture_without_a_row_is_looked_at_and_trained(tmp_path: Path) 
         hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, **TINY
     )
     ErnieModel(config).save_pretrained(tmp_path)
-    model = load_peft_model(str(tmp_path), LABELS, LoraOptions(rank=2), seed=0)
+    model = load_peft_model(str(tmp_path), LABELS, PeftOptions(lora=LoraOptions(rank=2)), seed=0)
     assert len(find_modules(model)) == 12
     assert [layer.heads for layer in lightpeft.find_anatomy(model).layers] == [2, 2]
 
@@ -107,7 +109,9 @@ def test_a_head_for_other_labels_starts_anew_and_comes_back(tmp_path: Path) -> N
         hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, **TINY, num_labels=3
     )
     BertForSequenceClassification(config).save_pretrained(tmp_path / "base")
-    model = load_peft_model(str(tmp_path / "base"), LABELS, LoraOptions(rank=2), seed=0).eval()
+    model = load_peft_model(
+        str(tmp_path / "base"), LABELS, PeftOptions(lora=LoraOptions(rank=2)), seed=0
+    ).eval()
     ids = torch.arange(5, 15)[None]
     scores = random_scores(model)
     lightpeft.cut(model, lightpeft.make_plan(scores, lightpeft.find_anatomy(model), lightpeft.Budget()))
@@ -123,7 +127,7 @@ def test_weights_of_another_encoder_are_refused(tmp_path: Path) -> None:
     config.intermediate_size = 48
     config.save_pretrained(folder)
     with pytest.raises(ConfigError, match=r"do not fit its configuration: bert\.encoder"):
-        load_peft_model(str(folder), LABELS, LoraOptions(), seed=0)
+        load_peft_model(str(folder), LABELS, PeftOptions(), seed=0)
 
 
 def test_minilm_resolves_to_checked_weights(minilm_path: Path) -> None:
@@ -161,7 +165,7 @@ def test_a_light_checkpoint_stores_a_pooler_only_if_the_base_lacks_it(
     with_pooler: bool, stored: bool, tmp_path: Path
 ) -> None:
     name = save_bert(tmp_path / "base", add_pooling_layer=with_pooler)
-    model = load_peft_model(name, LABELS, LoraOptions(rank=2), seed=0)
+    model = load_peft_model(name, LABELS, PeftOptions(lora=LoraOptions(rank=2)), seed=0)
     batch = {"input_ids": torch.randint(5, 40, (2, 6)), "labels": torch.tensor([0, 1])}
     scores = lightpeft.estimate(model, [batch] * 2, lightpeft.EstimationConfig(steps=2))
     plan = lightpeft.make_plan(scores, lightpeft.find_anatomy(model), lightpeft.Budget())

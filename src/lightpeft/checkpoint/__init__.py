@@ -1,6 +1,7 @@
 """Light checkpoints: written whole or not at all, checked before they are used."""
 
 from lightpeft.checkpoint.format import PRUNING, read_record
+from lightpeft.checkpoint.light_tasks import LightTasks, TaskMemory
 from lightpeft.checkpoint.load import (
     check_adapter_config,
     check_complete,
@@ -21,6 +22,8 @@ from lightpeft.checkpoint.save import mark_restorable, save, unsaved_parameters,
 
 __all__ = [
     "PRUNING",
+    "LightTasks",
+    "TaskMemory",
     "check_adapter_config",
     "check_complete",
     "find_folder",

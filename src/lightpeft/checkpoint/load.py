@@ -1,7 +1,7 @@
 """`load`: base + plan + adapter, with every part checked first."""
 
-import copy
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -15,6 +15,7 @@ from lightpeft.adapters import FORMS, find_modules
 from lightpeft.anatomy import base_of
 from lightpeft.checkpoint.base import load_base
 from lightpeft.checkpoint.format import ADAPTER, PRUNING, read_record
+from lightpeft.checkpoint.sharing import BareBase, share
 from lightpeft.errors import AnatomyError, CheckpointError, PlanError
 from lightpeft.files import read_json
 from lightpeft.surgery import CutRecord, reapply, verify_discovered
@@ -31,35 +32,44 @@ def load(
     """Rebuild the cut model with its adapter from a light checkpoint (a folder or a hub name).
 
     Args:
-        base: the base's folder or hub name, or the loaded base itself (it is copied, not changed); by
-            default the one that the checkpoint names.
+        base: the base's folder or hub name; by default the one that the checkpoint names. Or the loaded
+            base itself: the model then uses its embeddings and every weight that is neither cut nor under
+            the adapter, so that several tasks fit beside it in memory (see `LightTasks`). The base is not
+            changed, nor by training or merging the adapter; do not write to its frozen weights.
         is_trainable: keep the adapter trainable.
 
     Raises:
         CheckpointError: a missing, damaged or truncated file, an unknown version, a plan that does not
-            fit, or another base than the one that was cut.
+            fit, another base than the one that was cut, or one in memory that was cut or carries PEFT.
     """
     directory = find_folder(folder)
     record, described, rest = read_record(directory)
     check_adapter_config(directory)
-    if isinstance(base, PreTrainedModel):
-        if attn_implementation is not None:
-            raise CheckpointError("attn_implementation has no effect on a base that is already built.")
-        bare = copy.deepcopy(base)
-    else:
-        path = None if base is None else str(base)
-        named = described.get("base")
-        bare = load_base(named if isinstance(named, dict) else {}, path, attn_implementation)
+    named = described.get("base")
+    bare = _bare_base(base, named if isinstance(named, dict) else {}, attn_implementation)
     try:
-        verify_discovered(bare)
-        reapply(bare, record)
+        verify_discovered(bare.model)
+        reapply(bare.model, record)
     except (PlanError, CheckpointError, AnatomyError, RuntimeError, AttributeError) as error:
         raise CheckpointError(f"{directory} does not fit the base: {error}") from error
-    model = _attach_adapter(bare, directory, is_trainable)
+    with bare.guarded():
+        model = _attach_adapter(bare.model, directory, is_trainable)
+    bare.part(model)
     _check_adapter(model, record, directory)
     restore_parameters(model, rest, directory)
+    bare.check_filled(model, rest, directory)
     model.train(is_trainable)
     return model
+
+
+def _bare_base(
+    base: str | Path | PreTrainedModel | None, described: dict[str, Any], attention: str | None
+) -> BareBase:
+    if not isinstance(base, nn.Module):
+        return BareBase(load_base(described, None if base is None else str(base), attention))
+    if attention is not None:
+        raise CheckpointError("attn_implementation has no effect on a base that is already built.")
+    return share(base, described)
 
 
 def find_folder(folder: str | Path) -> Path:
@@ -158,4 +168,5 @@ def restore_parameters(model: nn.Module, rest: dict[str, Tensor], directory: Pat
             raise CheckpointError(
                 f"{directory} stores {name} of shape {tuple(value.shape)}, the base has {shape}."
             )
-        parameter.copy_(value)
+        # Not in place: the old data may be shared with a base in memory.
+        parameter.data = value.to(parameter.device, parameter.dtype, copy=True)

@@ -22,9 +22,11 @@ class TokenWeights:
 
     def __init__(self, base: PreTrainedModel) -> None:
         self._masks: dict[str, Tensor] = {}
-        self.handles = [base.base_model.register_forward_pre_hook(self._note_masks, with_kwargs=True)]
+        self.handles = []
         if base.config.is_encoder_decoder:
+            # First, because some models are their own base model, and the masks want the labels.
             self.handles.append(base.register_forward_pre_hook(self._note_labels, with_kwargs=True))
+        self.handles.append(base.base_model.register_forward_pre_hook(self._note_masks, with_kwargs=True))
 
     def of(self, activations: Tensor, module: str) -> Tensor:
         """Weights, float32 and flat, of activations (..., channels) in front of `module`.
@@ -33,9 +35,9 @@ class TokenWeights:
         """
         shape = activations.shape[:-1]
         own = "decoder" if ".decoder." in f".{module}" else "encoder"
-        for kind in (own, *self._masks.keys() - {own}):
+        for kind in (own, *(other for other in self._masks if other != own)):
             mask = self._masks.get(kind)
-            if mask is not None and len(shape) == 2 and mask.shape[1] > shape[1]:
+            if mask is not None and kind == own and len(shape) == 2 and mask.shape[1] > shape[1]:
                 mask = mask[:, -shape[1] :]  # the rest is of a prefix
             if mask is not None and (mask.shape == shape or (len(shape) == 1 and mask.numel() == shape[0])):
                 return mask.reshape(-1).float()

@@ -196,7 +196,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
 
 
 def linear_to_read(module: nn.Module, name: str) -> Projection:
-    """The linear of which a parallel adapter can read the input: `module`, or what is inside of a tuner's layer.
+    """The linear of which a parallel adapter can read the input: `module`, or that in a tuner's layer.
 
     Raises:
         ConfigError: it is neither a plain nn.Linear nor a Conv1D.
@@ -204,8 +204,8 @@ def linear_to_read(module: nn.Module, name: str) -> Projection:
     inner = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
     if not is_plain_linear(inner):
         raise ConfigError(
-            f"a parallel adapter cannot read the input of {name}, a {type(inner).__name__}; name an nn.Linear "
-            "or Conv1D in input_modules."
+            f"a parallel adapter cannot read the input of {name}, a {type(inner).__name__}; name an "
+            "nn.Linear or Conv1D in input_modules."
         )
     return inner
 

@@ -1,5 +1,7 @@
 """Bottleneck adapters as a peft tuner."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from peft import PeftConfig
@@ -72,6 +74,16 @@ class BottleneckModel(BaseTuner):
             if adapter_name not in self.active_adapters:
                 layer.requires_grad_(False)
             self._replace_module(parent, target_name, layer, target)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *_: Any, **kwargs: Any) -> Iterator[None]:
+        """Called by peft around a forward. It would drop `adapter_names` where a tuner does not know it."""
+        if kwargs.get("adapter_names") is not None:
+            raise ConfigError(
+                "adapter_names is given, but bottleneck adapters cannot differ within a batch; choose one by "
+                "set_adapter, and run a batch for each."
+            )
+        yield
 
     def _check_merge_allowed(self) -> NoReturn:
         raise ConfigError(NOT_MERGEABLE)
