@@ -4,7 +4,14 @@ from importlib.metadata import version
 
 from lightpeft.adapters import BottleneckConfig
 from lightpeft.anatomy import Anatomy, find_anatomy
-from lightpeft.checkpoint import LightTasks, load, save
+from lightpeft.checkpoint import (
+    LightTasks,
+    export_full_adapter,
+    export_merged,
+    load,
+    load_merged,
+    save,
+)
 from lightpeft.config import Budget, EstimationConfig, LightConfig, SurgeryConfig
 from lightpeft.errors import (
     AnatomyError,
@@ -47,8 +54,11 @@ __all__ = [
     "__version__",
     "cut",
     "estimate",
+    "export_full_adapter",
+    "export_merged",
     "find_anatomy",
     "load",
+    "load_merged",
     "make_plan",
     "save",
 ]

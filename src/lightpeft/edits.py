@@ -70,8 +70,13 @@ class Journal:
     def delete_item(self, owner: Any, key: Any) -> None:
         """Delete `owner[key]`, if it is there; of a dictionary or a module's."""
         if key in owner:
-            old = owner[key]
-            self._undo.append(lambda: owner.__setitem__(key, old))
+            old = dict(owner.items())
+
+            def restore() -> None:
+                owner.clear()
+                owner.update(old)
+
+            self._undo.append(restore)
             del owner[key]
 
     def add_parameter(self, module: nn.Module, name: str, value: Tensor) -> None:

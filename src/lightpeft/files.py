@@ -79,6 +79,11 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from error
 
 
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files in `folder`."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
 def under(tensors: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
     """The tensors named `kind.NAME`, by NAME."""
     start = f"{kind}."

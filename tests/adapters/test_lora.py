@@ -1,12 +1,11 @@
 """LoRA after a cut: the scaling stays, the configuration is exact, and stock PEFT rebuilds the model."""
 
-import copy
 import re
 from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from tests.support.models import (
     HEADS,
@@ -22,12 +21,14 @@ from tests.support.models import (
     tiny_peft,
     with_lora,
 )
-from tests.support.plans import plan_gates, random_plan, random_scores
+from tests.support.plans import lora_names, plan_gates, random_plan, random_scores
+from tests.support.zoo import BY_NAME
 from torch import nn
+from transformers import PreTrainedModel
 
 import lightpeft
 from lightpeft import AnatomyError, Budget, Plan, SurgeryConfig, find_anatomy, make_plan
-from lightpeft.adapters import find_modules
+from lightpeft.adapters import find_modules, limits_of_form
 
 ONLY_RANKS = Budget(heads=0, neurons=0, modules=0.3, ranks=0.6)
 DROP = SurgeryConfig(fold_removed=False, compensate=False)
@@ -190,24 +191,32 @@ def test_saved_adapter_has_the_small_tensors(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"use_dora": True}, "use_dora"),
-        ({"bias": "all"}, "bias='all'"),
-        ({"lora_bias": True}, "lora_bias"),
-    ],
+    ("options", "more"),
+    [({}, 0), ({"use_dora": True}, 1), ({"lora_bias": True}, 1), ({"bias": "all"}, 0)],
+    ids=str,
 )
-def test_other_forms_of_lora_are_refused(options: dict[str, object], message: str, tmp_path: Path) -> None:
+def test_every_variant_of_lora_is_found_with_all_of_its_weights(
+    options: dict[str, object], more: int, tmp_path: Path
+) -> None:
+    """`more`: vectors of d_out entries beside A and B."""
     model = tiny_peft("bert", tmp_path, **options)
-    with pytest.raises(AnatomyError, match=message):
-        find_modules(model)
+    modules = find_modules(model)
+    assert [module.name for module in modules] == lora_names(model)
+    for module in modules:
+        (d_in, d_out), trained = module.widths, {id(p) for p in module.parameters}
+        assert sum(p.numel() for p in module.parameters) == 4 * (d_in + d_out) + more * d_out
+        inside = module.layer.named_parameters()
+        assert trained == {id(p) for name, p in inside if "lora_" in name}
 
 
-def test_two_adapters_are_refused(tmp_path: Path) -> None:
-    model = tiny_peft("bert", tmp_path)
-    model.add_adapter("second", copy.deepcopy(model.peft_config["default"]))
-    with pytest.raises(AnatomyError, match=r"\['default', 'second'\].*one active adapter"):
-        find_modules(model)
+def test_only_the_active_one_of_two_adapters_is_found(tmp_path: Path) -> None:
+    model = tiny_peft("bert", tmp_path, targets=("query", "value"))
+    model.add_adapter("second", LoraConfig(r=2, target_modules=["query", "key"]))
+    assert {module.adapter for module in find_modules(model)} == {"default"}
+    model.set_adapter("second")
+    found = find_modules(model)
+    assert {(module.adapter, module.rank) for module in found} == {("second", 2)}
+    assert {module.name.rpartition(".")[2] for module in found} == {"query", "key"}
 
 
 def test_merged_lora_is_refused(tmp_path: Path) -> None:
@@ -217,21 +226,31 @@ def test_merged_lora_is_refused(tmp_path: Path) -> None:
         find_modules(model)
 
 
-def test_lora_on_an_embedding_is_refused(tmp_path: Path) -> None:
+def test_lora_on_an_embedding_is_named_and_left_whole(tmp_path: Path) -> None:
     model = tiny_peft("bert", tmp_path, targets=("query", "word_embeddings"))
-    with pytest.raises(AnatomyError, match="word_embeddings carries LoRA on a Embedding"):
+    assert {module.name.rpartition(".")[2] for module in find_modules(model)} == {"query"}
+    assert limits_of_form(model) == [
+        "bert.embeddings.word_embeddings: its LoRA on an embedding stays whole"
+    ]
+
+
+def test_lora_on_an_embedding_alone_is_refused(tmp_path: Path) -> None:
+    model = tiny_peft("bert", tmp_path, targets=("word_embeddings",))
+    with pytest.raises(AnatomyError, match="'default', but no LoRA module was found that can be cut"):
         find_modules(model)
 
 
-def test_another_peft_method_is_refused(tmp_path: Path) -> None:
-    from peft import IA3Config, get_peft_model
+def test_lora_on_a_convolution_is_refused(tmp_path: Path) -> None:
+    model = BY_NAME["vit"].build()
+    peft = with_targets(model, "query", "projection")
+    with pytest.raises(AnatomyError, match=r"projection carries LoRA on a Conv2d.*target_modules"):
+        find_modules(peft)
 
-    base = load_base(save_base("bert", tmp_path))
-    model = get_peft_model(
-        base, IA3Config(target_modules=["query"], feedforward_modules=[], task_type="SEQ_CLS")
-    )
-    with pytest.raises(AnatomyError, match="IA3"):
-        find_modules(model)
+
+def with_targets(base: PreTrainedModel, *targets: str) -> PeftModel:
+    model = get_peft_model(base, LoraConfig(target_modules=list(targets)))
+    assert isinstance(model, PeftModel)
+    return model
 
 
 def test_a_plain_model_has_no_modules(tmp_path: Path) -> None:

@@ -148,12 +148,18 @@ def test_other_units_of_the_same_number_are_refused(kind: str, folder: Path) -> 
 CONFIG_EDITS: list[tuple[dict[str, Any], str]] = [
     ({"megatron_config": {"x": 1}, "megatron_core": "os"}, "megatron_config.*import code"),
     ({"auto_mapping": {"parent_library": "os"}}, "auto_mapping.*import code"),
-    ({"peft_type": "IA3"}, "'IA3', expected LORA"),
-    ({"peft_type": None}, "expected LORA"),
+    ({"peft_type": "IA3"}, r"disagree about .* tensors, .*\.ia3_l first"),
+    ({"peft_type": "BOTTLENECK"}, "does not fit"),
+    ({"peft_type": "VERA"}, "has the PEFT type 'VERA', expected one of LORA, BOTTLENECK, IA3"),
+    ({"peft_type": "os.system"}, "has the PEFT type 'os.system', expected one of LORA"),
+    ({"peft_type": None}, "has the PEFT type None, expected one of LORA"),
     ({"target_modules": ["nowhere"]}, "nowhere|does not fit"),
     ({"rank_pattern": {}}, "does not fit"),
-    ({"use_dora": True}, "dora|DoRA|does not fit"),
-    ({"bias": "all"}, "bias|does not fit"),
+    ({"use_dora": True}, "disagree about .* tensors, .*lora_magnitude_vector"),
+    ({"bias": "all"}, r"disagree about .* tensors, .*\.bias first"),
+    ({"bias": "lora_only"}, r"disagree about .* tensors, .*\.bias first"),
+    ({"lora_bias": True}, r"disagree about .* tensors, .*lora_B\.bias first"),
+    ({"modules_to_save": ["classifier", "pooler"]}, "does not fit the cut base.*pooler"),
     ({"target_modules": []}, "does not fit|disagree"),
 ]
 

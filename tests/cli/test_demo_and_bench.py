@@ -31,8 +31,8 @@ def test_bench_speed_measures_every_method(
     printed = json.loads(capsys.readouterr().out)
     assert printed == read(out)
     assert list(printed["methods"]) == [
-        "LoRA, six linears",
-        "LoRA, query and value",
+        "plain LoRA",
+        "plain LoRA, query and value",
         "light, after the cut",
         "estimation",
     ]

@@ -87,8 +87,10 @@ def test_result_file_has_the_documented_layout(result: Result, tmp_path: Path) -
         "environment",
         "config",
         "command",
+        "peft",
     ]
     assert value["format_version"] == 1
+    assert value["peft"] == "LoRA"
     assert list(value["light"]) == MEASUREMENT_KEYS
     assert value["per_seed"][0] == {"seed": 0, "vanilla": 0.91, "light": 0.906}
     assert value["curves"][1]["cut_step"] == 20
@@ -100,6 +102,16 @@ def test_result_without_vanilla_round_trips(make_result: Callable[..., Result], 
     alone.save(tmp_path / "result.json")
     assert Result.load(tmp_path / "result.json") == alone
     assert set(alone.ratios.values()) == {None}
+
+
+def test_the_form_of_peft_is_kept_and_may_be_missing(make_result: Callable[..., Result]) -> None:
+    dora = make_result(peft="DoRA")
+    assert Result.from_dict(dora.to_dict()).plain == "plain DoRA"
+    value = dora.to_dict()
+    del value["peft"]
+    assert Result.from_dict(value) == dataclasses.replace(dora, peft="LoRA")
+    with pytest.raises(CheckpointError, match="peft"):
+        Result.from_dict(dora.to_dict() | {"peft": ""})
 
 
 def test_ratios_are_light_over_vanilla(result: Result) -> None:

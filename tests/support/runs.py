@@ -91,6 +91,13 @@ def trainer(
     )
 
 
+class NoStep(LightTrainer):
+    """A Trainer that must refuse before it trains."""
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("a step was taken")
+
+
 def weights(model: torch.nn.Module) -> dict[str, Tensor]:
     """What training made: all tensors but the random heads that PEFT keeps aside."""
     return {

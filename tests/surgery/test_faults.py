@@ -26,6 +26,7 @@ from lightpeft.adapters.lora import LoraFollower
 from lightpeft.edits import Journal
 
 CUT = "lightpeft.surgery.cut"
+STEPS = "lightpeft.surgery.operation"
 
 
 def watched(model: PeftModel, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -133,9 +134,10 @@ def test_wrong_lora_rows_are_named(name: str, tmp_path: Path, monkeypatch: pytes
     plan = random_plan(patient.model)
     places = [module.name for module in plan.kept_modules if module.name.endswith((".value", ".v_lin"))]
     place, real = places[0], LoraFollower.keep_outputs
+    victim = patient.model.get_base_model().get_submodule(place)
 
     def wrong(self: LoraFollower, kept: Tensor, journal: Journal) -> None:
-        real(self, shifted(kept, 32) if self.name == place else kept, journal)
+        real(self, shifted(kept, 32) if self._layer is victim else kept, journal)
 
     monkeypatch.setattr(LoraFollower, "keep_outputs", wrong)
     number = next(i for i in range(3) if f".{i}." in place)
@@ -173,12 +175,13 @@ def explode(*args: Any, **kwargs: Any) -> Any:
 
 
 LATE_STEPS = [
-    f"{CUT}.cut_base",
-    f"{CUT}.fold_gates",
-    f"{CUT}.fold_pairs",
-    f"{CUT}.describe_in_config",
+    f"{STEPS}.cut_base",
+    f"{STEPS}.fold_gates",
+    f"{STEPS}.fold_pairs",
+    f"{STEPS}.describe_in_config",
+    f"{STEPS}.scale_rows",
+    f"{STEPS}.shift_biases",
     f"{CUT}.largest_difference",
-    f"{CUT}.shift_biases",
     f"{CUT}.prepare_to_follow",
     f"{CUT}.attach_record",
     "lightpeft.surgery.optimizer._sliced",
@@ -225,7 +228,7 @@ def test_an_interrupt_takes_everything_back(tmp_path: Path, monkeypatch: pytest.
     def interrupt(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 
-    patch(monkeypatch, f"{CUT}.fold_pairs", interrupt)
+    patch(monkeypatch, f"{STEPS}.fold_pairs", interrupt)
     with pytest.raises(KeyboardInterrupt):
         patient.cut()
     patient.assert_untouched()
@@ -236,7 +239,7 @@ def test_after_a_failed_cut_the_right_cut_still_works(
 ) -> None:
     patient = Patient("bert", tmp_path)
     with monkeypatch.context() as patched:
-        patch(patched, f"{CUT}.describe_in_config", explode)
+        patch(patched, f"{STEPS}.describe_in_config", explode)
         with pytest.raises(InjectedError):
             patient.cut()
     patient.cut()

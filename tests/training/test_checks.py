@@ -1,6 +1,5 @@
 """What cannot be done is refused before the first step, with what was found and what to do."""
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tests.support.models import ROWS, load_base, save_base, snapshot, tiny_peft, with_lora
 from tests.support.plans import random_plan
-from tests.support.runs import DEFAULT, STEPS, Sentences, arguments, fresh_model, trainer
+from tests.support.runs import DEFAULT, STEPS, NoStep, Sentences, arguments, fresh_model, trainer
 from torch import nn
 from transformers import MambaConfig, MambaForCausalLM, Trainer
 
@@ -21,7 +20,6 @@ from lightpeft import (
     EstimationConfig,
     LightCallback,
     LightConfig,
-    LightTrainer,
     PlanError,
 )
 
@@ -29,13 +27,6 @@ from lightpeft import (
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_base("bert", tmp_path_factory.mktemp("base"))
-
-
-class NoStep(LightTrainer):
-    """A Trainer that must refuse before it trains."""
-
-    def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        raise AssertionError("a step was taken")
 
 
 def refused(
@@ -79,20 +70,6 @@ def test_a_model_without_peft(base: Path, tmp_path: Path) -> None:
     run = NoStep(model=load_base(base), args=arguments(tmp_path), train_dataset=Sentences(), light=DEFAULT)
     with pytest.raises(ConfigError, match=r"BertForSequenceClassification.*get_peft_model"):
         run.train()
-
-
-@pytest.mark.parametrize(
-    ("options", "match"),
-    [({"use_dora": True}, "use_dora"), ({"bias": "all"}, "bias='all'")],
-)
-def test_lora_that_cannot_be_cut(options: dict[str, Any], match: str, base: Path, tmp_path: Path) -> None:
-    refused(AnatomyError, match, base, tmp_path, model=fresh_model(base, **options))
-
-
-def test_two_adapters(base: Path, tmp_path: Path) -> None:
-    model = fresh_model(base)
-    model.add_adapter("other", copy.deepcopy(model.peft_config["default"]))
-    refused(AnatomyError, "one active adapter", base, tmp_path, model=model)
 
 
 def test_an_unknown_architecture(base: Path, tmp_path: Path) -> None:

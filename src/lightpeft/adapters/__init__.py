@@ -12,6 +12,7 @@ from lightpeft.adapters.forms import (
     find_modules,
     form_of,
     limits_of_form,
+    type_name,
 )
 from lightpeft.adapters.view import Follower, Form, PeftModule
 
@@ -30,4 +31,5 @@ __all__ = [
     "find_modules",
     "form_of",
     "limits_of_form",
+    "type_name",
 ]

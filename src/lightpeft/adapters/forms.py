@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from peft import PeftConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from lightpeft.adapters.bottleneck.view import BOTTLENECK
@@ -53,7 +54,7 @@ def form_of(config: PeftConfig) -> Form:
     Raises:
         AnatomyError: it cannot be cut; says why, and what can be used instead.
     """
-    name = _type_name(config)
+    name = type_name(config)
     if name not in FORMS:
         why = REFUSED.get(name, "lightpeft does not know how its weights follow a cut")
         raise AnatomyError(
@@ -104,12 +105,20 @@ def find_modules(model: nn.Module) -> tuple[PeftModule, ...]:
     problem = form.problem(model.peft_config[adapter])
     if problem is not None:
         raise AnatomyError(problem)
+    _require_unmerged(model)
+    find_followers(model)
     modules = form.find(model, adapter)
     if form.has_modules and not modules:
         raise AnatomyError(
             f"the model has the adapter {adapter!r}, but no {form.title} module was found that can be cut."
         )
     return modules
+
+
+def _require_unmerged(model: PeftModel) -> None:
+    for name, layer in model.get_base_model().named_modules():
+        if isinstance(layer, BaseTunerLayer) and layer.merged:
+            raise AnatomyError(f"{name} has an adapter merged; call model.unmerge_adapter() first.")
 
 
 def find_followers(model: nn.Module) -> dict[str, Follower]:
@@ -120,7 +129,7 @@ def find_followers(model: nn.Module) -> dict[str, Follower]:
     """
     found: dict[str, Follower] = {}
     if isinstance(model, PeftModel):
-        for name in dict.fromkeys(_type_name(config) for config in model.peft_config.values()):
+        for name in dict.fromkeys(type_name(config) for config in model.peft_config.values()):
             if name in FORMS:
                 found |= FORMS[name].followers(base_of(model))
     return found
@@ -162,5 +171,6 @@ def limits_of_form(model: nn.Module) -> list[str]:
     return [*said, *(f"{name}: its LoRA on an embedding stays whole" for name in whole)]
 
 
-def _type_name(config: PeftConfig) -> str:
+def type_name(config: PeftConfig) -> str:
+    """The PEFT type of a configuration, as files say it."""
     return str(getattr(config.peft_type, "value", config.peft_type))

@@ -79,6 +79,10 @@ class LoraModule(PeftModule):
         bias = self.lora_b.bias
         return None if bias is None else bias.detach() * self.scaling
 
+    def row_factors(self) -> Tensor | None:
+        """DoRA's magnitude / ‖W + ΔW‖, (d_out,)."""
+        return LoraFollower(self.layer).gain(self.adapter)
+
     def low_rank_pair(self, ranks: Tensor) -> tuple[Tensor, Tensor]:
         """A copy of the pair of some ranks, scaling inside: (d_out, k) and (k, d_in), `left @ right = ΔW`."""
         left = self.lora_b.weight.detach()[:, ranks] * self.scaling
@@ -114,9 +118,15 @@ class LoraFollower(Follower):
     @torch.no_grad()
     def prepare(self, kept_ranks: Mapping[str, Tensor]) -> None:
         """Take DoRA's row factors, which a cut has to leave as they are."""
-        for adapter, magnitude in self._magnitudes():
-            norms = self._norms(adapter, kept_ranks.get(adapter))
-            self._gains[adapter] = magnitude.float() / norms
+        for adapter, _ in self._magnitudes():
+            gain = self.gain(adapter, kept_ranks.get(adapter))
+            assert gain is not None
+            self._gains[adapter] = gain
+
+    def gain(self, adapter: str, ranks: Tensor | None = None) -> Tensor | None:
+        """DoRA's row factors, with some ranks only; None where there is no DoRA."""
+        magnitude = dict(self._magnitudes()).get(adapter)
+        return None if magnitude is None else magnitude.detach().float() / self._norms(adapter, ranks)
 
     def keep_inputs(self, kept: Tensor, journal: Journal) -> None:
         """Follow a cut of the linear's inputs."""
@@ -262,8 +272,6 @@ def _find(model: PeftModel, adapter: str) -> tuple[PeftModule, ...]:
         variant = _variant(layer, adapter)
         if variant not in (None, DORA):
             raise AnatomyError(f"{name} carries the LoRA variant {variant}; only LoRA and DoRA can be cut.")
-        if layer.merged:
-            raise AnatomyError(f"{name} has its LoRA merged; call model.unmerge_adapter() first.")
         found.append(LoraModule(name, layer, adapter))
     return tuple(found)
 

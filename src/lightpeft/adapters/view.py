@@ -96,6 +96,9 @@ class PeftModule(ABC):
 class Follower(ABC):
     """A tuner layer with all of its adapters: what has to happen to them when their linear is cut."""
 
+    fixed_outputs: str | None = None
+    """Why no outputs of the linear can be cut under it."""
+
     def prepare(self, kept_ranks: Mapping[str, Tensor]) -> None:
         """Look at the whole layer; of some adapters only these ranks will count."""
         del kept_ranks

@@ -1,6 +1,7 @@
 """Light checkpoints: written whole or not at all, checked before they are used."""
 
-from lightpeft.checkpoint.format import PRUNING, read_record
+from lightpeft.checkpoint.export import export_full_adapter, export_merged
+from lightpeft.checkpoint.format import LIGHT, MERGED, PRUNING, kind_of, read_merged, read_record
 from lightpeft.checkpoint.light_tasks import LightTasks, TaskMemory
 from lightpeft.checkpoint.load import (
     check_adapter_config,
@@ -10,6 +11,7 @@ from lightpeft.checkpoint.load import (
     load,
     restore_parameters,
 )
+from lightpeft.checkpoint.merged import load_merged
 from lightpeft.checkpoint.progress import (
     is_complete,
     keep_newest,
@@ -18,22 +20,30 @@ from lightpeft.checkpoint.progress import (
     require_complete,
     unmark,
 )
-from lightpeft.checkpoint.save import mark_restorable, save, unsaved_parameters, write_cut
+from lightpeft.checkpoint.save import keep_adapter, mark_restorable, save, unsaved_parameters, write_cut
 
 __all__ = [
+    "LIGHT",
+    "MERGED",
     "PRUNING",
     "LightTasks",
     "TaskMemory",
     "check_adapter_config",
     "check_complete",
+    "export_full_adapter",
+    "export_merged",
     "find_folder",
     "is_complete",
     "is_light_checkpoint",
+    "keep_adapter",
     "keep_newest",
+    "kind_of",
     "last_complete_checkpoint",
     "load",
+    "load_merged",
     "mark_complete",
     "mark_restorable",
+    "read_merged",
     "read_record",
     "require_complete",
     "restore_parameters",

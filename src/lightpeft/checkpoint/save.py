@@ -1,5 +1,6 @@
 """`save`: write a light checkpoint, all or nothing."""
 
+import shutil
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -42,13 +43,7 @@ def save(
     """
     target = Path(folder)
     record = _record_to_save(model)
-    if target.is_file():
-        raise CheckpointError(f"{target} is a file, not a folder; choose another place.")
-    if target.exists() and not (target / PRUNING).is_file() and any(target.iterdir()):
-        raise CheckpointError(
-            f"{target} exists and is not a light checkpoint; saving would replace what is in it. Choose "
-            "another folder."
-        )
+    check_target(target)
     with written_beside(target) as beside:
         beside.mkdir(parents=True)
         write_adapter(model, beside, record.adapter)
@@ -56,6 +51,21 @@ def save(
         if tokenizer is not None:
             tokenizer.save_pretrained(beside)
     return target
+
+
+def check_target(target: Path) -> None:
+    """Refuse to write over what is not lightpeft's.
+
+    Raises:
+        CheckpointError: a file, or a folder with something else in it.
+    """
+    if target.is_file():
+        raise CheckpointError(f"{target} is a file, not a folder; choose another place.")
+    if target.exists() and not (target / PRUNING).is_file() and any(target.iterdir()):
+        raise CheckpointError(
+            f"{target} exists and is not a light checkpoint; saving would replace what is in it. Choose "
+            "another folder."
+        )
 
 
 def write_adapter(model: nn.Module, folder: Path, adapter: str = "default") -> None:
@@ -68,6 +78,15 @@ def write_adapter(model: nn.Module, folder: Path, adapter: str = "default") -> N
         for file in inner.iterdir():
             file.rename(folder / file.name)
         inner.rmdir()
+
+
+def keep_adapter(model: PeftModel, folder: Path, adapter: str) -> None:
+    """Of what PEFT wrote of all adapters into `folder`, keep one, and that in `folder` itself."""
+    if adapter != "default":
+        write_adapter(model, folder, adapter)
+    for name in model.peft_config:
+        if (folder / name / "adapter_config.json").is_file():
+            shutil.rmtree(folder / name)
 
 
 def write_cut(

@@ -1,34 +1,73 @@
-"""Opening a light checkpoint for the verbs that use one."""
+"""Opening a checkpoint for the verbs that use one."""
 
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from lightpeft.checkpoint import find_folder, is_light_checkpoint, load, read_record
+from lightpeft.checkpoint import (
+    MERGED,
+    find_folder,
+    is_light_checkpoint,
+    kind_of,
+    load,
+    load_merged,
+    read_merged,
+    read_record,
+)
 from lightpeft.errors import CheckpointError
 from lightpeft.runs import resolve_model
 
 
 def open_checkpoint(
     folder: str, base: str | None
-) -> tuple[PeftModel, PreTrainedTokenizerBase, dict[str, Any]]:
-    """Model, tokenizer and task record of a light checkpoint, or of a run's folder that holds one.
+) -> tuple[PeftModel | PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
+    """Model, tokenizer and task record of a light or merged checkpoint, or of a run's folder that holds one.
 
     Raises:
         CheckpointError: it cannot be loaded, or has no tokenizer or task record.
     """
+    directory = light_folder(folder)
+    described = recorded(directory)
+    tokenizer = open_tokenizer(directory)
+    if kind_of(directory) == MERGED:
+        return load_merged(directory), tokenizer, described["task"]
+    name = base or (described.get("base") or {}).get("name_or_path")
+    return load(directory, None if name is None else resolve_model(name)), tokenizer, described["task"]
+
+
+def light_folder(folder: str) -> Path:
+    """The local folder of a checkpoint; of a run's folder, the light checkpoint in it.
+
+    Raises:
+        CheckpointError: there is none.
+    """
     inner = Path(folder) / "light"
-    directory = inner if is_light_checkpoint(inner) else find_folder(folder)
-    _, described, _ = read_record(directory)
+    return inner if is_light_checkpoint(inner) else find_folder(folder)
+
+
+def recorded(directory: Path) -> dict[str, Any]:
+    """What a checkpoint says of its base, metrics and task.
+
+    Raises:
+        CheckpointError: it is damaged, or does not say which task it was trained on.
+    """
+    described = read_merged(directory)[1] if kind_of(directory) == MERGED else read_record(directory)[1]
     task = described.get("task")
     if not isinstance(task, dict) or "name" not in task:
         raise CheckpointError(f"{directory} does not say which task it was trained on; use load() in Python.")
-    name = base or (described.get("base") or {}).get("name_or_path")
-    model = load(directory, None if name is None else resolve_model(name))
+    return described
+
+
+def open_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer that was saved with a checkpoint.
+
+    Raises:
+        CheckpointError: there is none.
+    """
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(directory))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{directory} has no usable tokenizer: {error}") from error
-    return model, tokenizer, task
+    return tokenizer

@@ -17,6 +17,7 @@ VERBS = {
     "anatomy": "what can be cut in a model, and whether a probe cut verifies",
     "evaluate": "measure a light checkpoint on its task",
     "predict": "label texts with a light checkpoint",
+    "export": "write a light checkpoint in another form: merged, or a stock adapter of the whole base",
     "report": "write the HTML page of a run again",
     "bench": "measure speed and memory (bench speed)",
 }

@@ -1,17 +1,19 @@
 """Using a trained language model: continue texts, greedily, with the key-value cache."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightpeft.errors import ConfigError
 
+Generating = PeftModel | PreTrainedModel
+
 
 def generate_texts(
-    model: PeftModel,
+    model: Generating,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     max_new_tokens: int,
@@ -45,7 +47,7 @@ def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     return ids or [tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id]
 
 
-def _check_lengths(model: PeftModel, ids: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+def _check_lengths(model: Generating, ids: Sequence[Sequence[int]], max_new_tokens: int) -> None:
     limit = getattr(model.config, "max_position_embeddings", None)
     for number, prompt in enumerate(ids, start=1):
         if limit is not None and len(prompt) + max_new_tokens > limit:
@@ -56,14 +58,17 @@ def _check_lengths(model: PeftModel, ids: Sequence[Sequence[int]], max_new_token
 
 
 def _continue(
-    model: PeftModel, tokenizer: PreTrainedTokenizerBase, ids: Sequence[list[int]], max_new_tokens: int
+    model: Generating,
+    tokenizer: PreTrainedTokenizerBase,
+    ids: Sequence[list[int]],
+    max_new_tokens: int,
 ) -> torch.Tensor:
     """New token ids (prompts, at most `max_new_tokens`), padded on the right after an EOS token."""
     batch = tokenizer.pad({"input_ids": list(ids)}, padding_side="left", return_tensors="pt")
-    device = next(model.parameters()).device
+    device, generating = next(model.parameters()).device, cast(Any, model)
     model.eval()
     with torch.inference_mode():
-        found: torch.Tensor = model.generate(
+        found: torch.Tensor = generating.generate(
             input_ids=batch["input_ids"].to(device),
             attention_mask=batch["attention_mask"].to(device),
             max_new_tokens=max_new_tokens,
@@ -77,7 +82,7 @@ def _continue(
     return found[:, width:].cpu()
 
 
-def _ends(model: PeftModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def _ends(model: Generating, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The token that ended every text in training, and those that the base ends its texts with."""
     own = model.generation_config.eos_token_id
     known = own if isinstance(own, list) else [own]

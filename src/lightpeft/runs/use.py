@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import PeftModel
+from torch import nn
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
@@ -15,7 +15,7 @@ from lightpeft.tasks import TaskData, compute_metrics_for
 
 
 def evaluate_model(
-    model: PeftModel, tokenizer: PreTrainedTokenizerBase, task: TaskData, training: TrainingConfig
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, task: TaskData, training: TrainingConfig
 ) -> dict[str, float]:
     """The task's metrics on its validation split; `main` is the number to compare.
 
@@ -42,7 +42,7 @@ def evaluate_model(
 
 
 def predict_labels(
-    model: PeftModel,
+    model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Sequence[str]],
     record: Mapping[str, Any],
@@ -67,7 +67,7 @@ def _answer(logits: torch.Tensor, record: Mapping[str, Any]) -> dict[str, Any]:
     return {"label": record["class_names"][best], "probability": float(probabilities[best])}
 
 
-def _logits(model: PeftModel, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+def _logits(model: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     device = next(model.parameters()).device
     model.eval()
     with torch.inference_mode():

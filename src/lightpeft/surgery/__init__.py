@@ -1,6 +1,7 @@
 """Surgery: a plan makes the model smaller, in place, and the result is checked."""
 
-from lightpeft.surgery.cut import CutReport, cut, parameter_counts, reapply
+from lightpeft.surgery.base import kept_channels, kept_rows
+from lightpeft.surgery.cut import CutReport, cut, parameter_counts, reapply, reshape
 from lightpeft.surgery.fingerprint import fingerprint
 from lightpeft.surgery.operation import require_allowed
 from lightpeft.surgery.probe import ProbeReport, probe_cuts, verify_discovered
@@ -14,6 +15,8 @@ __all__ = [
     "attach_record",
     "cut",
     "fingerprint",
+    "kept_channels",
+    "kept_rows",
     "largest_difference",
     "observe",
     "padded_batch",
@@ -22,5 +25,6 @@ __all__ = [
     "reapply",
     "record_of",
     "require_allowed",
+    "reshape",
     "verify_discovered",
 ]

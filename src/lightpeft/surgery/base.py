@@ -38,17 +38,27 @@ def kept_channels(layer: Layer, wanted: LayerPlan) -> dict[str, Tensor]:
     return {units.out: index_tensor(units.channels(kept)) for units, kept in planned}
 
 
-def _cut_rows(base: PreTrainedModel, units: Units, kept: tuple[int, ...], cutter: "_LinearCutter") -> None:
+def kept_rows(base: PreTrainedModel, units: Units, kept: tuple[int, ...]) -> dict[str, Tensor]:
+    """Per input-side linear or vector of an uncut model that loses some, the output channels that stay."""
     gone: dict[str, set[int]] = {}
     for rows in units.rows:
         gone.setdefault(rows.name, set()).update(rows.gone(units.count, kept))
-    vectors = {rows.name for rows in units.rows if rows.role == "vector"}
+    vectors = _vectors(units)
+    stay = {}
     for name, channels in gone.items():
         total = len(base.get_parameter(name)) if name in vectors else width(linear_at(base, name), OUTPUTS)
-        stay = index_tensor(channel for channel in range(total) if channel not in channels)
-        if len(stay) == total:
-            continue
-        if name in vectors:
+        if channels:
+            stay[name] = index_tensor(channel for channel in range(total) if channel not in channels)
+    return stay
+
+
+def _vectors(units: Units) -> set[str]:
+    return {rows.name for rows in units.rows if rows.role == "vector"}
+
+
+def _cut_rows(base: PreTrainedModel, units: Units, kept: tuple[int, ...], cutter: "_LinearCutter") -> None:
+    for name, stay in kept_rows(base, units, kept).items():
+        if name in _vectors(units):
             cutter.keep_entries(name, stay)
         else:
             cutter.keep_outputs(name, stay)

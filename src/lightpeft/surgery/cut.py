@@ -1,13 +1,15 @@
 """`cut`: make a model smaller by a plan, in place, and prove that it still computes the same."""
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
 
-from lightpeft.adapters import adapter_parameters, find_modules
+from lightpeft.adapters import active_adapter, adapter_parameters, find_modules
 from lightpeft.anatomy import find_anatomy
 from lightpeft.config import SurgeryConfig
 from lightpeft.edits import Journal
@@ -138,6 +140,17 @@ def reapply(model: nn.Module, record: CutRecord) -> None:
     except BaseException:
         journal.undo()
         raise
+    adapter = active_adapter(model) if isinstance(model, PeftModel) else record.adapter
+    attach_record(model, dataclasses.replace(record, adapter=adapter))
+
+
+def reshape(model: nn.Module, record: CutRecord) -> None:
+    """Give a model of the same configuration the shapes of a cut one; its weights mean nothing afterwards.
+
+    Raises:
+        PlanError: another shape of base, or a model that is cut already.
+    """
+    Operation(model, record.plan, None, SurgeryConfig()).repeat(record, Journal())
     attach_record(model, record)
 
 

@@ -1,6 +1,6 @@
 """One cut of one model: what is known before it, and its steps in their order."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from peft import PeftModel
@@ -27,6 +27,7 @@ from lightpeft.surgery.base import (
     fold_gates,
     fold_pairs,
     kept_channels,
+    kept_rows,
     scale_rows,
     shift_biases,
 )
@@ -228,7 +229,8 @@ def require_allowed(model: nn.Module, plan: Plan) -> None:
     """Refuse a plan that the model's form of PEFT forbids.
 
     Raises:
-        PlanError: heads would go under a form that needs all of them.
+        PlanError: heads would go under a form that needs all of them, or outputs of a linear under an adapter
+            that needs all of those.
     """
     form = active_form(model)
     cuts_heads = any(len(layer.heads) < layer.head_count for layer in plan.layers)
@@ -237,6 +239,17 @@ def require_allowed(model: nn.Module, plan: Plan) -> None:
             f"the plan cuts heads, but {form.fixed_heads}. Set budget.heads=0 (neurons can be cut), or use "
             "LoRA, bottleneck adapters, IA3 or prompt tuning."
         )
+    followers = find_followers(model)
+    for name in _linears_losing_outputs(model, plan) if followers else ():
+        follower = followers.get(name)
+        if follower is not None and follower.fixed_outputs is not None:
+            raise PlanError(f"the plan cuts heads or neurons out of {name}, but {follower.fixed_outputs}.")
+
+
+def _linears_losing_outputs(model: nn.Module, plan: Plan) -> Iterator[str]:
+    for layer, wanted in zip(find_anatomy(model).layers, plan.layers, strict=True):
+        for units, kept in layer.with_kept(wanted.heads, wanted.neurons):
+            yield from kept_rows(base_of(model), units, kept)
 
 
 def _check_modules(plan: Plan, modules: Iterable[PeftModule]) -> None:

@@ -7,7 +7,7 @@ from torch import nn
 from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 
-from lightpeft.checkpoint import keep_newest, last_complete_checkpoint, unmark, write_cut
+from lightpeft.checkpoint import keep_adapter, keep_newest, last_complete_checkpoint, unmark, write_cut
 from lightpeft.config import LightConfig, Preset
 from lightpeft.errors import CheckpointError
 from lightpeft.surgery import record_of
@@ -50,9 +50,10 @@ class LightTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
         model: Any = self.model
-        record = record_of(model)
+        record, folder = record_of(model), Path(str(output_dir or self.args.output_dir))
         if record is not None and self.args.should_save:
-            write_cut(model, Path(str(output_dir or self.args.output_dir)), record)
+            keep_adapter(model, folder, record.adapter)
+            write_cut(model, folder, record)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Delete old checkpoints only once the new one is complete."""

@@ -120,6 +120,11 @@ class BottleneckModule(PeftModule):
 class BottleneckFollower(Follower):
     """The bottlenecks on one linear: they read and write the model's width, which no cut changes."""
 
+    fixed_outputs = (
+        "a bottleneck mixes all outputs of its linear. Put bottlenecks on output projections (leave "
+        "target_modules out)"
+    )
+
     def __init__(self, layer: BottleneckLayer) -> None:
         self._layer: Any = layer
 
@@ -128,15 +133,12 @@ class BottleneckFollower(Follower):
         journal.set_attribute(self._layer, "in_features", len(kept))
 
     def keep_outputs(self, kept: Tensor, journal: Journal) -> None:
-        """Refused: a bottleneck mixes all outputs, so none of them can go.
+        """Not possible, see `fixed_outputs`.
 
         Raises:
             AnatomyError: always. Output projections, where bottlenecks belong, are never cut there.
         """
-        raise AnatomyError(
-            "a bottleneck sits on a linear whose outputs are heads or neurons, which it mixes, so that they "
-            "cannot be cut. Put bottlenecks on output projections (leave target_modules out)."
-        )
+        raise AnatomyError(f"{self._layer.name}: {self.fixed_outputs}.")
 
 
 class _Contribution:

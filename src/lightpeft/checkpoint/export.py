@@ -1,0 +1,65 @@
+"""Other forms of a light checkpoint, written to a folder of their own."""
+
+import shutil
+from pathlib import Path
+
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from lightpeft.checkpoint.format import ADAPTER, PRUNING, TENSORS, read_record
+from lightpeft.checkpoint.full_size import full_size
+from lightpeft.checkpoint.load import find_folder, load
+from lightpeft.checkpoint.merged import save_merged
+from lightpeft.checkpoint.save import check_target
+from lightpeft.files import written_beside
+
+_KEPT = ("base", "metrics", "task", "lightpeft_version")
+_OWN = {PRUNING, TENSORS, ADAPTER, "adapter_config.json", "README.md"}
+
+
+def export_merged(
+    folder: str | Path, out: str | Path, base: str | Path | PreTrainedModel | None = None
+) -> PreTrainedModel:
+    """Write the small model with the adapter merged into its weights: no base and no PEFT is needed any more.
+
+    It computes what the light checkpoint computes; `load_merged` builds it.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be loaded or merged, or `out` holds something else.
+    """
+    directory, target = find_folder(folder), Path(out)
+    check_target(target)
+    described = read_record(directory)[1]
+    model = load(directory, base)
+    with written_beside(target) as beside:
+        merged = save_merged(model, beside, {key: described.get(key) for key in _KEPT})
+        _copy_tokenizer(directory, beside)
+    return merged
+
+
+def export_full_adapter(
+    folder: str | Path, out: str | Path, base: str | Path | PreTrainedModel | None = None
+) -> PeftModel:
+    """Write a stock PEFT adapter for the uncut base, which needs no lightpeft (bottleneck adapters do).
+
+    It holds what the light checkpoint's adapter learned, also the parts that were folded into the base, and
+    zeros where heads and neurons were cut. Those act again in the uncut base, so it computes something else
+    than the light checkpoint: measure it.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be loaded, or `out` holds something else.
+    """
+    directory, target = find_folder(folder), Path(out)
+    check_target(target)
+    model = full_size(directory, base)
+    with written_beside(target) as beside:
+        beside.mkdir(parents=True)
+        model.save_pretrained(str(beside), save_embedding_layers=False)
+        _copy_tokenizer(directory, beside)
+    return model
+
+
+def _copy_tokenizer(source: Path, target: Path) -> None:
+    for file in source.iterdir():
+        if file.is_file() and file.name not in _OWN:
+            shutil.copy(file, target / file.name)

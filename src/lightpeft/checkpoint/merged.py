@@ -1,0 +1,90 @@
+"""A light model with its adapter merged: weights and configuration of the small model, and its plan."""
+
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_model, save_model
+from torch import nn
+from transformers import AutoConfig, PreTrainedModel
+
+from lightpeft.adapters import active_form
+from lightpeft.anatomy import linear_at
+from lightpeft.checkpoint.base import AUTO_CLASSES
+from lightpeft.checkpoint.format import WEIGHTS, read_merged, write_merged
+from lightpeft.errors import AnatomyError, CheckpointError, PlanError
+from lightpeft.linears import OUTPUTS, width
+from lightpeft.surgery import record_of, reshape, verify_discovered
+
+
+def save_merged(model: PeftModel, folder: Path, described: dict[str, Any]) -> PreTrainedModel:
+    """Merge the adapter of a light model and write the small model into a new folder.
+
+    Args:
+        model: what `load` gave; it is merged in place.
+        folder: made here.
+        described: the JSON values of its `pruning.json` to keep: base, metrics, task.
+
+    Returns:
+        the merged model.
+
+    Raises:
+        CheckpointError: the model was not cut, or its form of PEFT cannot be merged.
+    """
+    record, form = record_of(model), active_form(model)
+    if record is None:
+        raise CheckpointError("the model was not cut; merge it with PEFT's merge_and_unload.")
+    if form is not None and not form.merges:
+        raise CheckpointError(
+            f"{form.title} cannot be merged into weights, because it is not linear or has none of its own. "
+            "The light checkpoint itself is the smallest form of this model; load it with lightpeft.load."
+        )
+    merged: Any = model.merge_and_unload()
+    folder.mkdir(parents=True)
+    merged.config.save_pretrained(folder)
+    save_model(merged, str(folder / WEIGHTS), metadata={"format": "pt"})
+    write_merged(folder, record, described)
+    base: PreTrainedModel = merged
+    return base
+
+
+def load_merged(folder: str | Path, *, attn_implementation: str | None = None) -> PreTrainedModel:
+    """Build a small model from what `save_merged` wrote (`lightpeft export --to merged`).
+
+    Raises:
+        CheckpointError: a missing, damaged or truncated file, an unknown version, or a plan that does not fit
+            the configuration.
+    """
+    directory = Path(folder)
+    record, described = read_merged(directory)
+    name = (described.get("base") or {}).get("auto_class")
+    if name not in AUTO_CLASSES:
+        raise CheckpointError(
+            f"{directory} is of a base of class {name!r}, which load_merged does not build."
+        )
+    options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    try:
+        config = AutoConfig.from_pretrained(str(directory))
+        model: PreTrainedModel = AUTO_CLASSES[name].from_config(config, **options)
+        verify_discovered(model)
+        reshape(model, record)
+        _add_biases(model, directory)
+        load_model(model, directory / WEIGHTS)
+    except (PlanError, AnatomyError, OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise CheckpointError(
+            f"the weights in {directory} do not fit its configuration and plan: {error}"
+        ) from error
+    model.eval()
+    return model
+
+
+def _add_biases(model: nn.Module, directory: Path) -> None:
+    """Compensation gave biases to linears of architectures that have none."""
+    own = set(model.state_dict())
+    with safe_open(directory / WEIGHTS, framework="pt") as file:
+        for key in set(file.keys()) - own:
+            linear = linear_at(model, key.removesuffix(".bias")) if key.endswith(".bias") else None
+            if linear is None:
+                raise CheckpointError(f"{directory / WEIGHTS} has {key}, which the model has not.")
+            linear.bias = nn.Parameter(linear.weight.new_zeros(width(linear, OUTPUTS)), requires_grad=False)

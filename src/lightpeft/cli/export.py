@@ -1,0 +1,117 @@
+"""`lightpeft export`: other forms of a light checkpoint."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from lightpeft.adapters import active_form
+from lightpeft.checkpoint import export_full_adapter, export_merged, load_merged
+from lightpeft.cli.checkpoints import light_folder, open_tokenizer, recorded
+from lightpeft.cli.options import run_with_options
+from lightpeft.cli.output import print_json
+from lightpeft.cli.tasks import recorded_task, recorded_training
+from lightpeft.errors import ConfigError
+from lightpeft.files import folder_bytes
+from lightpeft.runs import evaluate_model, resolve_model
+
+ExportForm = Literal["merged", "full-adapter"]
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Entry point of the verb."""
+    if arguments and not arguments[0].startswith("-"):
+        arguments = ["--checkpoint", *arguments]
+    run_with_options(export, "export", arguments)
+
+
+def export(
+    checkpoint: str,
+    to: ExportForm,
+    out: Path,
+    base: str | None = None,
+    evaluate: bool = False,
+    data: Path | None = None,
+    batch_size: int | None = None,
+    json: bool = False,
+) -> None:
+    """Write a light checkpoint in another form, and say what accuracy to expect of it.
+
+    Args:
+        checkpoint: Light checkpoint or a run's folder; local, or a hub name.
+        to: `merged` for the weights of the small model with its plan; `full-adapter` for a stock PEFT adapter
+            of the uncut base, zero where heads and neurons were cut.
+        out: Folder to write to.
+        base: Hub name or folder of the base; by default the one that the checkpoint names.
+        evaluate: Measure what was written on the validation split of the checkpoint's task.
+        data: With evaluate, folder with the task's files; by default where it was trained from.
+        batch_size: With evaluate, examples per forward pass; by default 128, of a language model 8.
+        json: Print JSON.
+    """
+    if not evaluate and (data is not None or batch_size is not None):
+        raise ConfigError("data and batch_size have no effect without --evaluate.")
+    directory = light_folder(checkpoint)
+    described = recorded(directory)
+    name = base or (described.get("base") or {}).get("name_or_path")
+    resolved = None if name is None else resolve_model(name)
+    model = _write(to, directory, out, resolved)
+    measured = _measure(model, directory, described, data, batch_size) if evaluate else None
+    result = {
+        "to": to,
+        "out": str(out),
+        "bytes": folder_bytes(out),
+        "light_metrics": described.get("metrics") or {},
+        "metrics": measured,
+        "expect": EXPECTED[to],
+    }
+    if json:
+        print_json(result)
+    else:
+        print("\n".join(_lines(result, model)))
+
+
+EXPECTED: dict[ExportForm, str] = {
+    "merged": "it computes what the light checkpoint computes, so expect the same accuracy",
+    "full-adapter": (
+        "heads and neurons that were cut act again in the whole base, and the adapter was trained without "
+        "them: expect another accuracy than the light checkpoint's"
+    ),
+}
+
+
+def _write(to: ExportForm, directory: Path, out: Path, base: str | None) -> PeftModel | PreTrainedModel:
+    """Export; the model of what was written, the merged one read back from disk."""
+    if to == "full-adapter":
+        return export_full_adapter(directory, out, base)
+    export_merged(directory, out, base)
+    return load_merged(out)
+
+
+def _measure(
+    model: PeftModel | PreTrainedModel,
+    directory: Path,
+    described: dict[str, Any],
+    data: Path | None,
+    batch_size: int | None,
+) -> dict[str, float]:
+    record = described["task"]
+    task = recorded_task(record, data).load()
+    tokenizer = open_tokenizer(directory)
+    return evaluate_model(model, tokenizer, task, recorded_training(record, batch_size))
+
+
+def _lines(result: dict[str, Any], model: PeftModel | PreTrainedModel) -> list[str]:
+    light, measured = result["light_metrics"].get("main"), result["metrics"]
+    lines = [f"{result['to']} in {result['out']}, {result['bytes'] / 2**20:.1f} MiB: {result['expect']}."]
+    if light is not None:
+        lines.append(f"light checkpoint, as recorded: main {light:.4f}")
+    if measured is not None:
+        lines += [f"{name}: {value:.4f}" for name, value in measured.items()]
+    else:
+        lines.append("--evaluate measures it.")
+    form = active_form(model)
+    if form is not None and form.title == "bottleneck":
+        lines.append("peft has no bottleneck adapters: `import lightpeft` before PeftModel.from_pretrained.")
+    return lines

@@ -1,0 +1,108 @@
+"""`lightpeft export`: what is written, what it says, and that what it measures is what was written."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.cli.conftest import QUICK, read
+
+from lightpeft.cli.main import main
+
+
+def export(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, object]:
+    assert main(["export", *words, "--json"]) == 0
+    value = json.loads(capsys.readouterr().out)
+    assert isinstance(value, dict)
+    return value
+
+
+def test_merged_measures_as_the_light_checkpoint_does(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "merged"
+    result = export(capsys, str(finished_run), "--to", "merged", "--out", str(out), "--evaluate")
+    assert result["metrics"]["main"] == pytest.approx(result["light_metrics"]["main"], abs=1e-6)
+    assert {"config.json", "model.safetensors", "pruning.json", "tokenizer.json"} <= {
+        file.name for file in out.iterdir()
+    }
+    assert result["bytes"] == sum(file.stat().st_size for file in out.iterdir())
+    assert main(["evaluate", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["main"] == pytest.approx(result["metrics"]["main"])
+
+
+def test_predict_takes_a_merged_checkpoint(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts, out = tmp_path / "texts.txt", tmp_path / "merged"
+    texts.write_text("the film is not dull at all\nan awful hotel\n", encoding="utf-8")
+    export(capsys, str(finished_run), "--to", "merged", "--out", str(out))
+    answers = []
+    for checkpoint in (finished_run, out):
+        assert main(["predict", str(checkpoint), str(texts)]) == 0
+        answers.append([json.loads(line) for line in capsys.readouterr().out.splitlines()])
+    assert [one["label"] for one in answers[0]] == [one["label"] for one in answers[1]]
+    assert answers[0][0]["probability"] == pytest.approx(answers[1][0]["probability"], abs=1e-5)
+
+
+def test_full_adapter_says_that_it_computes_something_else(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "full"
+    words = [str(finished_run / "light"), "--to", "full-adapter", "--out", str(out)]
+    assert main(["export", *words]) == 0
+    said = capsys.readouterr().out
+    assert "expect another accuracy" in said
+    assert "--evaluate measures it" in said
+    assert "as recorded: main" in said
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= {file.name for file in out.iterdir()}
+    assert not (out / "pruning.json").exists()
+
+
+def test_evaluate_measures_the_full_adapter(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(finished_run), "--to", "full-adapter", "--out", str(tmp_path / "full"), "--evaluate"]
+    assert 0 <= export(capsys, *words)["metrics"]["main"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--to", "merged", "--batch-size", "3"], "no effect without --evaluate"),
+        (["--to", "merged", "--base", "/nowhere"], "/nowhere"),
+    ],
+)
+def test_refusals_leave_nothing_behind(
+    words: list[str], message: str, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(finished_run), "--out", str(tmp_path / "out"), *words]) == 1
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_folder_is_not_written_over(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.txt").write_text("x")
+    for to in ("merged", "full-adapter"):
+        assert main(["export", str(finished_run), "--to", to, "--out", str(tmp_path)]) == 1
+        assert "Choose another folder" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("form", ["sequential", "parallel"])
+def test_bottleneck_runs_from_training_to_export(
+    form: str, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    words = ["--model", str(tiny_model), "--out", str(run), "--peft", form, "--bottleneck.size", "6"]
+    assert main(["train", *words, "--compare", *QUICK]) == 0
+    assert f"plain {form} adapters" in capsys.readouterr().out
+    assert read(run / "light" / "adapter_config.json")["form"] == form
+    assert main(["evaluate", str(run), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["main"]
+    assert found == pytest.approx(read(run / "result.json")["light"]["metric"], abs=1e-6)
+    assert main(["export", str(run), "--to", "merged", "--out", str(tmp_path / "merged")]) == 1
+    assert "bottleneck cannot be merged" in capsys.readouterr().err
+    assert main(["export", str(run), "--to", "full-adapter", "--out", str(tmp_path / "full")]) == 0
+    assert "import lightpeft" in capsys.readouterr().out
