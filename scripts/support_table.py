@@ -68,6 +68,15 @@ def modules_and_ranks(animal: Animal) -> str:
     return holds(animal, {"modules": 0.3, "ranks": 0.4})
 
 
+def dora(animal: Animal) -> str:
+    return holds(animal, ALL, form="dora")
+
+
+def bottleneck(animal: Animal) -> str:
+    seen = {holds(animal, ALL, form=form) for form in ("sequential", "parallel")}
+    return YES if seen == {YES} else NO
+
+
 def whole_blocks(animal: Animal) -> str:
     seen = [kind for kind in ("heads", "neurons") if loses_all(animal, kind)]
     return {(): NO, ("heads",): "attention", ("neurons",): "FFN"}.get(tuple(seen), "attention, FFN")
@@ -119,6 +128,8 @@ COLUMNS: dict[str, Callable[[Animal], str]] = {
     "KV groups": kv_groups,
     "neurons": neurons,
     "modules, ranks": modules_and_ranks,
+    "DoRA": dora,
+    "bottleneck": bottleneck,
     "whole blocks": whole_blocks,
     "eager": eager,
     "sdpa": sdpa,
@@ -136,10 +147,11 @@ def holds(
     *,
     attention: str | None = None,
     padded: bool = False,
+    form: str = "lora",
     **options: str,
 ) -> str:
     """Whether the model cut by such shares computes what the gated model does, within 1e-5."""
-    model, batch = animal.with_lora(attention or animal.attentions[-1]), animal.batch(padded=padded)
+    model, batch = animal.with_peft(form, attention or animal.attentions[-1]), animal.batch(padded=padded)
     budget = Budget(**NOTHING | shares, heads_scope="global", **options)
     plan = make_plan(random_scores(model), find_anatomy(model), budget)
     assert not plan.cuts_nothing

@@ -229,9 +229,7 @@ def test_merged_lora_is_refused(tmp_path: Path) -> None:
 def test_lora_on_an_embedding_is_named_and_left_whole(tmp_path: Path) -> None:
     model = tiny_peft("bert", tmp_path, targets=("query", "word_embeddings"))
     assert {module.name.rpartition(".")[2] for module in find_modules(model)} == {"query"}
-    assert limits_of_form(model) == [
-        "bert.embeddings.word_embeddings: its LoRA on an embedding stays whole"
-    ]
+    assert limits_of_form(model) == ["bert.embeddings.word_embeddings: its LoRA on an embedding stays whole"]
 
 
 def test_lora_on_an_embedding_alone_is_refused(tmp_path: Path) -> None:

@@ -1,23 +1,21 @@
 """A cut that goes wrong is noticed, named, and taken back completely."""
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
 from tests.support.models import (
     NAMES,
     ROWS,
     assert_identical,
-    hook_count,
     make_batch,
     snapshot,
     tiny_peft,
 )
 from tests.support.plans import random_plan, random_scores
+from tests.support.watching import InjectedError, differences, explode, patch, watched
 from torch import Tensor, nn
 
 import lightpeft
@@ -27,32 +25,6 @@ from lightpeft.edits import Journal
 
 CUT = "lightpeft.surgery.cut"
 STEPS = "lightpeft.surgery.operation"
-
-
-def watched(model: PeftModel, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Everything about a model and its optimizer that a failed cut must leave alone."""
-    base = model.get_base_model()
-    return {
-        "tree": [(name, id(module)) for name, module in model.named_modules()],
-        "parameters": [(n, id(p), p.requires_grad) for n, p in model.named_parameters()],
-        "training": [module.training for module in model.modules()],
-        "sizes": [
-            {k: v for k, v in vars(module).items() if isinstance(v, int | float | str)}
-            for module in model.modules()
-        ],
-        "lora": [
-            (dict(m.r), dict(m.lora_alpha), dict(m.scaling))
-            for m in model.modules()
-            if hasattr(m, "lora_alpha")
-        ],
-        "config": model.peft_config["default"].to_dict(),
-        "targets": list(model.base_model.targeted_module_names),
-        "groups": [[id(p) for p in group["params"]] for group in optimizer.param_groups],
-        "state": {id(p): {k: id(v) for k, v in s.items()} for p, s in optimizer.state.items()},
-        "record": getattr(base, "lightpeft_record", None),
-        "hooks": hook_count(model),
-        "model config": base.config.to_dict(),
-    }
 
 
 @pytest.fixture(params=NAMES)
@@ -82,8 +54,7 @@ class Patient:
 
     def assert_untouched(self) -> None:
         assert_identical(self.model.state_dict(), self.tensors)
-        found = watched(self.model, self.optimizer)
-        assert {key: found[key] == self.seen[key] for key in found} == dict.fromkeys(found, True)
+        assert not differences(watched(self.model, self.optimizer), self.seen)
         for parameter, gradient in self.gradients:
             assert torch.equal(parameter.grad, gradient)
         for state, moment in zip(self.optimizer.state.values(), self.moments, strict=True):
@@ -166,14 +137,6 @@ def test_a_stale_head_count_is_refused_and_taken_back(
     patient.assert_untouched()
 
 
-class InjectedError(Exception):
-    """Raised by the tests themselves."""
-
-
-def explode(*args: Any, **kwargs: Any) -> Any:
-    raise InjectedError
-
-
 LATE_STEPS = [
     f"{STEPS}.cut_base",
     f"{STEPS}.fold_gates",
@@ -186,12 +149,6 @@ LATE_STEPS = [
     f"{CUT}.attach_record",
     "lightpeft.surgery.optimizer._sliced",
 ]
-
-
-def patch(monkeypatch: pytest.MonkeyPatch, target: str, value: Any) -> None:
-    """Patch a name of a *module*; `lightpeft.surgery.cut` as an attribute is the function."""
-    module, _, attribute = target.rpartition(".")
-    monkeypatch.setattr(sys.modules[module], attribute, value)
 
 
 @pytest.mark.parametrize("where", LATE_STEPS)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from lightpeft.plan import Plan
 
 
-def model_card(base_name: str, plan: Plan, metrics: Mapping[str, float], version: str) -> str:
+def model_card(base_name: str, plan: Plan, metrics: Mapping[str, float], version: str, form: str) -> str:
     """README.md of a light checkpoint, with the front matter that the hub reads."""
     heads = sum(len(layer.heads) for layer in plan.layers)
     head_count = sum(layer.head_count for layer in plan.layers)
@@ -16,19 +16,19 @@ def model_card(base_name: str, plan: Plan, metrics: Mapping[str, float], version
     return f"""---
 base_model: {base_name}
 library_name: peft
-tags: [lightpeft, lora]
+tags: [lightpeft]
 ---
 
 # Light PEFT checkpoint
 
-A LoRA adapter for a smaller `{base_name}`: what the task does not need was cut out of the base while
+An adapter ({form}) for a smaller `{base_name}`: what the task does not need was cut out of the base while
 training (Light-PEFT, Gu et al., Findings of ACL 2024).
 
 | kept | of | |
 |---|---|---|
 | {heads} | {head_count} | attention heads |
 | {neurons} | {neuron_count} | FFN neurons |
-| {len(plan.kept_modules)} | {len(plan.modules)} | LoRA modules |
+| {len(plan.kept_modules)} | {len(plan.modules)} | PEFT modules |
 {table}
 ## Use
 

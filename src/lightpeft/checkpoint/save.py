@@ -10,6 +10,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from lightpeft.adapters import active_form
 from lightpeft.anatomy import base_of
 from lightpeft.checkpoint.base import describe_base
 from lightpeft.checkpoint.card import model_card
@@ -107,8 +108,13 @@ def write_cut(
         "task": dict(task) if task is not None else None,
     }
     write_record(folder, record, extra, unsaved_parameters(model))
+    form = active_form(model)
     card = model_card(
-        described["name_or_path"] or "the base model", record.plan, numbers, version("lightpeft")
+        described["name_or_path"] or "the base model",
+        record.plan,
+        numbers,
+        version("lightpeft"),
+        "no PEFT" if form is None else form.title,
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
 
