@@ -114,11 +114,11 @@ def merge(animal: Animal) -> str:
     return verdict(lambda: agree(outputs(copy.deepcopy(model).merge_and_unload(), batch), expected))
 
 
-def resume(animal: Animal) -> str:
+def resume(animal: Animal, form: str = "lora") -> str:
     """Whether a run that goes on from a checkpoint, before or after its cut, ends in the same weights."""
     with tempfile.TemporaryDirectory() as folder:
-        whole = train(animal, Path(folder), None)
-        again = [train(animal, Path(folder), step) for step in (2, 4)]
+        whole = train(animal, form, Path(folder), None)
+        again = [train(animal, form, Path(folder), step) for step in (2, 4)]
     same = all(torch.equal(whole[name], other[name]) for other in again for name in whole)
     return YES if same else NO
 
@@ -212,9 +212,9 @@ class Rows(Dataset[dict[str, Tensor]]):
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]} | self.flags
 
 
-def train(animal: Animal, folder: Path, resume_at: int | None) -> dict[str, Tensor]:
+def train(animal: Animal, form: str, folder: Path, resume_at: int | None) -> dict[str, Tensor]:
     """Six steps, cut after the third; the weights at the end."""
-    model = animal.with_lora(animal.attentions[-1])
+    model = animal.with_peft(form, animal.attentions[-1])
     light = LightConfig(EstimationConfig(steps=3), Budget(**ALL))
     arguments = TrainingArguments(
         output_dir=str(folder),

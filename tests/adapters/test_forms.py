@@ -1,4 +1,4 @@
-"""Every option of LoRA: gated = cut = saved and loaded = merged, training goes on, a failed cut leaves all."""
+"""Every option of LoRA: gated = cut = loaded = merged, training goes on, a failed cut leaves everything."""
 
 import copy
 from collections.abc import Mapping
@@ -45,9 +45,12 @@ class Variant:
     def zoo(self) -> Animal:
         return BY_NAME[self.animal]
 
+    def build(self) -> PreTrainedModel:
+        return self.zoo.build(self.zoo.attentions[-1])
+
     def trained(self) -> tuple[PeftModel, torch.optim.Optimizer]:
         """The model after one real step of everything that is trained, and its optimizer."""
-        base = self.zoo.build()
+        base = self.build()
         options = {"r": 4, "lora_alpha": 6, "fan_in_fan_out": self.animal == "gpt2"} | dict(self.options)
         config = LoraConfig(target_modules=self.targets(base), **options)
         with torch.random.fork_rng():
@@ -97,12 +100,21 @@ VARIANTS = [
     Variant("gpt2", "embedding", {"use_dora": True}, ends=("c_attn", "wte")),
     Variant("bert", "gaussian", {"init_lora_weights": "gaussian"}),
 ]
+pytestmark = [
+    # Both of peft 0.21 about lora_bias; the first is a false alarm: a bias has one dimension.
+    pytest.mark.filterwarnings(r"ignore:Adapter 'default'. \d+ LoRA tensor.* have invalid shape:UserWarning"),
+    pytest.mark.filterwarnings("ignore:`lora_bias=True` was passed but the targeted layer:UserWarning"),
+]
 EACH = pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: f"{v.animal}-{v.name}".replace(" ", "-"))
 
 
 def cannot_merge(model: PeftModel) -> bool:
-    """PEFT does not merge a bias into a linear that has none."""
-    return any(m.layer.lora_bias[m.adapter] and m.base_linear.bias is None for m in find_modules(model))
+    """PEFT merges no bias into a linear without one, and an embedding into a head that is tied to it."""
+    base: Any = model.get_base_model()
+    tied = base.config.tie_word_embeddings and "lm_head" in dict(base.named_children())
+    return any(
+        (m.layer.lora_bias[m.adapter] and m.base_linear.bias is None) for m in find_modules(model)
+    ) or (tied and hasattr(base.get_input_embeddings(), "lora_embedding_A"))
 
 
 @EACH
@@ -116,7 +128,7 @@ def test_gated_cut_loaded_and_merged_agree(variant: Variant, config: SurgeryConf
     lightpeft.cut(model, plan, batch=batch, config=config)
     agree(outputs(model, batch), expected)
     lightpeft.save(model, tmp_path)
-    base = animal.build()
+    base = variant.build()
     untouched = snapshot(base)
     loaded = lightpeft.load(tmp_path, base=base, is_trainable=True)
     assert_identical(base.state_dict(), untouched)

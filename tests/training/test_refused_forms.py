@@ -1,4 +1,4 @@
-"""Forms of PEFT that cannot be cut: refused before the first step, with the reason and what to use instead."""
+"""Forms of PEFT that cannot be cut: refused before the first step, with the reason and an alternative."""
 
 from pathlib import Path
 from types import SimpleNamespace

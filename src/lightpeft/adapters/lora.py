@@ -126,7 +126,7 @@ class LoraFollower(Follower):
     def gain(self, adapter: str, ranks: Tensor | None = None) -> Tensor | None:
         """DoRA's row factors, with some ranks only; None where there is no DoRA."""
         magnitude = dict(self._magnitudes()).get(adapter)
-        return None if magnitude is None else magnitude.detach().float() / self._norms(adapter, ranks)
+        return None if magnitude is None else _wide(magnitude.detach()) / self._norms(adapter, ranks)
 
     def keep_inputs(self, kept: Tensor, journal: Journal) -> None:
         """Follow a cut of the linear's inputs."""
@@ -160,11 +160,12 @@ class LoraFollower(Follower):
         """ΔW · inputs."""
         if adapter not in self._layer.lora_A:
             return None
-        a, b = (getattr(self._layer, name)[adapter].weight.float() for name in ("lora_A", "lora_B"))
-        delta: Tensor = self._layer.scaling[adapter] * (b @ (a @ inputs))
+        a, b = (_wide(getattr(self._layer, name)[adapter].weight) for name in ("lora_A", "lora_B"))
+        delta: Tensor = self._layer.scaling[adapter] * (b @ (a @ inputs.to(a)))
         if adapter not in self._gains:
             return delta
-        product: Tensor = matrix(self._layer.get_base_layer()).float() @ inputs
+        weight = _wide(matrix(self._layer.get_base_layer()))
+        product: Tensor = weight @ inputs.to(weight)
         return self._gains[adapter] * (product + delta) - product
 
     def left_behind(self, adapter: str) -> Tensor | None:
@@ -177,10 +178,10 @@ class LoraFollower(Follower):
 
     def _norms(self, adapter: str, ranks: Tensor | None = None) -> Tensor:
         """‖W + ΔW‖ per row (d_out,), in float32."""
-        a, b = (getattr(self._layer, name)[adapter].weight.float() for name in ("lora_A", "lora_B"))
+        a, b = (_wide(getattr(self._layer, name)[adapter].weight) for name in ("lora_A", "lora_B"))
         if ranks is not None:
             a, b = a[ranks], b[:, ranks]
-        weight = matrix(self._layer.get_base_layer()).float()
+        weight = _wide(matrix(self._layer.get_base_layer()))
         rows: Tensor = torch.linalg.vector_norm(weight + self._layer.scaling[adapter] * (b @ a), dim=1)
         return rows.clamp_min(torch.finfo(torch.float32).tiny)
 
@@ -220,6 +221,11 @@ class _Contribution:
         tiny = torch.finfo(torch.float32).tiny
         self._note(norms / _norm(self._product).clamp_min(tiny), self._product)
         self._product = None
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """In float32, or in float64 if it is that."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _norm(activations: Tensor) -> Tensor:

@@ -1,0 +1,168 @@
+"""Scores of ranks and modules of every form of PEFT against plain autograd and plain arithmetic."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from tests.support.forms import FORM_ROWS, module_names
+from tests.support.zoo import BY_NAME, Animal
+from torch import Tensor
+
+import lightpeft
+from lightpeft import EstimationConfig, Scores
+
+Batch = dict[str, Tensor]
+FORMS = pytest.mark.parametrize("form", list(FORM_ROWS))
+ANIMALS = pytest.mark.parametrize("animal", ["bert", "llama", "t5"])
+IGNORED, TARGETS = -100, 7
+
+
+def batches_of(animal: Animal, count: int) -> list[Batch]:
+    """Each with its own padding, of the encoder and of the labels."""
+    found = []
+    for number in range(count):
+        batch = animal.batch(padded=True, labels=True, seed=20 + number)
+        batch = {key: value.roll(number, 0) for key, value in batch.items()}
+        if animal.task == "seq2seq":
+            batch["labels"][number % 3, 3 + number :] = IGNORED
+        found.append(batch)
+    return found
+
+
+def estimated(model: PeftModel, batches: list[Batch], **options: Any) -> Scores:
+    """Scores of a run in which no weight moves, over the second half of the batches."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    config = EstimationConfig(steps=len(batches), **options)
+    return lightpeft.estimate(model, batches, config, optimizer=torch.optim.SGD(trained, lr=0.0))
+
+
+def rank_gradients(model: PeftModel, batch: Batch) -> dict[str, Tensor]:
+    """∂L/∂m at m = 1 of gates that multiply the ranks, per linear."""
+    base, gates = model.get_base_model(), {}
+    with ExitStack() as stack:
+        for name, gated in module_names(model).items():
+            module = base.get_submodule(gated)
+            gates[name] = torch.ones(module.in_features, requires_grad=True)
+            hook = module.register_forward_pre_hook(lambda _, args, gate=gates[name]: args[0] * gate)
+            stack.callback(hook.remove)
+        model.train()
+        found = torch.autograd.grad(model(**batch).loss, list(gates.values()))
+    return dict(zip(gates, found, strict=True))
+
+
+@FORMS
+@ANIMALS
+def test_rank_scores_are_the_gradients_of_gates(animal: str, form: str) -> None:
+    zoo = BY_NAME[animal]
+    model, batches = zoo.with_peft(form), batches_of(zoo, 4)
+    scores = estimated(model, batches, rank_score="taylor")
+    late = [rank_gradients(model, batch) for batch in batches[2:]]
+    assert scores.ranks.keys() == module_names(model).keys()
+    for name, ranks in scores.ranks.items():
+        expected = sum(found[name] for found in late).abs() / 2
+        torch.testing.assert_close(ranks, expected, rtol=1e-3, atol=1e-6)
+    assert max(float(ranks.max()) for ranks in scores.ranks.values()) > 1e-4
+
+
+@contextmanager
+def inputs_of(model: PeftModel, names: set[str]) -> Iterator[dict[str, Tensor]]:
+    """The inputs of named modules in the next forward."""
+    seen: dict[str, Tensor] = {}
+    with ExitStack() as stack:
+        for name in names:
+            module = model.get_base_model().get_submodule(name)
+            note = module.register_forward_pre_hook(lambda _, args, name=name: seen.update({name: args[0]}))
+            stack.callback(note.remove)
+        yield seen
+
+
+def share(layer: Any, x: Tensor, block_input: Tensor | None) -> Tensor:
+    """‖ΔWx‖ / ‖Wx‖ or ‖adapter(h)‖ / ‖h‖ per token, from the weights."""
+    base, scaling = layer.get_base_layer(), layer.scaling["default"]
+    weight = base.weight
+    if hasattr(layer, "bottleneck_up"):
+        h = base(x) if block_input is None else block_input
+        down, up = layer.bottleneck_down["default"], layer.bottleneck_up["default"]
+        neurons = torch.nn.functional.gelu(h @ down.weight.T + down.bias)
+        added = scaling * (neurons @ up.weight.T + up.bias)
+        return added.norm(dim=-1) / h.norm(dim=-1)
+    delta = scaling * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+    if layer.lora_magnitude_vector:
+        whole = weight + delta
+        factors = layer.lora_magnitude_vector["default"].weight / whole.norm(dim=1)
+        delta = factors[:, None] * whole - weight
+    return (x @ delta.T).norm(dim=-1) / (x @ weight.T).norm(dim=-1)
+
+
+def counted(animal: Animal, batch: Batch, tokens: int) -> Tensor:
+    """The tokens that are not padding; a decoder's are those with a label."""
+    if animal.task == "seq2seq" and tokens == TARGETS:
+        return batch["labels"] != IGNORED
+    return batch["attention_mask"].bool()
+
+
+@torch.no_grad()
+def shares(animal: Animal, model: PeftModel, batches: list[Batch]) -> dict[str, float]:
+    """Mean share of every module over the tokens of all batches."""
+    base = model.get_base_model()
+    layers = {name: base.get_submodule(name) for name in module_names(model)}
+    sources = {name: getattr(layer, "input_name", None) for name, layer in layers.items()}
+    ratios: dict[str, list[Tensor]] = {name: [] for name in layers}
+    model.train()
+    for batch in batches:
+        with inputs_of(model, {*layers, *filter(None, sources.values())}) as seen:
+            model(**batch)
+        for name, layer in layers.items():
+            source = sources[name]
+            found = share(layer, seen[name], None if source is None else seen[source])
+            ratios[name].append(found[counted(animal, batch, found.shape[1])])
+    return {name: float(torch.cat(found).mean()) for name, found in ratios.items()}
+
+
+@FORMS
+@ANIMALS
+def test_module_scores_are_mean_shares_over_real_tokens(animal: str, form: str) -> None:
+    """T5's decoder learns its padding from the labels: those of this batch, not of the one before."""
+    zoo = BY_NAME[animal]
+    model, batches = zoo.with_peft(form), batches_of(zoo, 2)
+    scores = estimated(model, batches, module_score="activation")
+    assert scores.modules == pytest.approx(shares(zoo, model, batches[1:]), rel=1e-4)
+    mixed = [batches[1] | {"attention_mask": batches[0]["attention_mask"]}]
+    assert scores.modules != pytest.approx(shares(zoo, model, mixed), rel=1e-4)
+
+
+@FORMS
+def test_a_decoders_padding_is_that_of_its_own_batch(form: str) -> None:
+    zoo = BY_NAME["t5"]
+    model, batches = zoo.with_peft(form), batches_of(zoo, 2)
+    scores = estimated(model, batches, module_score="activation")
+    expected = shares(zoo, model, batches[1:])
+    wrong = dict(expected)
+    for name in expected:
+        if ".decoder." in f".{name}":
+            assert scores.modules[name] == pytest.approx(expected[name], rel=1e-4)
+    stale = [
+        batches[1] | {"labels": batches[1]["labels"].masked_fill(batches[0]["labels"] == IGNORED, IGNORED)}
+    ]
+    wrong = shares(zoo, model, stale)
+    moved = [name for name in expected if wrong[name] != pytest.approx(expected[name], rel=1e-4)]
+    assert any(".decoder." in f".{name}" for name in moved)
+
+
+@pytest.mark.parametrize("form", ["sequential", "parallel"])
+def test_means_of_neurons_are_over_real_tokens(form: str) -> None:
+    """They stand for the neurons that go; a linear module needs none."""
+    zoo = BY_NAME["bert"]
+    model, batches = zoo.with_peft(form), batches_of(zoo, 2)
+    scores, gated = estimated(model, batches), module_names(model)
+    model.train()
+    with torch.no_grad(), inputs_of(model, set(gated.values())) as seen:
+        model(**batches[1])
+    for place in gated.values():
+        expected = seen[place][batches[1]["attention_mask"].bool()].mean(0)
+        torch.testing.assert_close(scores.means[place], expected, rtol=1e-4, atol=1e-6)
+    plain = estimated(zoo.with_peft("lora"), batches)
+    assert not any("lora" in place for place in plain.means)
