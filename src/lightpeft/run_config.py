@@ -1,7 +1,7 @@
 """What a whole run can be asked for: the PEFT that is put on a base, and the training."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from lightpeft.config import check_at_least, check_choice, check_number, check_share
 from lightpeft.errors import ConfigError
@@ -97,7 +97,7 @@ class PeftOptions:
     """Folder or hub name of a trained PEFT adapter to go on from, whatever its form."""
 
     def __post_init__(self) -> None:
-        check_choice("peft", self.form, ("lora", "sequential", "parallel"))
+        check_choice("peft", self.form, get_args(PeftForm))
         idle = []
         if self.lora != LoraOptions() and (self.form != "lora" or self.adapter is not None):
             idle.append("lora.*")

@@ -1,6 +1,7 @@
 """`lightpeft export`: what is written, what it says, and that what it measures is what was written."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,16 @@ def test_full_adapter_says_that_it_computes_something_else(
     assert "as recorded: main" in said
     assert {"adapter_config.json", "adapter_model.safetensors"} <= {file.name for file in out.iterdir()}
     assert not (out / "pruning.json").exists()
+
+
+@pytest.mark.parametrize("to", ["merged", "full-adapter"])
+def test_without_out_it_goes_beside_the_checkpoint(
+    to: str, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run / "light", run / "light")
+    assert export(capsys, str(run), "--to", to)["out"] == str(run / f"light-{to}")
+    assert any(file.suffix == ".safetensors" for file in (run / f"light-{to}").iterdir())
 
 
 def test_evaluate_measures_the_full_adapter(

@@ -20,7 +20,12 @@ FORMS: dict[str, Form] = {
     "BOTTLENECK": BOTTLENECK,
     "IA3": IA3,
     "PROMPT_TUNING": Form("prompt tuning", has_modules=False, merges=False),
-    "P_TUNING": Form("P-tuning", has_modules=False, merges=False),
+    "P_TUNING": Form(
+        "P-tuning",
+        has_modules=False,
+        merges=False,
+        no_resume="PEFT saves the prompt that P-tuning's encoder puts out, not the encoder that is trained",
+    ),
     "PREFIX_TUNING": Form(
         "prefix tuning",
         has_modules=False,

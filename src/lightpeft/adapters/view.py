@@ -170,6 +170,9 @@ class Form:
     fixed_heads: str | None = None
     """Why no heads of the base can be cut under it."""
 
+    no_resume: str | None = None
+    """Why a run cannot be resumed from PEFT's files."""
+
     problem: Callable[[PeftConfig], str | None] = _nothing_wrong
     """What of a configuration cannot be cut, in words."""
 

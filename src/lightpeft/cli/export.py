@@ -30,7 +30,7 @@ def run(arguments: Sequence[str]) -> None:
 def export(
     checkpoint: str,
     to: ExportForm,
-    out: Path,
+    out: Path | None = None,
     base: str | None = None,
     evaluate: bool = False,
     data: Path | None = None,
@@ -43,7 +43,7 @@ def export(
         checkpoint: Light checkpoint or a run's folder; local, or a hub name.
         to: `merged` for the weights of the small model with its plan; `full-adapter` for a stock PEFT adapter
             of the uncut base, zero where heads and neurons were cut.
-        out: Folder to write to.
+        out: Folder to write to; by default beside the checkpoint: light-merged, light-full-adapter.
         base: Hub name or folder of the base; by default the one that the checkpoint names.
         evaluate: Measure what was written on the validation split of the checkpoint's task.
         data: With evaluate, folder with the task's files; by default where it was trained from.
@@ -56,12 +56,13 @@ def export(
     described = recorded(directory)
     name = base or (described.get("base") or {}).get("name_or_path")
     resolved = None if name is None else resolve_model(name)
-    model = _write(to, directory, out, resolved)
+    target = out or _beside(checkpoint, directory, to)
+    model = _write(to, directory, target, resolved)
     measured = _measure(model, directory, described, data, batch_size) if evaluate else None
     result = {
         "to": to,
-        "out": str(out),
-        "bytes": folder_bytes(out),
+        "out": str(target),
+        "bytes": folder_bytes(target),
         "light_metrics": described.get("metrics") or {},
         "metrics": measured,
         "expect": EXPECTED[to],
@@ -79,6 +80,12 @@ EXPECTED: dict[ExportForm, str] = {
         "them: expect another accuracy than the light checkpoint's"
     ),
 }
+
+
+def _beside(checkpoint: str, directory: Path, to: ExportForm) -> Path:
+    if not Path(checkpoint).is_dir():
+        raise ConfigError(f"{checkpoint} is on the hub; give --out, a folder to write to.")
+    return directory.parent / f"{directory.name}-{to}"
 
 
 def _write(to: ExportForm, directory: Path, out: Path, base: str | None) -> PeftModel | PreTrainedModel:

@@ -9,6 +9,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from lightpeft.adapters import PeftModule
+from lightpeft.anatomy import Anatomy
 from lightpeft.errors import EstimationError
 from lightpeft.estimation.sites import Site
 from lightpeft.estimation.statistics import BlockSums
@@ -20,8 +21,9 @@ IGNORED = -100
 class TokenWeights:
     """Which tokens of the current batch count: those that its attention masks do not hide."""
 
-    def __init__(self, base: PreTrainedModel) -> None:
+    def __init__(self, base: PreTrainedModel, anatomy: Anatomy) -> None:
         self._masks: dict[str, Tensor] = {}
+        self._cross = _readers_of_the_encoder(anatomy)
         self.handles = []
         if base.config.is_encoder_decoder:
             # First, because some models are their own base model, and the masks want the labels.
@@ -34,7 +36,7 @@ class TokenWeights:
         Where no mask has their shape (pooled outputs, positions, patches of an image), every row counts.
         """
         shape = activations.shape[:-1]
-        own = "decoder" if ".decoder." in f".{module}" else "encoder"
+        own = "decoder" if ".decoder." in f".{module}" and module not in self._cross else "encoder"
         for kind in (own, *(other for other in self._masks if other != own)):
             mask = self._masks.get(kind)
             if mask is not None and kind == own and len(shape) == 2 and mask.shape[1] > shape[1]:
@@ -44,10 +46,10 @@ class TokenWeights:
         return torch.ones(shape.numel(), device=activations.device)
 
     def _note_masks(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        labels = self._masks.pop("labels", None)
+        labels, given = self._masks.pop("labels", None), kwargs.get("decoder_attention_mask")
         found = {
             "encoder": kwargs.get("attention_mask", args[1] if len(args) > 1 else None),
-            "decoder": kwargs.get("decoder_attention_mask", labels),
+            "decoder": labels if given is None else given,
         }
         self._masks = {kind: mask for kind, mask in found.items() if isinstance(mask, Tensor)}
         for mask in self._masks.values():
@@ -62,6 +64,17 @@ class TokenWeights:
         labels = kwargs.get("labels")
         if isinstance(labels, Tensor) and labels.dim() == 2:
             self._masks["labels"] = labels != IGNORED
+
+
+def _readers_of_the_encoder(anatomy: Anatomy) -> frozenset[str]:
+    """Keys and values of cross-attention, which is a layer after its own and of the same module."""
+    names: set[str] = set()
+    above = None
+    for layer in anatomy.layers:
+        if layer.module == above and layer.attention is not None:
+            names |= {rows.name for rows in layer.attention.rows if rows.role in ("key", "value")}
+        above = layer.module
+    return frozenset(names)
 
 
 def measure_mean_inputs(

@@ -50,7 +50,7 @@ class Estimator:
     def attach(self) -> None:
         """Put the hooks in, once."""
         self.detach()
-        tokens = TokenWeights(self._base)
+        tokens = TokenWeights(self._base, self.anatomy)
         note = self._base.register_forward_pre_hook(self._note_batch, with_kwargs=True)
         self._handles = [*tokens.handles, note]
         for site, gate in zip(self._sites, self._gates, strict=True):

@@ -41,9 +41,10 @@ def padded_batch(model: nn.Module, batch: Mapping[str, Any] | None = None) -> di
             f"the verification batch has {sorted(inputs)}, but no {base.main_input_name}; give a batch of "
             "the task."
         )
-    if "input_ids" in inputs:
-        tokens = inputs["input_ids"].shape[1]
-        mask = inputs.setdefault("attention_mask", torch.ones_like(inputs["input_ids"]))
+    text = inputs.get("input_ids", inputs.get("inputs_embeds"))
+    if text is not None:
+        tokens = text.shape[1]
+        mask = inputs.setdefault("attention_mask", text.new_ones(text.shape[:2], dtype=torch.int64))
         if mask.dim() == 2 and mask.shape[1] > tokens:  # of a prefix too, which the base alone has not
             mask = inputs["attention_mask"] = mask[:, -tokens:].contiguous()
         if mask.dim() == 2 and bool(mask.all()) and mask.shape[1] > 1:

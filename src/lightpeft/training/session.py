@@ -13,7 +13,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from lightpeft.adapters import PeftModule, find_modules, limits_of_form
+from lightpeft.adapters import PeftModule, active_form, find_modules, limits_of_form
 from lightpeft.anatomy import Anatomy
 from lightpeft.checkpoint import (
     PRUNING,
@@ -182,8 +182,12 @@ class LightSession:
         """Bring a fresh model to the phase of `checkpoint`, before its weights are loaded.
 
         Raises:
-            CheckpointError: no light run's checkpoint, another base, or another configuration.
+            CheckpointError: no light run's checkpoint, another base, another configuration, or a form of PEFT
+                that PEFT does not save whole.
         """
+        form = active_form(model)
+        if form is not None and form.no_resume is not None:
+            raise CheckpointError(f"{checkpoint} cannot be resumed, because {form.no_resume}.")
         if (checkpoint / PRUNING).is_file():
             self._restore_cut(model, checkpoint)
         elif (checkpoint / ESTIMATION).is_file():
