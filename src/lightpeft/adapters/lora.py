@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from lightpeft.adapters.view import Follower, Form, Note, PeftModule
+from lightpeft.adapters.view import Follower, Form, Note, PeftModule, share_of, token_norms
 from lightpeft.edits import Journal
 from lightpeft.errors import AnatomyError
 from lightpeft.linears import INPUTS, OUTPUTS, is_plain_linear, matrix
@@ -214,24 +214,17 @@ class _Contribution:
         if layer.training and self._product is not None:
             bias = self._module.base_linear.bias
             delta = output - self._product - (0 if bias is None else bias)
-            self._give(_norm(delta))
+            self._give(token_norms(delta))
 
     def _give(self, norms: Tensor) -> None:
         assert self._product is not None
-        tiny = torch.finfo(torch.float32).tiny
-        self._note(norms / _norm(self._product).clamp_min(tiny), self._product)
+        self._note(share_of(norms, token_norms(self._product)), self._product)
         self._product = None
 
 
 def _wide(tensor: Tensor) -> Tensor:
     """In float32, or in float64 if it is that."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def _norm(activations: Tensor) -> Tensor:
-    """Per token, flat."""
-    norms: Tensor = torch.linalg.vector_norm(activations.flatten(0, -2).float(), dim=-1)
-    return norms
 
 
 def _part(pairs: nn.ModuleDict, module: LoraModule) -> nn.Linear:

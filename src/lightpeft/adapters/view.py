@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -91,6 +92,17 @@ class PeftModule(ABC):
     def add_to_constant(self, shift: Tensor, journal: Journal) -> None:
         """If not linear: put out `shift` (d_out,) more."""
         raise NotImplementedError(f"{type(self).__name__} is linear.")
+
+
+def token_norms(activations: Tensor) -> Tensor:
+    """L2 norm over the channels of activations (..., channels), flat, in float32, without gradient."""
+    norms: Tensor = torch.linalg.vector_norm(activations.detach().flatten(0, -2).float(), dim=-1)
+    return norms
+
+
+def share_of(part: Tensor, whole: Tensor) -> Tensor:
+    """Norms of a part over norms of the whole, safe where the whole is 0."""
+    return part / whole.clamp_min(torch.finfo(whole.dtype).tiny)
 
 
 class Follower(ABC):

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from lightpeft.adapters.bottleneck.layer import BottleneckLayer
-from lightpeft.adapters.view import Follower, Form, Note, PeftModule
+from lightpeft.adapters.view import Follower, Form, Note, PeftModule, share_of, token_norms
 from lightpeft.edits import Journal
 from lightpeft.errors import AnatomyError
 from lightpeft.linears import INPUTS, OUTPUTS
@@ -152,21 +152,14 @@ class _Contribution:
     def note_input(self, norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         """Keep ‖h‖ per token."""
         if norm.training:
-            self._norms = _norm(inputs[0])
+            self._norms = token_norms(inputs[0])
 
     @torch.no_grad()
     def note_output(self, up: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         """Give the ratio."""
         if up.training and self._norms is not None:
-            tiny = torch.finfo(torch.float32).tiny
-            self._note(abs(self._scaling) * _norm(output) / self._norms.clamp_min(tiny), output)
+            self._note(share_of(abs(self._scaling) * token_norms(output), self._norms), output)
             self._norms = None
-
-
-def _norm(activations: Tensor) -> Tensor:
-    """Per token, flat."""
-    norms: Tensor = torch.linalg.vector_norm(activations.detach().flatten(0, -2).float(), dim=-1)
-    return norms
 
 
 def _find(model: PeftModel, adapter: str) -> tuple[PeftModule, ...]:
