@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import IA3Config, PeftConfig, PeftModel, PromptTuningConfig, get_peft_model
+from peft.tuners.ia3 import IA3Layer
 from safetensors.torch import load_file, save_file
 from tests.support.forms import FORM_ROWS, module_names
 from tests.support.models import load_base, make_batch, save_base, with_lora
@@ -135,7 +136,8 @@ PLAIN_PEFT = """
 import sys
 sys.modules["lightpeft"] = None
 import torch
-from peft import PeftModel
+from peft import IA3Config, PeftConfig, PeftModel, PromptTuningConfig, get_peft_model
+from peft.tuners.ia3 import IA3Layer
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 base = AutoModelForSequenceClassification.from_pretrained(sys.argv[1])
@@ -237,3 +239,52 @@ def test_load_and_load_merged_name_each_other(tmp_path: Path) -> None:
         lightpeft.load(tmp_path / "merged")
     with pytest.raises(CheckpointError, match="expected 'merged'"):
         lightpeft.load_merged(folder)
+
+
+def other_form(kind: str) -> PeftConfig:
+    """IA3 and prompts: forms without ranks."""
+    if kind == "ia3":
+        linears = ["query", "value", "output.dense"]
+        return IA3Config(task_type="SEQ_CLS", target_modules=linears, feedforward_modules=["output.dense"])
+    return PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=3)
+
+
+@pytest.mark.parametrize("kind", ["ia3", "prompt"])
+def test_forms_without_ranks_have_a_full_size_too(kind: str, tmp_path: Path) -> None:
+    """IA3's vectors are 1 where something was cut; a prompt is what it is."""
+    base = load_base(save_base("bert", tmp_path / "base"))
+    model, batch = get_peft_model(base, other_form(kind)), make_batch("bert")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.mul_(1 + 0.3 * torch.randn_like(parameter))
+    before, plan = copy.deepcopy(model), random_plan(model)
+    lightpeft.cut(model, plan, config=FOLD)
+    folder = lightpeft.save(model, tmp_path / "light")
+    lightpeft.export_full_adapter(folder, tmp_path / "full")
+    stock = PeftModel.from_pretrained(load_base(tmp_path / "base"), str(tmp_path / "full"))
+    for name, side, lost in cut_channels(before.get_base_model(), plan):
+        layer = before.get_base_model().get_submodule(name)
+        if isinstance(layer, IA3Layer) and layer.is_feedforward == (side == "in"):
+            layer.ia3_l["default"].data.flatten()[lost] = 1
+    agree(outputs(stock, batch), outputs(before, batch))
+
+
+def test_ia3_merges(tmp_path: Path) -> None:
+    base = load_base(save_base("bert", tmp_path / "base"))
+    model, batch = get_peft_model(base, other_form("ia3")), make_batch("bert")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".ia3_l." in name:
+                parameter.mul_(1 + 0.3 * torch.randn_like(parameter))
+    lightpeft.cut(model, random_plan(model), config=FOLD)
+    lightpeft.export_merged(lightpeft.save(model, tmp_path / "light"), tmp_path / "merged")
+    agree(outputs(lightpeft.load_merged(tmp_path / "merged"), batch), outputs(model, batch))
+
+
+def test_prompts_are_not_merged(tmp_path: Path) -> None:
+    base = load_base(save_base("bert", tmp_path / "base"))
+    model = get_peft_model(base, other_form("prompt"))
+    lightpeft.cut(model, random_plan(model), config=FOLD)
+    with pytest.raises(CheckpointError, match="prompt tuning cannot be merged"):
+        lightpeft.export_merged(lightpeft.save(model, tmp_path / "light"), tmp_path / "merged")
