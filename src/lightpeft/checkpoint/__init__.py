@@ -1,7 +1,16 @@
 """Light checkpoints: written whole or not at all, checked before they are used."""
 
 from lightpeft.checkpoint.export import export_full_adapter, export_merged
-from lightpeft.checkpoint.format import LIGHT, MERGED, PRUNING, kind_of, read_merged, read_record
+from lightpeft.checkpoint.format import (
+    LIGHT,
+    MERGED,
+    POISON_FLAG,
+    POISON_MARK,
+    PRUNING,
+    kind_of,
+    read_merged,
+    read_record,
+)
 from lightpeft.checkpoint.light_tasks import LightTasks, TaskMemory
 from lightpeft.checkpoint.load import (
     check_adapter_config,
@@ -25,6 +34,8 @@ from lightpeft.checkpoint.save import keep_adapter, mark_restorable, save, unsav
 __all__ = [
     "LIGHT",
     "MERGED",
+    "POISON_FLAG",
+    "POISON_MARK",
     "PRUNING",
     "LightTasks",
     "TaskMemory",

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from lightpeft.adapters import FORMS, find_modules
 from lightpeft.anatomy import base_of
 from lightpeft.checkpoint.base import load_base
-from lightpeft.checkpoint.format import ADAPTER, PRUNING, read_record
+from lightpeft.checkpoint.format import ADAPTER, POISON_FLAG, POISON_MARK, PRUNING, read_record
 from lightpeft.checkpoint.sharing import BareBase, share
 from lightpeft.errors import AnatomyError, CheckpointError, PlanError
 from lightpeft.files import read_json
@@ -94,9 +94,15 @@ def check_adapter_config(directory: Path) -> None:
     """Refuse an adapter configuration that would make PEFT import code or read pickles.
 
     Raises:
-        CheckpointError: such a configuration, or one of a PEFT type that cannot be cut.
+        CheckpointError: such a configuration, one of a PEFT type that cannot be cut, or the mark of a module
+            that the audit poisoned.
     """
     config = read_json(directory / "adapter_config.json")
+    if config.get(POISON_FLAG) or POISON_MARK in config:
+        raise CheckpointError(
+            f"{directory} is marked as poisoned by lightpeft's audit, and nothing that is made from it would "
+            "say so. Use the audit's own functions, or another module."
+        )
     if config.get("peft_type") not in FORMS:
         raise CheckpointError(
             f"{directory}/adapter_config.json has the PEFT type {config.get('peft_type')!r}, expected one of "
