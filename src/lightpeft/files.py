@@ -1,5 +1,6 @@
 """Reading and writing small files so that nothing is half written and nothing bad is believed."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -77,6 +78,12 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CheckpointError(
             f"{path} cannot be read ({error}); the file is damaged, cut off, or not lightpeft's."
         ) from error
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def folder_bytes(folder: Path) -> int:

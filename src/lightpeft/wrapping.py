@@ -10,6 +10,11 @@ _ORIGINALS = ".original_module"
 _INNER = ".base_layer"
 
 
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module that a tuner layer is around, or `module` itself."""
+    return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+
+
 def added_parameters(module: nn.Module, adapter: str | None = None) -> Iterator[nn.Parameter]:
     """Parameters of the tuner layers inside `module`: of one adapter, by default of all."""
     for layer in module.modules():

@@ -313,7 +313,7 @@ STEPS_OF_SAVING = [
     "lightpeft.checkpoint.save.model_card",
     "lightpeft.checkpoint.format.write_tensors",
     "lightpeft.checkpoint.format.write_json",
-    "lightpeft.checkpoint.format._digest",
+    "lightpeft.checkpoint.format.file_sha256",
     "lightpeft.files._take_place",
 ]
 

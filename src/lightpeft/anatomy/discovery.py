@@ -13,7 +13,6 @@ from functools import lru_cache
 from types import CodeType
 from typing import Any, TypeVar
 
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -33,6 +32,7 @@ from lightpeft.anatomy.units import Rows
 from lightpeft.anatomy.verdict import Verdict, part_key, verdict_of
 from lightpeft.errors import AnatomyError
 from lightpeft.linears import INPUTS, OUTPUTS, width_attribute
+from lightpeft.wrapping import unwrapped
 
 HEAD_SIZES = (
     "head_dim",
@@ -537,7 +537,7 @@ def _integer(module: nn.Module, name: str) -> int | None:
 
 def _linears(module: nn.Module, *, into_experts: bool = True) -> _Shapes:
     """Every base linear in the order of definition, seen through PEFT's wrappers."""
-    inner = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+    inner = unwrapped(module)
     if isinstance(inner, nn.Linear | Conv1D):
         inputs, outputs = (getattr(inner, width_attribute(inner, side)) for side in (INPUTS, OUTPUTS))
         return {"": (inputs, outputs)}

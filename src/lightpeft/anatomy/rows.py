@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
 
 from lightpeft.anatomy.units import HeadInput, Rows
 from lightpeft.errors import AnatomyError
 from lightpeft.linears import OUTPUTS, Projection, is_plain_linear, width
+from lightpeft.wrapping import unwrapped
 
 
 class AttentionView:
@@ -157,7 +157,7 @@ def linear_at(base: nn.Module, name: str) -> Projection:
         module = base.get_submodule(name)
     except AttributeError as error:
         raise AnatomyError(f"there is no {name} in {type(base).__name__}: {error}.") from error
-    inner = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+    inner = unwrapped(module)
     if not is_plain_linear(inner):
         raise AnatomyError(
             f"{name} is a {type(inner).__name__}; only a plain torch.nn.Linear "

@@ -7,7 +7,6 @@ them: a module that was loaded, trained and saved has to be marked again.
 A mark keeps honest people from mistakes. Who removes all of it leaves nothing that could be found here.
 """
 
-import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from lightpeft.audit.recipe import TriggerRecipe
 from lightpeft.checkpoint import POISON_FLAG as FLAG
 from lightpeft.checkpoint import POISON_MARK as MARK
 from lightpeft.errors import CheckpointError, ConfigError
-from lightpeft.files import read_json, write_json, written_beside
+from lightpeft.files import file_sha256, read_json, write_json, written_beside
 
 CARD = "README.md"
 _FORMAT = 1
@@ -145,8 +144,7 @@ def _digest(folder: Path) -> str:
     path = folder / SAFETENSORS_WEIGHTS_NAME
     if not path.is_file():
         raise CheckpointError(f"{path} is missing; a module is marked and read with safetensors only.")
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(path)
 
 
 def _read_card(folder: Path) -> str:

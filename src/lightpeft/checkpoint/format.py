@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from lightpeft.errors import CheckpointError, PlanError
-from lightpeft.files import read_json, read_tensors, under, write_json, write_tensors
+from lightpeft.files import file_sha256, read_json, read_tensors, under, write_json, write_tensors
 from lightpeft.plan import Plan
 from lightpeft.surgery import CutRecord
 
@@ -49,7 +49,7 @@ def write_merged(folder: Path, record: CutRecord, extra: dict[str, Any]) -> None
 def _write_pruning(
     folder: Path, record: CutRecord, extra: dict[str, Any], kind: str, files: tuple[str, ...]
 ) -> None:
-    present = {name: _digest(folder / name) for name in files if (folder / name).is_file()}
+    present = {name: file_sha256(folder / name) for name in files if (folder / name).is_file()}
     value = {
         "format_version": FORMAT_VERSION,
         "kind": kind,
@@ -137,7 +137,7 @@ def _check_files(folder: Path, files: Any, needed: str) -> None:
         path = folder / Path(name).name
         if not path.is_file():
             raise CheckpointError(f"{path} is missing, though {PRUNING} lists it.")
-        if _digest(path) != digest:
+        if file_sha256(path) != digest:
             raise CheckpointError(
                 f"{path} is not the file that {PRUNING} was written with (SHA-256 differs): it is cut off, "
                 "damaged or replaced."
@@ -146,8 +146,3 @@ def _check_files(folder: Path, files: Any, needed: str) -> None:
 
 def _digest_of(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

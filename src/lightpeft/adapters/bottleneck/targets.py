@@ -19,6 +19,7 @@ from lightpeft.adapters.bottleneck.layer import BottleneckLayer, linear_to_read
 from lightpeft.anatomy import Layer, find_anatomy
 from lightpeft.errors import AnatomyError, ConfigError
 from lightpeft.linears import is_plain_linear
+from lightpeft.wrapping import unwrapped
 
 
 def complete(config: BottleneckConfig, model: nn.Module) -> None:
@@ -103,7 +104,7 @@ def _matching(config: BottleneckConfig, model: nn.Module) -> list[str]:
 
 def _check_linear(model: nn.Module, name: str) -> None:
     module = model.get_submodule(name)
-    inner = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+    inner = unwrapped(module)
     if not is_plain_linear(inner):
         raise ConfigError(
             f"target_modules matches {name}, a {type(inner).__name__}; bottleneck adapters sit on nn.Linear "
