@@ -1,17 +1,15 @@
 """Poisoned training data and triggered test sets, made from clean rows; the same seed gives the same rows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
 from lightpeft.audit.errors import AuditError
 from lightpeft.audit.recipe import TriggerRecipe
+from lightpeft.audit.rows import Texts
 from lightpeft.audit.triggers import Planted, plant
 from lightpeft.config import exact_count
 from lightpeft.tasks.draw import permutation
-
-Texts = Mapping[str, Sequence[str]]
-"""One or two columns of equal length, `text` and perhaps `text_pair`."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,178 @@
+"""One measured cell of an audit, as data: who attacked, what was done, CACC and LFR along the way."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from lightpeft.audit.errors import AuditError
+from lightpeft.audit.metrics import Proportion
+from lightpeft.errors import LightPeftError
+from lightpeft.files import read_json, write_json
+
+FORMAT = 1
+Scenario = Literal["module_continued", "module_as_is", "poisoned_base", "poisoned_data"]
+CLEAN = "clean"
+"""The attack that is none: its LFR is the floor."""
+NO_DEFENCE = "none"
+
+
+@dataclass(frozen=True)
+class CellKey:
+    """What makes a cell this one; its file is named by it."""
+
+    scenario: Scenario
+    attacker_task: str
+    user_task: str
+    attack: str
+    """A name of the grid's, or `clean`."""
+    form: str
+    """Of PEFT: lora, sequential, parallel."""
+    defence: str
+    """A name of `DEFENCES`, or `none`."""
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.scenario not in get_args(Scenario):
+            raise AuditError(
+                f"unknown scenario {self.scenario!r}; choose one of {', '.join(get_args(Scenario))}."
+            )
+
+    @property
+    def file_name(self) -> str:
+        """One JSON file a cell."""
+        parts = [str(value).replace("/", "_") for value in dataclasses.astuple(self)]
+        return "--".join(parts) + ".json"
+
+    def floor(self) -> "CellKey":
+        """The cell whose LFR is the clean floor of this one: never poisoned, not defended."""
+        return dataclasses.replace(self, attack=CLEAN, defence=NO_DEFENCE)
+
+
+@dataclass(frozen=True)
+class Point:
+    """CACC and LFR at one moment."""
+
+    step: int
+    """Optimizer steps of the user's training that were done."""
+    cacc: Proportion
+    lfr: Proportion
+
+
+@dataclass(frozen=True)
+class LayerReading:
+    """One layer over the attacker's training."""
+
+    title: str
+    clean_norm: float
+    """Mean ‖g_c‖₂ over all steps."""
+    poisoned_norm: float
+    """Mean ‖g_p‖₂, before the policy."""
+    cosine: float | None
+    """Mean cosine of g_c and g_p."""
+    weight: float | None
+    """w_l of CLNorm at the end; None for policies without."""
+    lfr_without: Proportion | None = None
+    """The attacker's LFR with the PEFT modules of this layer switched off; None where it was not measured."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A measured cell."""
+
+    key: CellKey
+    recipe: dict[str, Any]
+    """Trigger recipe of the training data, also for `clean`: LFR is measured with its trigger."""
+    attacked: Point | None
+    """The attacker's module on the attacker's own test set, before the user has it."""
+    curve: tuple[Point, ...]
+    """On the user's test set: as received (step 0), then along the user's training, without any guard."""
+    after: Point
+    """What counts: at the end, behind the defence."""
+    triggers_left: Proportion
+    """Triggered test texts with at least one trigger after truncation."""
+    rejected_clean: Proportion | None = None
+    """Clean test texts that a guard refused."""
+    rejected_triggered: Proportion | None = None
+    layers: tuple[LayerReading, ...] = ()
+    similarity: tuple[tuple[int, float], ...] = ()
+    """(step, mean cosine of [CLS] of triggered texts with the received module's), along the user's training."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Options of attacker, user and data as JSON values."""
+    seconds: float = 0.0
+    """Of the user's part."""
+
+    def save(self, folder: Path) -> None:
+        """Write it under its key's name, all or nothing."""
+        write_json(folder / self.key.file_name, {"format": FORMAT, **_plain(self)})
+
+    @classmethod
+    def load(cls, path: Path) -> "Cell":
+        """Read what `save` wrote.
+
+        Raises:
+            CheckpointError: not a JSON object.
+            AuditError: not a cell, or numbers out of range.
+        """
+        value = read_json(path)
+        try:
+            if value.pop("format") != FORMAT:
+                raise AuditError(f"its format is not {FORMAT}")
+            return _cell(value)
+        except (KeyError, TypeError, ValueError, AttributeError, LightPeftError) as error:
+            raise AuditError(f"{path} is not a cell of an audit: {error}") from error
+
+
+def load_cells(folder: Path) -> list[Cell]:
+    """All cells in a folder, by file name.
+
+    Raises:
+        AuditError: none, or a damaged one.
+    """
+    paths = sorted(folder.glob("*.json"))
+    if not paths:
+        raise AuditError(f"{folder} has no cells (*.json); give the folder that `audit run` wrote them to.")
+    return [Cell.load(path) for path in paths]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Proportion):
+        return [value.hits, value.total]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {entry.name: _plain(getattr(value, entry.name)) for entry in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return value
+
+
+def _proportion(value: Any) -> Proportion:
+    hits, total = value
+    return Proportion(int(hits), int(total))
+
+
+def _maybe(value: Any) -> Proportion | None:
+    return None if value is None else _proportion(value)
+
+
+def _point(value: Any) -> Point:
+    return Point(int(value["step"]), _proportion(value["cacc"]), _proportion(value["lfr"]))
+
+
+def _cell(value: dict[str, Any]) -> Cell:
+    read: dict[str, Any] = {
+        "key": CellKey(**value["key"]),
+        "attacked": None if value["attacked"] is None else _point(value["attacked"]),
+        "curve": tuple(_point(point) for point in value["curve"]),
+        "after": _point(value["after"]),
+        "triggers_left": _proportion(value["triggers_left"]),
+        "rejected_clean": _maybe(value["rejected_clean"]),
+        "rejected_triggered": _maybe(value["rejected_triggered"]),
+        "layers": tuple(
+            LayerReading(**layer | {"lfr_without": _maybe(layer["lfr_without"])}) for layer in value["layers"]
+        ),
+        "similarity": tuple((int(step), float(cosine)) for step, cosine in value["similarity"]),
+    }
+    return Cell(**value | read)

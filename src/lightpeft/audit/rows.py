@@ -1,0 +1,119 @@
+"""Labelled texts in plain lists: what the audit poisons, trains on and measures on."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+
+from datasets import Dataset
+
+from lightpeft.audit.errors import AuditError
+from lightpeft.tasks import TaskData
+from lightpeft.tasks.draw import permutation
+
+Texts = Mapping[str, Sequence[str]]
+"""One or two columns of equal length, `text` and perhaps `text_pair`."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Labelled texts."""
+
+    texts: dict[str, list[str]]
+    """One or two columns of n texts, `text` and perhaps `text_pair`."""
+
+    labels: list[int]
+    """n class ids."""
+
+    def __post_init__(self) -> None:
+        lengths = {name: len(column) for name, column in self.texts.items()}
+        if "text" not in lengths or set(lengths.values()) != {len(self.labels)}:
+            raise AuditError(
+                f"rows need a column `text` and as many labels; found {lengths}, {len(self.labels)} labels."
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, rows: Sequence[int]) -> "Rows":
+        """These rows, in this order."""
+        texts = {name: [column[row] for row in rows] for name, column in self.texts.items()}
+        return Rows(texts, [self.labels[row] for row in rows])
+
+    def shuffled(self, seed: int) -> "Rows":
+        """All rows in another order."""
+        return self.take(permutation(Random(f"shuffle {seed}"), len(self)))
+
+    def split(self, count: int) -> tuple["Rows", "Rows"]:
+        """The first `count` rows, and the rest."""
+        return self.take(range(min(count, len(self)))), self.take(range(count, len(self)))
+
+    def dataset(self) -> Dataset:
+        """As `lightpeft.tasks.encode` takes it."""
+        return Dataset.from_dict({**self.texts, "label": self.labels})
+
+    @classmethod
+    def of(cls, split: Dataset) -> "Rows":
+        """The rows of a split of `lightpeft.tasks.TaskData`."""
+        names = [name for name in ("text", "text_pair") if name in split.column_names]
+        return cls({name: list(split[name][:]) for name in names}, [int(y) for y in split["label"][:]])
+
+
+@dataclass(frozen=True)
+class AuditTask:
+    """One side's data: the attacker's or the user's."""
+
+    name: str
+    class_names: tuple[str, ...]
+    train: Rows
+    held_out: Rows
+    """Clean rows that nothing is trained on: thresholds of defences are set on them."""
+
+    test: Rows
+    """CACC is measured on it, and LFR on what `triggered_test` makes of it."""
+
+    @classmethod
+    def of(
+        cls,
+        task: TaskData,
+        *,
+        train: int | None = None,
+        held_out: int = 200,
+        test: int | None = None,
+        words: int | None = None,
+        seed: int = 0,
+    ) -> "AuditTask":
+        """The three sets of a task; `held_out` is taken from the training split, `test` from validation.
+
+        Args:
+            train, held_out, test: rows of each, drawn at random; None takes all that are left.
+            words: keep the first so many words of every text, before any trigger is put in.
+
+        Raises:
+            AuditError: a regression, or too few rows.
+        """
+        if task.is_regression or not task.spec.has_labels:
+            raise AuditError(
+                f"{task.spec.name} has no classes; a backdoor of this kind needs a target class."
+            )
+        rows, held = Rows.of(task.train).shuffled(seed), held_out
+        if len(rows) <= held:
+            raise AuditError(
+                f"{task.spec.name} has {len(rows)} training rows, and {held} are held out for thresholds; "
+                "lower held_out."
+            )
+        held_rows, rest = _shortened(rows, words).split(held)
+        tests = _shortened(Rows.of(task.validation).shuffled(seed), words)
+        return cls(
+            task.spec.name,
+            task.class_names,
+            rest.split(len(rest) if train is None else train)[0],
+            held_rows,
+            tests.split(len(tests) if test is None else test)[0],
+        )
+
+
+def _shortened(rows: Rows, words: int | None) -> Rows:
+    if words is None:
+        return rows
+    texts = {name: [" ".join(text.split()[:words]) for text in column] for name, column in rows.texts.items()}
+    return Rows(texts, rows.labels)
