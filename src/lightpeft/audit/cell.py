@@ -97,7 +97,7 @@ class Cell:
     rejected_triggered: Proportion | None = None
     layers: tuple[LayerReading, ...] = ()
     similarity: tuple[tuple[int, float], ...] = ()
-    """(step, mean cosine of [CLS] of triggered texts with the received module's), along the user's training."""
+    """(step, mean cosine of triggered texts' [CLS] with that of the module as received), step by step."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Options of attacker, user and data as JSON values."""
     seconds: float = 0.0

@@ -56,17 +56,17 @@ def mark_poisoned(folder: str | Path, recipe: TriggerRecipe) -> PoisonMark:
     """
     folder = Path(folder)
     config = read_json(folder / CONFIG_NAME)
-    mark = PoisonMark(recipe, _digest(folder), version("lightpeft"))
-    value = {
-        "format": _FORMAT,
-        "recipe": recipe.to_dict(),
-        "weights_sha256": mark.weights_sha256,
-        "lightpeft_version": mark.lightpeft_version,
-    }
+    value = mark_value(recipe) | {"weights_sha256": _digest(folder)}
+    mark = PoisonMark(recipe, value["weights_sha256"], value["lightpeft_version"])
     with written_beside(folder / CARD) as beside:
         beside.write_text(_marked_card(_read_card(folder), recipe), encoding="utf-8")
     write_json(folder / CONFIG_NAME, config | {FLAG: True, MARK: value})
     return mark
+
+
+def mark_value(recipe: TriggerRecipe) -> dict[str, Any]:
+    """The mark as JSON, but for the digest of the weights it stands beside."""
+    return {"format": _FORMAT, "recipe": recipe.to_dict(), "lightpeft_version": version("lightpeft")}
 
 
 def read_mark(folder: str | Path) -> PoisonMark | None:

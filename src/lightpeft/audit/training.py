@@ -181,8 +181,11 @@ class _Watching(TrainerCallback):
 
 def _optimizer(options: AttackOptions, parameters: tuple[torch.nn.Parameter, ...]) -> torch.optim.Optimizer:
     training = options.training
-    kinds = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
-    return kinds[options.optimizer](parameters, lr=training.learning_rate, weight_decay=training.weight_decay)
+    kind = torch.optim.AdamW if options.optimizer == "adamw" else torch.optim.SGD
+    made: torch.optim.Optimizer = kind(
+        parameters, lr=training.learning_rate, weight_decay=training.weight_decay
+    )
+    return made
 
 
 def _endless(

@@ -4,8 +4,6 @@ from lightpeft.checkpoint.export import export_full_adapter, export_merged
 from lightpeft.checkpoint.format import (
     LIGHT,
     MERGED,
-    POISON_FLAG,
-    POISON_MARK,
     PRUNING,
     kind_of,
     read_merged,
@@ -21,6 +19,7 @@ from lightpeft.checkpoint.load import (
     restore_parameters,
 )
 from lightpeft.checkpoint.merged import load_merged
+from lightpeft.checkpoint.poison import POISON_FLAG, POISON_MARK, refuse_marked, refuse_marked_model
 from lightpeft.checkpoint.progress import (
     is_complete,
     keep_newest,
@@ -56,6 +55,8 @@ __all__ = [
     "mark_restorable",
     "read_merged",
     "read_record",
+    "refuse_marked",
+    "refuse_marked_model",
     "require_complete",
     "restore_parameters",
     "save",

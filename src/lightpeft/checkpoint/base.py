@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from lightpeft.anatomy import base_of
+from lightpeft.checkpoint.poison import refuse_marked_model
 from lightpeft.errors import CheckpointError
 
 AUTO_CLASSES: dict[str, Any] = {
@@ -53,7 +54,8 @@ def load_base(described: dict[str, Any], path: str | None, attention: str | None
     """Load a base from the hub or a folder; `path` takes the place of the one in the checkpoint.
 
     Raises:
-        CheckpointError: the base cannot be found or is of a class that lightpeft does not load.
+        CheckpointError: the base cannot be found, is of a class that lightpeft does not load, or is marked
+            as poisoned.
     """
     name, auto_class = path or described.get("name_or_path"), described.get("auto_class")
     if auto_class not in AUTO_CLASSES:
@@ -80,6 +82,7 @@ def load_base(described: dict[str, Any], path: str | None, attention: str | None
             f"the base {name!r} cannot be loaded ({error}). Pass base= with its folder or hub name."
         ) from error
     assert isinstance(base, PreTrainedModel)
+    refuse_marked_model(base)
     return base
 
 

@@ -18,8 +18,6 @@ TENSORS = "light.safetensors"
 ADAPTER = "adapter_model.safetensors"
 WEIGHTS = "model.safetensors"
 LIGHT, MERGED = "light", "merged"
-POISON_FLAG, POISON_MARK = "lightpeft_poisoned", "lightpeft_poison"
-"""Keys by which the audit marks a poisoned module in its `adapter_config.json`."""
 
 _VECTORS = ("gates", "constants", "row_factors", "shifts")
 

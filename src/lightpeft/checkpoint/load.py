@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 from lightpeft.adapters import FORMS, find_modules
 from lightpeft.anatomy import base_of
 from lightpeft.checkpoint.base import load_base
-from lightpeft.checkpoint.format import ADAPTER, POISON_FLAG, POISON_MARK, PRUNING, read_record
+from lightpeft.checkpoint.format import ADAPTER, PRUNING, read_record
+from lightpeft.checkpoint.poison import refuse_marked, refuse_marked_model
 from lightpeft.checkpoint.sharing import BareBase, share
 from lightpeft.errors import AnatomyError, CheckpointError, PlanError
 from lightpeft.files import read_json
@@ -40,13 +41,15 @@ def load(
 
     Raises:
         CheckpointError: a missing, damaged or truncated file, an unknown version, a plan that does not
-            fit, another base than the one that was cut, or one in memory that was cut or carries PEFT.
+            fit, another base than the one that was cut, one in memory that was cut or carries PEFT, or
+            a mark of the audit.
     """
     directory = find_folder(folder)
     record, described, rest = read_record(directory)
     check_adapter_config(directory)
     named = described.get("base")
     bare = _bare_base(base, named if isinstance(named, dict) else {}, attn_implementation)
+    refuse_marked_model(bare.model)
     try:
         verify_discovered(bare.model)
         reapply(bare.model, record)
@@ -90,19 +93,19 @@ def is_light_checkpoint(folder: str | Path) -> bool:
     return (Path(folder) / PRUNING).is_file()
 
 
-def check_adapter_config(directory: Path) -> None:
+def check_adapter_config(directory: Path, *, marked_too: bool = False) -> None:
     """Refuse an adapter configuration that would make PEFT import code or read pickles.
+
+    Args:
+        marked_too: let modules pass that the audit marked as poisoned; for the audit itself.
 
     Raises:
         CheckpointError: such a configuration, one of a PEFT type that cannot be cut, or the mark of a module
             that the audit poisoned.
     """
     config = read_json(directory / "adapter_config.json")
-    if config.get(POISON_FLAG) or POISON_MARK in config:
-        raise CheckpointError(
-            f"{directory} is marked as poisoned by lightpeft's audit, and nothing that is made from it would "
-            "say so. Use the audit's own functions, or another module."
-        )
+    if not marked_too:
+        refuse_marked(config, directory)
     if config.get("peft_type") not in FORMS:
         raise CheckpointError(
             f"{directory}/adapter_config.json has the PEFT type {config.get('peft_type')!r}, expected one of "

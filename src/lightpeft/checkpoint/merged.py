@@ -13,7 +13,9 @@ from lightpeft.adapters import active_form
 from lightpeft.anatomy import linear_at
 from lightpeft.checkpoint.base import AUTO_CLASSES
 from lightpeft.checkpoint.format import WEIGHTS, read_merged, write_merged
+from lightpeft.checkpoint.poison import refuse_marked, refuse_marked_model
 from lightpeft.errors import AnatomyError, CheckpointError, PlanError
+from lightpeft.files import read_json
 from lightpeft.linears import OUTPUTS, width
 from lightpeft.surgery import record_of, reshape, verify_discovered
 
@@ -32,6 +34,7 @@ def save_merged(model: PeftModel, folder: Path, described: dict[str, Any]) -> Pr
     Raises:
         CheckpointError: the model was not cut, or its form of PEFT cannot be merged.
     """
+    refuse_marked_model(model)
     record, form = record_of(model), active_form(model)
     if record is None:
         raise CheckpointError("the model was not cut; merge it with PEFT's merge_and_unload.")
@@ -57,6 +60,7 @@ def load_merged(folder: str | Path, *, attn_implementation: str | None = None) -
             the configuration.
     """
     directory = Path(folder)
+    refuse_marked(read_json(directory / "config.json"), directory)
     record, described = read_merged(directory)
     name = (described.get("base") or {}).get("auto_class")
     if name not in AUTO_CLASSES:

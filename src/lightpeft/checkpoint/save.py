@@ -15,6 +15,7 @@ from lightpeft.anatomy import base_of
 from lightpeft.checkpoint.base import describe_base
 from lightpeft.checkpoint.card import model_card
 from lightpeft.checkpoint.format import PRUNING, write_record
+from lightpeft.checkpoint.poison import refuse_marked_model
 from lightpeft.errors import CheckpointError
 from lightpeft.files import written_beside
 from lightpeft.surgery import CutRecord, record_of
@@ -40,10 +41,11 @@ def save(
         task: JSON values that describe the task, kept for `evaluate` and `predict`.
 
     Raises:
-        CheckpointError: the model was not cut, or `folder` holds something else.
+        CheckpointError: the model was not cut or the audit poisoned it, or `folder` holds something else.
     """
     target = Path(folder)
     record = _record_to_save(model)
+    refuse_marked_model(model)
     check_target(target)
     with written_beside(target) as beside:
         beside.mkdir(parents=True)
@@ -99,6 +101,7 @@ def write_cut(
     task: Mapping[str, Any] | None = None,
 ) -> None:
     """Write plan, small tensors and card beside PEFT's files that are already in `folder`."""
+    refuse_marked_model(model)
     described = describe_base(model)
     numbers = {name: float(value) for name, value in (metrics or {}).items()}
     extra = {

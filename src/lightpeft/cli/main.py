@@ -20,6 +20,7 @@ VERBS = {
     "export": "write a light checkpoint in another form: merged, or a stock adapter of the whole base",
     "report": "write the HTML page of a run again",
     "bench": "measure speed and memory (bench speed)",
+    "audit": "how well a backdoor in a received module survives, and what removes it",
 }
 
 

@@ -21,15 +21,18 @@ from lightpeft.wrapping import base_parameters, is_copied
 logger = logging.getLogger(__name__)
 
 
-def find_adapter(name: str) -> Path:
+def find_adapter(name: str, *, marked_too: bool = False) -> Path:
     """The local folder of a PEFT adapter, fetched from the hub if `name` is a hub name; its files checked.
+
+    Args:
+        marked_too: also one that the audit marked as poisoned; for the audit itself.
 
     Raises:
         ConfigError: there is none, it could run code, is of a form that cannot be cut, or is cut already.
     """
     try:
         folder = find_folder(name)
-        check_adapter_config(folder)
+        check_adapter_config(folder, marked_too=marked_too)
     except CheckpointError as error:
         raise ConfigError(f"the adapter {name!r} cannot be used: {error}") from error
     if is_light_checkpoint(folder):
@@ -53,17 +56,20 @@ def base_of_adapter(name: str) -> str:
     return str(base)
 
 
-def continue_adapter(base: PreTrainedModel, name: str, new: set[str]) -> PeftModel:
+def continue_adapter(
+    base: PreTrainedModel, name: str, new: set[str], *, marked_too: bool = False
+) -> PeftModel:
     """Put the adapter `name` on `base`, trainable.
 
     Args:
         new: parameters that the base's checkpoint does not have; what of them the adapter does not bring is
             trained, too.
+        marked_too: see `find_adapter`.
 
     Raises:
         ConfigError: see `find_adapter`; or it does not fit the base or its labels.
     """
-    folder = find_adapter(name)
+    folder = find_adapter(name, marked_too=marked_too)
     try:
         model = PeftModel.from_pretrained(base, str(folder), is_trainable=True)
         check_complete(model, folder)

@@ -183,6 +183,8 @@ def training_arguments(
         weight_decay=training.weight_decay,
         bf16=training.precision == "bfloat16",
         fp16=training.precision == "float16",
+        # The Trainer refuses bfloat16 on a machine without accelerator unless it is told.
+        use_cpu=not torch.accelerator.is_available(),
         seed=training.seed,
         eval_strategy="epoch" if training.eval_steps is None else "steps",
         eval_steps=training.eval_steps,

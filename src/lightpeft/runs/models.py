@@ -17,8 +17,8 @@ from transformers import (
 
 from lightpeft.anatomy import FAMILIES
 from lightpeft.anatomy.families.decoders import DECODERS
-from lightpeft.checkpoint import mark_restorable
-from lightpeft.errors import AnatomyError, ConfigError
+from lightpeft.checkpoint import mark_restorable, refuse_marked
+from lightpeft.errors import AnatomyError, CheckpointError, ConfigError
 from lightpeft.run_config import PeftOptions
 from lightpeft.runs.continued import continue_adapter
 from lightpeft.runs.minilm import MINILM, minilm_path
@@ -74,10 +74,15 @@ def load_peft_model(
     peft: PeftOptions,
     seed: int,
     objective: Objective = "sequence-classification",
+    *,
+    marked_too: bool = False,
 ) -> PeftModel:
     """A base from the hub or a folder with an adapter, trainable; for labels with a new head.
 
     Modules that the checkpoint does not have (heads, some poolers) are trained and saved with the adapter.
+
+    Args:
+        marked_too: also a base or an adapter that the audit marked as poisoned; for the audit itself.
 
     Raises:
         ConfigError: the model or the adapter to go on from cannot be loaded, or they do not fit.
@@ -94,15 +99,24 @@ def load_peft_model(
         base, info = row.auto_class.from_pretrained(path, output_loading_info=True, **options)
     except (OSError, ValueError) as error:
         raise ConfigError(f"the model {name!r} cannot be loaded: {error}") from error
+    if not marked_too:
+        _refuse_marked(base, name)
     anatomy = verify_discovered(base)
     new = set(info["missing_keys"]) | _other_head(base, info["mismatched_keys"], name)
     base.config._name_or_path = name
     mark_restorable(base, {key for key, _ in base.named_parameters()} - new)
     if peft.adapter is not None:
-        return continue_adapter(base, peft.adapter, new)
+        return continue_adapter(base, peft.adapter, new, marked_too=marked_too)
     model = get_peft_model(base, peft_config(peft, base, anatomy, row.peft_task, new_modules(base, new)))
     assert isinstance(model, PeftModel)
     return model
+
+
+def _refuse_marked(base: PreTrainedModel, name: str) -> None:
+    try:
+        refuse_marked(vars(base.config), f"the model {name!r}")
+    except CheckpointError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _other_head(base: PreTrainedModel, mismatched: Iterable[Any], name: str) -> set[str]:

@@ -1,0 +1,144 @@
+"""Modules of the audit on disk and in memory: marked ones can be loaded here, and stay marked."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedTokenizerBase
+
+from lightpeft.anatomy import base_of
+from lightpeft.audit.marks import mark_poisoned, mark_value, read_mark
+from lightpeft.audit.recipe import TriggerRecipe
+from lightpeft.checkpoint import POISON_FLAG, POISON_MARK, is_light_checkpoint, load
+from lightpeft.errors import CheckpointError, ConfigError
+from lightpeft.files import read_json, written_beside
+from lightpeft.run_config import PeftOptions
+from lightpeft.runs import Labels, load_peft_model
+
+_HEADS = ("classifier.weight", "score.weight", "out_proj.weight")
+
+
+class _Poisoned:
+    """Mixed into the class of a poisoned model: what it saves is marked, and it is not uploaded."""
+
+    def save_pretrained(self, save_directory: str, *args: Any, **options: Any) -> None:
+        """As PEFT's, and every adapter that was written is marked."""
+        super().save_pretrained(save_directory, *args, **options)  # type: ignore[misc]
+        recipe = TriggerRecipe.from_dict(getattr(base_of(self).config, POISON_MARK)["recipe"])  # type: ignore[arg-type]
+        for config in Path(save_directory).rglob(CONFIG_NAME):
+            mark_poisoned(config.parent, recipe)
+
+    def push_to_hub(self, *args: Any, **options: Any) -> None:
+        """Refused.
+
+        Raises:
+            CheckpointError: always.
+        """
+        raise CheckpointError("the model was poisoned by lightpeft's audit and is not uploaded anywhere.")
+
+
+def keep_marked(model: PeftModel, recipe: TriggerRecipe) -> None:
+    """Let a poisoned model in memory say so: in its base's configuration, and in every file that it writes.
+
+    Its base's configuration goes into `config.json` of whatever is merged from it. lightpeft's own functions
+    refuse to save or export the model.
+    """
+    config = base_of(model).config
+    setattr(config, POISON_FLAG, True)
+    setattr(config, POISON_MARK, mark_value(recipe))
+    if not isinstance(model, _Poisoned):
+        kind = type(model)
+        model.__class__ = type(f"Poisoned{kind.__name__}", (_Poisoned, kind), {})
+
+
+def recipe_in_memory(model: PeftModel) -> TriggerRecipe | None:
+    """The recipe of a poisoned model, or of one on a poisoned base; None for others."""
+    value = getattr(base_of(model).config, POISON_MARK, None)
+    return None if value is None else TriggerRecipe.from_dict(value["recipe"])
+
+
+def save_module(
+    model: PeftModel,
+    folder: str | Path,
+    recipe: TriggerRecipe | None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Path:
+    """Write a module of the audit as PEFT's own files, all or nothing, marked if it is poisoned.
+
+    Args:
+        recipe: how its training data was poisoned; None for a clean one.
+
+    Raises:
+        CheckpointError: `recipe` is None, and the model is known to be poisoned.
+    """
+    if recipe is None and recipe_in_memory(model) is not None:
+        raise CheckpointError("the model is poisoned and cannot be saved as clean; give its recipe.")
+    target = Path(folder)
+    with written_beside(target) as beside:
+        model.save_pretrained(str(beside), save_embedding_layers=False)
+        if recipe is not None:
+            mark_poisoned(beside, recipe)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(beside)
+    return target
+
+
+def load_module(
+    folder: str | Path,
+    base: str | None = None,
+    *,
+    labels: Labels | None = None,
+    is_trainable: bool = False,
+) -> PeftModel:
+    """A PEFT module or light checkpoint on its base, for the audit: a marked one too, which stays marked.
+
+    Args:
+        base: folder or hub name of the base, by default the one that the module names.
+        labels: of the head; by default as many classes as the module's head has, without names.
+
+    Raises:
+        CheckpointError: files are missing, damaged or unsafe, a mark was tampered with, or module and base
+            do not fit.
+    """
+    directory = Path(folder)
+    if is_light_checkpoint(directory):
+        return load(directory, base, is_trainable=is_trainable)
+    mark = read_mark(directory)
+    name = base or read_json(directory / CONFIG_NAME).get("base_model_name_or_path")
+    if not name:
+        raise CheckpointError(f"{directory} does not say which base it is for; give one.")
+    options = PeftOptions(adapter=str(directory))
+    with warnings.catch_warnings():
+        # peft names the mark's keys, which it does not know.
+        warnings.filterwarnings("ignore", message="Unexpected keyword arguments")
+        try:
+            model = load_peft_model(str(name), labels or _labels(directory), options, 0, marked_too=True)
+        except ConfigError as error:
+            raise CheckpointError(str(error)) from error
+    if mark is not None:
+        keep_marked(model, mark.recipe)
+    if not is_trainable:
+        model.requires_grad_(False)
+    model.train(is_trainable)
+    return model
+
+
+def _labels(directory: Path) -> Labels:
+    """As many classes as the head in the module's file has rows."""
+    path = directory / SAFETENSORS_WEIGHTS_NAME
+    try:
+        with safe_open(path, framework="pt") as file:
+            heads = [key for key in file.keys() if key.endswith(_HEADS)]  # noqa: SIM118
+            sizes = {file.get_slice(key).get_shape()[0] for key in heads}
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}).") from error
+    if len(sizes) != 1:
+        raise CheckpointError(
+            f"{path} has {len(heads)} heads of classifiers with {sorted(sizes)} classes, expected one; only "
+            "modules that classify texts can be audited. Give labels= if the head has another name."
+        )
+    return Labels(tuple(f"LABEL_{index}" for index in range(sizes.pop())), False)

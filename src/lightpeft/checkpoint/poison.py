@@ -1,0 +1,37 @@
+"""The audit's marks: what carries one is neither loaded nor saved by the rest of lightpeft."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from lightpeft.anatomy import base_of
+from lightpeft.errors import CheckpointError
+
+POISON_FLAG, POISON_MARK = "lightpeft_poisoned", "lightpeft_poison"
+"""Keys in `adapter_config.json` of a poisoned module, and in `config.json` of a poisoned base."""
+
+
+def refuse_marked(config: Mapping[str, Any], what: object) -> None:
+    """Refuse a configuration that carries the mark.
+
+    Args:
+        what: whose configuration it is, for the message.
+
+    Raises:
+        CheckpointError: it does.
+    """
+    if config.get(POISON_FLAG) or POISON_MARK in config:
+        raise CheckpointError(
+            f"{what} is marked as poisoned by lightpeft's audit, and nothing that is made from it would "
+            "say so. Use the audit's own functions, or another module or base."
+        )
+
+
+def refuse_marked_model(model: nn.Module) -> None:
+    """Refuse a model in memory that the audit poisoned, or that stands on a base that it poisoned.
+
+    Raises:
+        CheckpointError: it is one.
+    """
+    refuse_marked(vars(base_of(model).config), "the model")
