@@ -83,14 +83,16 @@ class Cell:
 
     key: CellKey
     recipe: dict[str, Any]
-    """Trigger recipe of the training data, also for `clean`: LFR is measured with its trigger."""
+    """Trigger recipe; empty for `clean`."""
     attacked: Point | None
     """The attacker's module on the attacker's own test set, before the user has it."""
     curve: tuple[Point, ...]
     """On the user's test set: as received (step 0), then along the user's training, without any guard."""
     after: Point
     """What counts: at the end, behind the defence."""
-    triggers_left: Proportion
+    floors: dict[str, Proportion] = field(default_factory=dict)
+    """Of a clean cell: LFR under the trigger of each attack."""
+    triggers_left: Proportion | None = None
     """Triggered test texts with at least one trigger after truncation."""
     rejected_clean: Proportion | None = None
     """Clean test texts that a guard refused."""
@@ -103,9 +105,13 @@ class Cell:
     seconds: float = 0.0
     """Of the user's part."""
 
+    def floor_for(self, attack: str) -> Proportion | None:
+        """Of a clean cell: the LFR without any backdoor, under the trigger of an attack."""
+        return self.floors.get(attack)
+
     def save(self, folder: Path) -> None:
         """Write it under its key's name, all or nothing."""
-        write_json(folder / self.key.file_name, {"format": FORMAT, **_plain(self)})
+        write_json(folder / self.key.file_name, {"format": FORMAT, **plain(self)})
 
     @classmethod
     def load(cls, path: Path) -> "Cell":
@@ -136,15 +142,16 @@ def load_cells(folder: Path) -> list[Cell]:
     return [Cell.load(path) for path in paths]
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Cells and their parts as JSON values; a proportion is [hits, total]."""
     if isinstance(value, Proportion):
         return [value.hits, value.total]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {entry.name: _plain(getattr(value, entry.name)) for entry in dataclasses.fields(value)}
+        return {entry.name: plain(getattr(value, entry.name)) for entry in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
+        return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
+        return [plain(entry) for entry in value]
     return value
 
 
@@ -157,22 +164,27 @@ def _maybe(value: Any) -> Proportion | None:
     return None if value is None else _proportion(value)
 
 
-def _point(value: Any) -> Point:
+def read_point(value: Any) -> Point:
+    """Read what `plain` wrote."""
     return Point(int(value["step"]), _proportion(value["cacc"]), _proportion(value["lfr"]))
+
+
+def read_layers(value: Any) -> tuple[LayerReading, ...]:
+    """Read what `plain` wrote."""
+    return tuple(LayerReading(**one | {"lfr_without": _maybe(one["lfr_without"])}) for one in value)
 
 
 def _cell(value: dict[str, Any]) -> Cell:
     read: dict[str, Any] = {
         "key": CellKey(**value["key"]),
-        "attacked": None if value["attacked"] is None else _point(value["attacked"]),
-        "curve": tuple(_point(point) for point in value["curve"]),
-        "after": _point(value["after"]),
-        "triggers_left": _proportion(value["triggers_left"]),
+        "attacked": None if value["attacked"] is None else read_point(value["attacked"]),
+        "curve": tuple(read_point(point) for point in value["curve"]),
+        "after": read_point(value["after"]),
+        "floors": {name: _proportion(floor) for name, floor in value["floors"].items()},
+        "triggers_left": _maybe(value["triggers_left"]),
         "rejected_clean": _maybe(value["rejected_clean"]),
         "rejected_triggered": _maybe(value["rejected_triggered"]),
-        "layers": tuple(
-            LayerReading(**layer | {"lfr_without": _maybe(layer["lfr_without"])}) for layer in value["layers"]
-        ),
+        "layers": read_layers(value["layers"]),
         "similarity": tuple((int(step), float(cosine)) for step, cosine in value["similarity"]),
     }
     return Cell(**value | read)

@@ -8,6 +8,7 @@ from typing import Any
 from peft import PeftModel
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from lightpeft.anatomy import base_of
@@ -41,15 +42,26 @@ class _Poisoned:
         raise CheckpointError("the model was poisoned by lightpeft's audit and is not uploaded anywhere.")
 
 
-def keep_marked(model: PeftModel, recipe: TriggerRecipe) -> None:
-    """Let a poisoned model in memory say so: in its base's configuration, and in every file that it writes.
-
-    Its base's configuration goes into `config.json` of whatever is merged from it. lightpeft's own functions
-    refuse to save or export the model.
-    """
+def mark_base(model: nn.Module, recipe: TriggerRecipe) -> None:
+    """Mark a poisoned base in memory: its configuration goes with all that is made from it."""
     config = base_of(model).config
     setattr(config, POISON_FLAG, True)
     setattr(config, POISON_MARK, mark_value(recipe))
+
+
+def read_base_mark(name: str) -> TriggerRecipe | None:
+    """The recipe of a base in a folder that is marked as poisoned; None for others, and for hub names."""
+    path = Path(name) / "config.json"
+    value = read_json(path).get(POISON_MARK) if path.is_file() else None
+    return None if value is None else TriggerRecipe.from_dict(value["recipe"])
+
+
+def keep_marked(model: PeftModel, recipe: TriggerRecipe) -> None:
+    """Let a poisoned model in memory say so: in its base's configuration, and in every file that it writes.
+
+    lightpeft's own functions refuse to save or export the model.
+    """
+    mark_base(model, recipe)
     if not isinstance(model, _Poisoned):
         kind = type(model)
         model.__class__ = type(f"Poisoned{kind.__name__}", (_Poisoned, kind), {})

@@ -80,6 +80,7 @@ class AuditTask:
         held_out: int = 200,
         test: int | None = None,
         words: int | None = None,
+        min_words: int = 0,
         seed: int = 0,
     ) -> "AuditTask":
         """The three sets of a task; `held_out` is taken from the training split, `test` from validation.
@@ -87,6 +88,7 @@ class AuditTask:
         Args:
             train, held_out, test: rows of each, drawn at random; None takes all that are left.
             words: keep the first so many words of every text, before any trigger is put in.
+            min_words: leave out training texts with fewer words.
 
         Raises:
             AuditError: a regression, or too few rows.
@@ -95,13 +97,16 @@ class AuditTask:
             raise AuditError(
                 f"{task.spec.name} has no classes; a backdoor of this kind needs a target class."
             )
-        rows, held = Rows.of(task.train).shuffled(seed), held_out
-        if len(rows) <= held:
+        rows = Rows.of(task.train)
+        rows = rows.take(
+            [row for row, text in enumerate(rows.texts["text"]) if len(text.split()) >= min_words]
+        )
+        if len(rows) <= held_out:
             raise AuditError(
-                f"{task.spec.name} has {len(rows)} training rows, and {held} are held out for thresholds; "
-                "lower held_out."
+                f"{task.spec.name} has {len(rows)} training rows of {min_words} words or more, and "
+                f"{held_out} are held out for thresholds; lower held_out."
             )
-        held_rows, rest = _shortened(rows, words).split(held)
+        held_rows, rest = _shortened(rows.shuffled(seed), words).split(held_out)
         tests = _shortened(Rows.of(task.validation).shuffled(seed), words)
         return cls(
             task.spec.name,

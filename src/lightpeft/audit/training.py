@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import (
     DataCollatorWithPadding,
@@ -70,7 +69,7 @@ class AttackOptions:
 
 
 def train_attacker(
-    model: PeftModel,
+    model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     rows: Rows,
     recipe: TriggerRecipe,
@@ -125,7 +124,7 @@ def joint_steps(rows: int, training: TrainingConfig) -> int:
 
 
 def train_user(
-    model: PeftModel,
+    model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     rows: Rows,
     training: TrainingConfig,
@@ -179,7 +178,7 @@ class _Watching(TrainerCallback):
             self._watch[state.global_step](state.global_step)
 
 
-def _optimizer(options: AttackOptions, parameters: tuple[torch.nn.Parameter, ...]) -> torch.optim.Optimizer:
+def _optimizer(options: AttackOptions, parameters: tuple[nn.Parameter, ...]) -> torch.optim.Optimizer:
     training = options.training
     kind = torch.optim.AdamW if options.optimizer == "adamw" else torch.optim.SGD
     made: torch.optim.Optimizer = kind(

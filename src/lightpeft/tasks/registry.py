@@ -2,7 +2,15 @@
 
 from lightpeft.tasks.errors import TaskError, did_you_mean, listed
 from lightpeft.tasks.spec import GeneratedSource, HubSource, Objective, TaskSpec
-from lightpeft.tasks.synthetic.sentiment import CLASS_NAMES, generate_sentiment
+from lightpeft.tasks.synthetic import (
+    Generator,
+    generate_reviews,
+    generate_sentiment,
+    generate_sms,
+    generate_spam,
+)
+from lightpeft.tasks.synthetic.sentiment import CLASS_NAMES as SENTIMENT
+from lightpeft.tasks.synthetic.spam import CLASS_NAMES as SPAM
 
 ENTAILMENT = ("entailment", "not_entailment")
 ENTAILMENT_3 = ("entailment", "neutral", "contradiction")
@@ -29,6 +37,18 @@ def _glue(
     )
 
 
+def _generated(name: str, class_names: tuple[str, ...], generator: Generator) -> TaskSpec:
+    return TaskSpec(
+        name=f"demo/{name}",
+        text=("text",),
+        class_names=class_names,
+        regression=False,
+        metrics=("accuracy", "macro_f1"),
+        main=("accuracy",),
+        source=GeneratedSource(generator),
+    )
+
+
 _MATCHED = ("validation_matched", "validation")
 
 ROWS: tuple[TaskSpec, ...] = (
@@ -41,15 +61,10 @@ ROWS: tuple[TaskSpec, ...] = (
     _glue("mnli", ("premise", "hypothesis"), ENTAILMENT_3, "accuracy", validation_splits=_MATCHED),
     _glue("stsb", SENTENCES, None, "pearson", "spearman"),
     _glue("wnli", SENTENCES, ("not_entailment", "entailment"), "accuracy"),
-    TaskSpec(
-        "demo/sentiment",
-        ("text",),
-        class_names=CLASS_NAMES,
-        regression=False,
-        metrics=("accuracy", "macro_f1"),
-        main=("accuracy",),
-        source=GeneratedSource(generate_sentiment),
-    ),
+    _generated("sentiment", SENTIMENT, generate_sentiment),
+    _generated("reviews", SENTIMENT, generate_reviews),
+    _generated("spam", SPAM, generate_spam),
+    _generated("sms", SPAM, generate_sms),
 )
 
 TASKS: dict[str, TaskSpec] = {row.name: row for row in ROWS}

@@ -90,7 +90,10 @@ class Guard(ABC):
 
 
 class Defence:
-    """One defence. A subclass overrides `train` (kinds `training` and `weights`) or `guard` (`inputs`)."""
+    """One defence. A subclass overrides `train` (kinds `training` and `weights`) or `guard` (`inputs`).
+
+    Called in this order: `prepare`, `train`, `guard`.
+    """
 
     name: ClassVar[str]
     """In configurations and on the command line."""
@@ -98,6 +101,14 @@ class Defence:
     kind: ClassVar[Kind]
     source: ClassVar[str]
     """The paper, or `practice`."""
+
+    def prepare(self, received: Received) -> PeftModel | None:
+        """What `guard` needs of the received module before it is trained, in a copy; None: nothing.
+
+        `received.model` stays as it is.
+        """
+        del received
+        return None
 
     def train(self, received: Received) -> PeftModel:
         """The received module, made safe if this defence can, and trained on the user's rows.
@@ -107,7 +118,12 @@ class Defence:
         """
         return received.fit(received.model)
 
-    def guard(self, received: Received, model: PeftModel) -> Guard | None:
-        """What stands before the trained model, its thresholds set on `received.held_out`; None: nothing."""
-        del received, model
+    def guard(self, received: Received, model: PeftModel, prepared: PeftModel | None = None) -> Guard | None:
+        """What stands before the trained model, its thresholds set on `received.held_out`; None: nothing.
+
+        Args:
+            model: what `train` returned; it is not changed.
+            prepared: what `prepare` returned.
+        """
+        del received, model, prepared
         return None

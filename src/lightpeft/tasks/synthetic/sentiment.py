@@ -184,7 +184,11 @@ FORMS: tuple[tuple[int, Callable[[_Reviewer, int], str]], ...] = (
 
 def _write_review(rng: Random, label: int, split: Split) -> str:
     vocabularies = (SEEN,) if split == "train" else (SEEN, UNSEEN)
-    topic = index_below(rng, len(vocabularies[-1].domains))
+    return write_sentence(rng, label, vocabularies, index_below(rng, len(vocabularies[-1].domains)))
+
+
+def write_sentence(rng: Random, label: int, vocabularies: tuple[Vocabulary, ...], topic: int) -> str:
+    """One sentence of a polarity on a topic (an index into the vocabularies' domains)."""
     by = _Reviewer(rng, vocabularies, topic)
     review = pick_weighted(rng, FORMS)(by, label)
     if chance(rng, OPENING_SHARE):

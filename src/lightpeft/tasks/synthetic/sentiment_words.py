@@ -40,7 +40,8 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
-def _domain(names: str, parts: str, negative: str, positive: str) -> Domain:
+def domain_of(names: str, parts: str, negative: str, positive: str) -> Domain:
+    """A domain from words with spaces between."""
     return Domain(_words(names), _words(parts), (_words(negative), _words(positive)))
 
 
@@ -82,31 +83,31 @@ SEEN = Vocabulary(
         ),
     ),
     domains=(
-        _domain(
+        domain_of(
             "film movie drama comedy",
             "plot acting ending script soundtrack dialogue camerawork cast",
             "predictable contrived unfunny",
             "gripping moving hilarious",
         ),
-        _domain(
+        domain_of(
             "restaurant cafe bistro diner",
             "soup dessert menu pasta fish salad coffee bread",
             "stale greasy tasteless",
             "delicious tasty fresh",
         ),
-        _domain(
+        domain_of(
             "phone tablet laptop camera",
             "screen battery keyboard speaker charger software design display",
             "sluggish fragile unreliable",
             "responsive sturdy reliable",
         ),
-        _domain(
+        domain_of(
             "hotel hostel guesthouse resort",
             "room bed bathroom lobby pool balcony garden kitchen",
             "filthy cramped shabby",
             "spotless comfortable cosy",
         ),
-        _domain(
+        domain_of(
             "book novel biography thriller",
             "opening prose story translation cover narrator premise finale",
             "confusing repetitive shallow",
@@ -153,37 +154,37 @@ UNSEEN = Vocabulary(
         ),
     ),
     domains=(
-        _domain(
+        domain_of(
             "sequel documentary",
             "pacing direction choreography",
             "formulaic overlong",
             "heartwarming captivating",
         ),
-        _domain(
+        domain_of(
             "bakery steakhouse",
             "curry breakfast sauce",
             "soggy inedible",
             "flavourful mouthwatering",
         ),
-        _domain(
+        domain_of(
             "headset printer",
             "microphone touchpad firmware",
             "laggy glitchy",
             "speedy durable",
         ),
-        _domain(
+        domain_of(
             "motel lodge",
             "mattress shower terrace",
             "grimy dingy",
             "luxurious immaculate",
         ),
-        _domain(
+        domain_of(
             "memoir anthology",
             "characterisation chapter foreword",
             "pretentious incoherent",
             "riveting poetic",
         ),
-        _domain(
+        domain_of(
             "museum exhibition",
             "collection audioguide sculpture",
             "overpriced chaotic",

@@ -1,0 +1,61 @@
+"""Light-PEFT as a defence: the user's training estimates, cuts base and module, and goes on."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+from peft import PeftModel
+
+from lightpeft.audit.defences.defence import Defence, Kind, Received
+from lightpeft.config import Budget, LightConfig, check_choice
+from lightpeft.errors import ConfigError
+
+BudgetName = Literal["gentle", "default", "hard"]
+_PRESET = LightConfig.preset("default")
+
+
+def _budget(share: float) -> Budget:
+    return dataclasses.replace(_PRESET.budget, heads=share, neurons=share, modules=share, ranks=share)
+
+
+BUDGETS: dict[BudgetName, Budget] = {"gentle": _budget(0.2), "default": _PRESET.budget, "hard": _budget(0.6)}
+"""By name: the same share of heads, neurons, PEFT modules and ranks, or what the preset asks for."""
+
+
+@dataclass(frozen=True)
+class LightCutting(Defence):
+    """The user trains by Light-PEFT, preset `default`, where nothing else is said.
+
+    Estimation takes at most a third of the user's steps, so it fits runs of two steps or more.
+    """
+
+    name: ClassVar[str] = "light_cutting"
+    kind: ClassVar[Kind] = "training"
+    source: ClassVar[str] = "Light-PEFT"
+
+    budget: BudgetName = "default"
+    """How much is cut of heads, neurons, PEFT modules and of the ranks that stay: `gentle` 20 % of each,
+    `default` what the preset says (a third, a third, half, half), `hard` 60 % of each."""
+
+    fold_removed: bool = True
+    """Whether LoRA that is cut is merged into the base, as Light-PEFT does, which may keep a backdoor, or
+    dropped. Bottleneck adapters cannot be merged; of them it is dropped always."""
+
+    def __post_init__(self) -> None:
+        check_choice("light_cutting.budget", self.budget, get_args(BudgetName))
+        if not isinstance(self.fold_removed, bool):
+            raise ConfigError(f"light_cutting.fold_removed is {self.fold_removed!r}; give true or false.")
+
+    def train(self, received: Received) -> PeftModel:
+        """The received module, trained and cut with its base.
+
+        Raises:
+            LightPeftError: what the light half finds wrong, before or while it cuts.
+        """
+        return received.fit(received.model, light=self.config)
+
+    @property
+    def config(self) -> LightConfig:
+        """The configuration of the light run."""
+        surgery = dataclasses.replace(_PRESET.surgery, fold_removed=self.fold_removed)
+        return dataclasses.replace(_PRESET, budget=BUDGETS[self.budget], surgery=surgery)

@@ -1,0 +1,17 @@
+"""What an audit's cells say: the one-file HTML page, a table for the terminal, and Markdown for documents."""
+
+from lightpeft.audit.report.aggregate import group_cells, missing_cells
+from lightpeft.audit.report.group import Group, OverSeeds
+from lightpeft.audit.report.page import render_audit_report, write_audit_report
+from lightpeft.audit.report.tables import markdown_table, summary_table
+
+__all__ = [
+    "Group",
+    "OverSeeds",
+    "group_cells",
+    "markdown_table",
+    "missing_cells",
+    "render_audit_report",
+    "summary_table",
+    "write_audit_report",
+]

@@ -1,0 +1,167 @@
+"""The audit's page: one HTML file that needs nothing else, neither network nor script."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightpeft.audit.cell import Cell
+from lightpeft.audit.report.aggregate import by_data, by_setting, group_cells, made_of
+from lightpeft.audit.report.findings import findings, headline
+from lightpeft.audit.report.group import Group
+from lightpeft.audit.report.limits import how_sure, not_measured
+from lightpeft.audit.report.pictures import curves_picture, layers_picture, same_layers, similarity_picture
+from lightpeft.audit.report.scans import scan_rows
+from lightpeft.audit.report.tables import attack_tables, defence_tables
+from lightpeft.audit.report.wording import block_title
+from lightpeft.files import written_beside
+from lightpeft.report.figures import need
+
+TITLE = "Audit of received PEFT modules"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture, what it shows, and how to read it."""
+
+    svg: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Made:
+    """How some cells were made."""
+
+    title: str
+    text: str
+    """Recipe and settings as JSON."""
+
+
+def write_audit_report(path: Path, cells: Sequence[Cell], scans: Sequence[Mapping[str, Any]] = ()) -> None:
+    """Write the page to `path`, all or nothing.
+
+    Raises:
+        ConfigError: the extra `report` is not installed.
+        AuditError: no cells, one key twice, or a scan that is not one.
+    """
+    text = render_audit_report(cells, scans)
+    with written_beside(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def render_audit_report(cells: Sequence[Cell], scans: Sequence[Mapping[str, Any]] = ()) -> str:
+    """The page as HTML text. Every text from outside is escaped; the same cells give the same page.
+
+    Args:
+        cells: of one grid, in any order.
+        scans: what `scan` found in modules, each with `folder`, `findings` (`rule`, `level`, `message`) and
+            `seconds`.
+
+    Raises:
+        ConfigError: the extra `report` is not installed.
+        AuditError: no cells, one key twice, or a scan that is not one.
+    """
+    need("jinja2")
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+
+    templates = Environment(
+        loader=ChoiceLoader(
+            [PackageLoader("lightpeft.audit.report", ""), PackageLoader("lightpeft.report", "")]
+        ),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    groups = group_cells(cells)
+    return templates.get_template("audit.html.j2").render(
+        title=TITLE,
+        headline=headline(groups),
+        findings=findings(groups),
+        attacks=attack_tables(groups),
+        defences=defence_tables(groups),
+        curves=_curves(groups),
+        defended_curves=_defended_curves(groups),
+        layers=_layers(groups),
+        similarities=_similarities(groups),
+        how_sure=how_sure(groups),
+        not_measured=not_measured(groups),
+        scans=scan_rows(scans),
+        made=_made(groups),
+    )
+
+
+def _curves(groups: Sequence[Group]) -> list[Figure]:
+    figures: list[Figure] = []
+    for found in _by_form([group for group in groups if not group.is_defended and _has_curve(group)]):
+        if any(not group.is_clean for group in found):
+            title = _form_title(found[0])
+            svg = curves_picture(f"curves-{len(figures)}", found, lambda group: group.key.attack, title)
+            figures.append(Figure(svg, f"{title}."))
+    return figures
+
+
+def _defended_curves(groups: Sequence[Group]) -> list[Figure]:
+    """Defences that train in another way; guards leave the training and its curve as they are."""
+    figures: list[Figure] = []
+    for found in by_setting([group for group in groups if not group.is_clean and _has_curve(group)]):
+        plain = [group for group in found if not group.is_defended]
+        others = [group for group in found if group.is_defended and not _same_curves(group, plain)]
+        if others:
+            title = f"{_form_title(found[0])}, attack {found[0].key.attack}"
+            name = f"defended-{len(figures)}"
+            svg = curves_picture(name, [*plain, *others], lambda group: group.key.defence, title)
+            figures.append(Figure(svg, f"{title}."))
+    return figures
+
+
+def _layers(groups: Sequence[Group]) -> list[Figure]:
+    figures: list[Figure] = []
+    for found in by_setting([group for group in groups if not group.is_clean and same_layers(group.cells)]):
+        title = f"{_form_title(found[0])}, attack {found[0].key.attack}"
+        figures.append(Figure(layers_picture(f"layers-{len(figures)}", found[0].cells, title), f"{title}."))
+    return figures
+
+
+def _similarities(groups: Sequence[Group]) -> list[Figure]:
+    figures: list[Figure] = []
+    shown = [g for g in groups if not g.is_defended and all(cell.similarity for cell in g.cells)]
+    for found in _by_form(shown):
+        title = _form_title(found[0])
+        figures.append(Figure(similarity_picture(f"similarity-{len(figures)}", found, title), f"{title}."))
+    return figures
+
+
+def _by_form(groups: Sequence[Group]) -> list[list[Group]]:
+    forms = sorted({group.key.form for group in groups})
+    return [
+        of_form
+        for found in by_data(groups)
+        for form in forms
+        if (of_form := [group for group in found if group.key.form == form])
+    ]
+
+
+def _has_curve(group: Group) -> bool:
+    return all(len(cell.curve) > 1 for cell in group.cells)
+
+
+def _same_curves(group: Group, others: Sequence[Group]) -> bool:
+    return any(
+        [cell.curve for cell in group.cells] == [cell.curve for cell in other.cells] for other in others
+    )
+
+
+def _form_title(group: Group) -> str:
+    return f"{block_title(group.key)}, {group.key.form}"
+
+
+def _made(groups: Sequence[Group]) -> list[Made]:
+    """Recipe and settings of every cell; those that differ in nothing but the seed together."""
+    names: dict[str, list[str]] = {}
+    for group in groups:
+        for cell in group.cells:
+            text = json.dumps(made_of(cell), indent=2, ensure_ascii=False, sort_keys=True)
+            names.setdefault(text, []).append(cell.key.file_name)
+    return [Made(", ".join(found), text) for text, found in names.items()]

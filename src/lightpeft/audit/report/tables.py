@@ -1,0 +1,236 @@
+"""Tables of an audit: as rows of text for the page, for the terminal, and as Markdown for documents."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from rich.table import Table
+from rich.text import Text
+
+from lightpeft.audit.cell import Cell, CellKey
+from lightpeft.audit.report.aggregate import by_data, by_setting, group_cells
+from lightpeft.audit.report.group import Group, OverSeeds
+from lightpeft.audit.report.wording import (
+    SCENARIOS,
+    block_title,
+    difference_text,
+    direction,
+    interval_text,
+    numbers,
+    seeds_text,
+)
+from lightpeft.report.units import MISSING, seconds
+
+NO_FLOOR = "no floor measured"
+IS_FLOOR = "is the floor"
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """A table of texts."""
+
+    title: str
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+ATTACK_HEADINGS = (
+    "form",
+    "attack",
+    "seeds",
+    "LFR before, %",
+    "LFR received, %",
+    "LFR after, %",
+    "floor, %",
+    "LFR − floor, points",
+    "reading",
+    "CACC, %",
+    "triggers left",
+)
+DEFENCE_HEADINGS = (
+    "form",
+    "attack",
+    "defence",
+    "seeds",
+    "LFR, %",
+    "floor, %",
+    "LFR − floor, points",
+    "reading",
+    "CACC, %",
+    "cost in CACC, points",
+    "rejected clean",
+    "rejected triggered",
+    "time",
+)
+
+
+def attack_tables(groups: Sequence[Group]) -> list[TextTable]:
+    """Attack × form, one table a scenario and direction; nothing defended."""
+    return [
+        TextTable(block_title(found[0].key), ATTACK_HEADINGS, tuple(map(_attack_row, found)))
+        for found in by_data([group for group in groups if not group.is_defended])
+    ]
+
+
+def defence_tables(groups: Sequence[Group]) -> list[TextTable]:
+    """Attack × form × defence, one table a scenario and direction; `none` is the first row of each attack."""
+    return [
+        TextTable(block_title(found[0].key), DEFENCE_HEADINGS, tuple(map(_defence_row, found)))
+        for found in by_data(_with_defences(groups))
+    ]
+
+
+def summary_table(cells: Sequence[Cell]) -> Table:
+    """LFR, floor and CACC of every attack and defence, for the terminal.
+
+    Raises:
+        AuditError: no cells, or one key twice.
+    """
+    table = Table(title=Text("Audit: LFR and CACC in %, mean ± standard deviation over seeds"))
+    headings = ("data", "form", "attack", "defence", "LFR", "floor", "LFR − floor, points", "CACC", "reading")
+    for place, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if place < 4 or place == 8 else "right")
+    for found in by_data(group_cells(cells)):
+        for group in found:
+            names = (block_title(group.key), group.key.form, group.key.attack, group.key.defence)
+            table.add_row(*map(Text, (*names, *_summary(group))))
+        table.add_section()
+    return table
+
+
+def markdown_table(cells: Sequence[Cell], rows: Literal["attacks", "defences"] = "attacks") -> str:
+    """A Markdown table for documents, so that no number in them is typed by hand.
+
+    Args:
+        rows: `attacks`: undefended attacks × forms, two columns a direction (LFR and CACC, mean ± standard
+            deviation over seeds, in per cent). `defences`: one row for each attack, form, direction, defence.
+
+    Raises:
+        AuditError: no cells, or one key twice.
+    """
+    groups = group_cells(cells)
+    return _markdown(_attacks_by_direction(groups) if rows == "attacks" else _flat_defences(groups))
+
+
+def _attacks_by_direction(groups: Sequence[Group]) -> TextTable:
+    plain = [group for group in groups if not group.is_defended]
+    directions = list(dict.fromkeys(_short_title(group.key, plain) for group in plain))
+    rows: dict[tuple[str, str], dict[str, Group]] = {}
+    for group in sorted(plain, key=lambda group: (group.key.form, not group.is_clean, group.key.attack)):
+        row = rows.setdefault((group.key.form, group.key.attack), {})
+        row[_short_title(group.key, plain)] = group
+    headings = [f"{title}: {number}, %" for title in directions for number in ("LFR", "CACC")]
+    body = [
+        (*names, *(text for title in directions for text in _both(found.get(title))))
+        for names, found in rows.items()
+    ]
+    return TextTable("", ("form", "attack", *headings), tuple(body))
+
+
+def _flat_defences(groups: Sequence[Group]) -> TextTable:
+    """Without the time, which depends on the machine."""
+    shown = _with_defences(groups)
+    rows = [(_short_title(group.key, shown), *_defence_row(group)[:-1]) for group in shown]
+    return TextTable("", ("data", *DEFENCE_HEADINGS[:-1]), tuple(rows))
+
+
+def _with_defences(groups: Sequence[Group]) -> list[Group]:
+    """Settings that were measured with a defence too."""
+    settings = by_setting(groups)
+    return [group for found in settings if any(one.is_defended for one in found) for group in found]
+
+
+def _short_title(key: CellKey, groups: Sequence[Group]) -> str:
+    """The direction; with the scenario where there are several."""
+    if len({group.key.scenario for group in groups}) == 1:
+        return direction(key)
+    return f"{SCENARIOS[key.scenario]}, {direction(key)}"
+
+
+def _both(group: Group | None) -> tuple[str, str]:
+    return (MISSING, MISSING) if group is None else (_lfr(group), seeds_text(group.cacc))
+
+
+def _markdown(table: TextTable) -> str:
+    lines = [table.headings, ("---",) * len(table.headings), *table.rows]
+    return "\n".join("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines)
+
+
+def _summary(group: Group) -> tuple[str, ...]:
+    over = difference_text(group.over_floor)
+    return (_lfr(group), _floor(group), over, seeds_text(group.cacc), _reading(group))
+
+
+def _attack_row(group: Group) -> tuple[str, ...]:
+    return (
+        group.key.form,
+        group.key.attack,
+        _seeds(group),
+        MISSING if group.is_clean else seeds_text(group.attacked),
+        MISSING if group.is_clean else seeds_text(group.received),
+        _lfr(group),
+        _floor(group),
+        difference_text(group.over_floor),
+        _reading(group),
+        seeds_text(group.cacc),
+        _share(group.triggers_left),
+    )
+
+
+def _defence_row(group: Group) -> tuple[str, ...]:
+    return (
+        group.key.form,
+        group.key.attack,
+        group.key.defence,
+        _seeds(group),
+        _lfr(group),
+        _floor(group),
+        difference_text(group.over_floor),
+        _reading(group),
+        seeds_text(group.cacc),
+        _cost(group),
+        _share(group.rejected_clean),
+        _share(group.rejected_triggered),
+        seconds(group.seconds),
+    )
+
+
+def _lfr(group: Group) -> str:
+    """Of `clean`, which has an LFR under each attack's trigger, the lowest and the highest."""
+    if not group.is_clean:
+        return seeds_text(group.lfr)
+    texts = [seeds_text(found) for found in _by_height(group.floors_of_attacks.values())]
+    return " / ".join(dict.fromkeys((*texts[:1], *texts[-1:]))) or MISSING
+
+
+def _by_height(found: Iterable[OverSeeds]) -> list[OverSeeds]:
+    return sorted(found, key=lambda one: one.pooled.value)
+
+
+def _floor(group: Group) -> str:
+    if group.is_clean and not group.is_defended:
+        return IS_FLOOR
+    return NO_FLOOR if group.floor is None else seeds_text(group.floor)
+
+
+def _cost(group: Group) -> str:
+    if not group.is_defended:
+        return MISSING
+    return "not measured without it" if group.cost is None else difference_text(group.cost)
+
+
+def _reading(group: Group) -> str:
+    if group.is_clean:
+        return MISSING
+    if group.verdict is None:
+        return NO_FLOOR
+    without = group.seeds_without_floor
+    return group.verdict + (f"; no floor for {numbers(without)}" if without else "")
+
+
+def _share(found: OverSeeds | None) -> str:
+    return MISSING if found is None else interval_text(found.pooled)
+
+
+def _seeds(group: Group) -> str:
+    return ", ".join(map(str, group.seeds))

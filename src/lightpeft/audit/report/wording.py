@@ -1,0 +1,75 @@
+"""Numbers and names of an audit for people: per cent with one decimal, points, intervals, scenarios."""
+
+from lightpeft.audit.cell import CellKey
+from lightpeft.audit.metrics import LEVEL, Difference, Proportion, Spread
+from lightpeft.audit.report.group import OverSeeds
+from lightpeft.report.units import MISSING
+
+SCENARIOS = {
+    "module_continued": "received module, trained on",
+    "module_as_is": "received module, used as it is",
+    "poisoned_base": "poisoned base, fresh module",
+    "poisoned_data": "poisoned training data",
+}
+AFTERWARDS = {
+    "module_continued": "after your training",
+    "module_as_is": "in the module as you received it",
+    "poisoned_base": "after you trained a fresh module on the poisoned base",
+    "poisoned_data": "after your training on the poisoned data",
+}
+
+
+def percent(share: float) -> str:
+    """`0.6523` as `65.2 %`."""
+    return f"{100 * share:.1f} %"
+
+
+def points(share: float) -> str:
+    """A difference: `-0.0123` as `−1.2`."""
+    text = f"{100 * share:+.1f}"
+    return "0.0" if not float(text) else text.replace("-", "−")
+
+
+def difference_text(found: Difference | None) -> str:
+    """`+63.9 (+60.0 to +67.1)`, in points."""
+    if found is None:
+        return MISSING
+    return f"{points(found.value)} ({points(found.low)} to {points(found.high)})"
+
+
+def difference_sentence(found: Difference) -> str:
+    """`a difference of +63.9 points (95 % interval +60.0 to +67.1)`."""
+    interval = f"{100 * LEVEL:.0f} % interval {points(found.low)} to {points(found.high)}"
+    return f"a difference of {points(found.value)} points ({interval})"
+
+
+def interval_text(found: Proportion) -> str:
+    """`65.2 % (63.0 to 67.3)`."""
+    low, high = found.interval()
+    return f"{percent(found.value)} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def spread_text(found: Spread) -> str:
+    """`65.2 ± 1.3` in per cent; of one seed `65.2`."""
+    after = "" if found.deviation is None else f" ± {100 * found.deviation:.1f}"
+    return f"{100 * found.mean:.1f}{after}"
+
+
+def seeds_text(found: OverSeeds | None) -> str:
+    """Mean and spread over seeds, or a dash."""
+    return MISSING if found is None else spread_text(found.spread)
+
+
+def direction(key: CellKey) -> str:
+    """Attacker's and user's task."""
+    return f"{key.attacker_task} → {key.user_task}"
+
+
+def block_title(key: CellKey) -> str:
+    """What a table is about."""
+    return f"{SCENARIOS[key.scenario]}: {direction(key)}"
+
+
+def numbers(values: tuple[int, ...]) -> str:
+    """`seed 1`, `seeds 1, 2`."""
+    return f"seed{'s' if len(values) > 1 else ''} {', '.join(map(str, values))}"

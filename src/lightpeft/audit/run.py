@@ -1,0 +1,84 @@
+"""Run a grid: measure its cells one after the other; what is measured already is kept."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from lightpeft.audit.attackers import Workshop
+from lightpeft.audit.cell import Cell, CellKey
+from lightpeft.audit.errors import AuditError
+from lightpeft.audit.grid import Grid
+from lightpeft.audit.measure import measure, settings
+from lightpeft.audit.rows import AuditTask
+from lightpeft.runs import load_tokenizer
+
+logger = logging.getLogger(__name__)
+CELLS, MODULES = "cells", "modules"
+
+
+def run_grid(
+    grid: Grid,
+    out: Path,
+    *,
+    data: Path = Path(),
+    only: Callable[[CellKey], bool] = lambda key: True,
+) -> list[Cell]:
+    """Measure all cells of a grid that are not there yet.
+
+    Writes `out/cells/*.json`, one a cell, and the attackers' modules, marked, to `out/modules/`.
+
+    Args:
+        data: folder that relative paths of the grid's data start from.
+        only: measure these cells only.
+
+    Raises:
+        AuditError: `out` holds cells or modules of other settings, or data that cannot be used.
+        ConfigError: see `Grid`.
+    """
+    tokenizer = load_tokenizer(grid.model)
+    tasks = {name: task.load(data) for name, task in grid.tasks.items()}
+    _check_classes(grid, tasks)
+    workshop = Workshop(grid, tasks, tokenizer, out / MODULES)
+    wanted = [key for key in grid.keys() if only(key)]  # noqa: SIM118
+    found = []
+    for number, key in enumerate(wanted, 1):
+        path = out / CELLS / key.file_name
+        if path.is_file():
+            cell = Cell.load(path)
+            if cell.settings != settings(grid, key):
+                raise AuditError(
+                    f"{path} was measured with other settings than the grid has now; choose another folder "
+                    "for this grid, or delete that file."
+                )
+        else:
+            cell = measure(workshop, key)
+            cell.save(out / CELLS)
+            logger.info("%d of %d: %s", number, len(wanted), _line(cell))
+        found.append(cell)
+    return found
+
+
+def _check_classes(grid: Grid, tasks: dict[str, AuditTask]) -> None:
+    """The user goes on training the attacker's head, so both tasks have the same classes."""
+    for attacker, user in grid.pairs:
+        sizes = [len(tasks[name].class_names) for name in (attacker, user)]
+        if sizes[0] != sizes[1]:
+            raise AuditError(
+                f"the pair {attacker}, {user} has {sizes[0]} and {sizes[1]} classes; a head that goes "
+                "from one to the other needs the same."
+            )
+    for name, attack in grid.attacks.items():
+        least = min(len(task.class_names) for task in tasks.values())
+        if attack.trigger.target >= least:
+            raise AuditError(
+                f"attack {name!r} has the target class {attack.trigger.target}, a task has {least} classes."
+            )
+
+
+def _line(cell: Cell) -> str:
+    key, after = cell.key, cell.after
+    return (
+        f"{key.attacker_task} -> {key.user_task}, {key.attack}, {key.form}, {key.defence}, seed {key.seed}: "
+        f"CACC {after.cacc.value:.3f}, LFR {cell.curve[0].lfr.value:.3f} -> {after.lfr.value:.3f} "
+        f"({cell.seconds:.0f} s)"
+    )

@@ -1,0 +1,85 @@
+"""What a scan says: findings by rule, and the scores they come from."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Level = Literal["error", "warning", "note"]
+LEVELS: tuple[Level, ...] = ("error", "warning", "note")
+"""Worst first, as SARIF names them."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One thing that a scan looks for."""
+
+    name: str
+    part: str
+    """`files`, `weights`, `known` or `search`."""
+    title: str
+
+
+RULES = {
+    rule.name: rule
+    for rule in (
+        Rule("file-type", "files", "only json, safetensors, txt and md files"),
+        Rule("pickle", "files", "no pickled, zipped or compiled content, under whatever name"),
+        Rule("link", "files", "no links out of the folder"),
+        Rule("config", "files", "a configuration that makes no library import or fetch code"),
+        Rule("header", "files", "a sound safetensors header, of tensors that the configuration asks for"),
+        Rule("values", "files", "finite values of a floating-point type"),
+        Rule("size", "files", "no file larger than an adapter needs"),
+        Rule("mark", "files", "no mark of lightpeft's audit, whole or damaged"),
+        Rule("weight-statistics", "weights", "weights as in clean reference modules"),
+        Rule("known-trigger", "known", "no known trigger word flips more than control words do"),
+        Rule("trigger-search", "search", "no untypical token flips as no token does in clean modules"),
+        Rule("combined", "search", "weights, known triggers and search together as in clean modules"),
+    )
+}
+"""By name. A finding of another rule cannot be made."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was found, or (a note) that could not be looked at."""
+
+    rule: str
+    level: Level
+    message: str
+    evidence: dict[str, Any] = field(default_factory=dict)
+    """JSON values."""
+
+    def __post_init__(self) -> None:
+        if self.rule not in RULES or self.level not in LEVELS:
+            raise ValueError(f"no rule {self.rule!r} or level {self.level!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"rule": self.rule, "level": self.level, "message": self.message, "evidence": self.evidence}
+
+
+@dataclass(frozen=True)
+class ScanReport:
+    """What a scan of one module found."""
+
+    folder: Path
+    findings: tuple[Finding, ...]
+    scores: dict[str, float]
+    """Per part: `weights`, `known`, `search`, and `p_*` values where there is a reference."""
+    seconds: float
+
+    @property
+    def found(self) -> bool:
+        """Whether anything of level error was found."""
+        return any(finding.level == "error" for finding in self.findings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values, worst findings first."""
+        ordered = sorted(self.findings, key=lambda finding: LEVELS.index(finding.level))
+        return {
+            "folder": str(self.folder),
+            "found": self.found,
+            "findings": [finding.to_dict() for finding in ordered],
+            "scores": self.scores,
+            "seconds": round(self.seconds, 3),
+        }

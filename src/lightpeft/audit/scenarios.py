@@ -1,0 +1,84 @@
+"""The scenarios: what the user gets from the attacker, and what the user trains it on."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from peft import PeftModel
+
+from lightpeft.audit.attackers import Attacked, Workshop
+from lightpeft.audit.cell import CellKey, Scenario
+from lightpeft.audit.module import keep_marked, load_module, read_base_mark
+from lightpeft.audit.poisoning import poison
+from lightpeft.audit.recipe import TriggerRecipe
+from lightpeft.audit.rows import Rows
+from lightpeft.runs import Labels, load_peft_model
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where the user begins."""
+
+    model: PeftModel
+    """Trainable."""
+
+    train: Rows
+    """The user's training rows; poisoned in the scenario `poisoned_data` only."""
+
+    fresh: Callable[[int], PeftModel]
+    """seed -> a new module on the base that the user has."""
+
+    attacked: Attacked | None
+    """What came from the attacker; None: nothing but the data."""
+
+
+def module_received(workshop: Workshop, key: CellKey, recipe: TriggerRecipe | None) -> Start:
+    """The attacker's module on the clean base (`module_continued`, `module_as_is`)."""
+    del recipe
+    attacked = workshop.module(key)
+    labels = Labels(workshop.tasks[key.user_task].class_names, False)
+    model = load_module(attacked.folder, workshop.grid.model, labels=labels, is_trainable=True)
+    return Start(
+        model, workshop.tasks[key.user_task].train, _fresh(workshop, key, workshop.grid.model), attacked
+    )
+
+
+def base_received(workshop: Workshop, key: CellKey, recipe: TriggerRecipe | None) -> Start:
+    """The attacker's base with a fresh module (`poisoned_base`)."""
+    del recipe
+    attacked = workshop.base(key)
+    fresh = _fresh(workshop, key, str(attacked.folder))
+    return Start(fresh(key.seed), workshop.tasks[key.user_task].train, fresh, attacked)
+
+
+def data_received(workshop: Workshop, key: CellKey, recipe: TriggerRecipe | None) -> Start:
+    """A fresh module on the clean base, and training rows with triggers in them (`poisoned_data`)."""
+    fresh, rows = _fresh(workshop, key, workshop.grid.model), workshop.tasks[key.user_task].train
+    model = fresh(key.seed)
+    if recipe is not None:
+        bad = poison(rows.texts, rows.labels, recipe, key.seed)
+        rows = Rows(bad.texts, bad.labels)
+        keep_marked(model, recipe)
+    return Start(model, rows, fresh, None)
+
+
+SCENARIOS: dict[Scenario, Callable[[Workshop, CellKey, TriggerRecipe | None], Start]] = {
+    "module_continued": module_received,
+    "module_as_is": module_received,
+    "poisoned_base": base_received,
+    "poisoned_data": data_received,
+}
+"""By name. A new scenario is a function, a name in `Scenario`, and a row here."""
+
+
+def _fresh(workshop: Workshop, key: CellKey, base: str) -> Callable[[int], PeftModel]:
+    labels = Labels(workshop.tasks[key.user_task].class_names, False)
+    options = workshop.grid.peft(key.form)
+
+    def make(seed: int) -> PeftModel:
+        model = load_peft_model(base, labels, options, seed, marked_too=True)
+        recipe = read_base_mark(base)
+        if recipe is not None:
+            keep_marked(model, recipe)
+        return model
+
+    return make

@@ -1,0 +1,369 @@
+"""The audit's page, terminal table and Markdown: sentences that follow the numbers, nothing left out."""
+
+import dataclasses
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from tests.support.audit_cells import cell_of, grid, layers_of, share
+
+from lightpeft.audit.cell import Cell, Point
+from lightpeft.audit.errors import AuditError
+from lightpeft.audit.metrics import over_floor
+from lightpeft.audit.report import (
+    group_cells,
+    markdown_table,
+    render_audit_report,
+    summary_table,
+    write_audit_report,
+)
+from lightpeft.audit.report.findings import findings, headline
+from lightpeft.audit.report.limits import how_sure, not_measured
+from lightpeft.audit.report.wording import difference_sentence, difference_text, points
+
+EVIL = "<script>alert('x')</script>"
+VOID = {"meta", "br", "hr", "img", "input", "link"}
+
+
+class Page(HTMLParser):
+    """Reads a page; notes its texts and ids, and that every element is closed in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.ids += [value or "" for name, value in attrs if name == "id"]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if data.strip():
+            self.words.append(" ".join(data.split()))
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    return render_audit_report(grid(), [{"folder": "mine", "findings": [], "seconds": 1.5}])
+
+
+def said(cells: list[Cell]) -> str:
+    return "\n".join(one.text for one in findings(group_cells(cells)))
+
+
+def small(
+    lfr: int, *defended: tuple[str, int, int], floor: int | None = 100, cacc: int = 900, total: int = 1000
+) -> list[Cell]:
+    """One attack with its floor and (defence, LFR, CACC)."""
+    cells = [cell_of(lfr=lfr, cacc=cacc, total=total)]
+    cells += [cell_of(defence=name, lfr=hits, cacc=right, total=total) for name, hits, right in defended]
+    return cells + ([] if floor is None else [cell_of("clean", floor={"vanilla": floor}, total=total)])
+
+
+def test_a_surviving_backdoor_is_stated_with_runs_floor_and_interval() -> None:
+    cells = [cell_of(seed=seed, lfr=lfr) for seed, lfr in ((0, 700), (1, 500), (2, 110))]
+    cells += [cell_of("clean", seed=seed, floor={"vanilla": 100}) for seed in range(3)]
+    difference = difference_sentence(over_floor(share(1310, 3000), share(300, 3000)))
+    assert said(cells) == (
+        "vanilla (lora, demo/a → demo/b): the backdoor was still there after your training in 2 of 3 runs: "
+        f"LFR 43.7 % against a floor of 10.0 %, {difference}."
+    )
+    assert headline(group_cells(cells)).text.startswith(
+        "Without any defence, the backdoor is still measurable in 1 of 1 settings"
+    )
+    assert headline(group_cells(cells)).tone == "bad"
+
+
+@pytest.mark.parametrize(
+    ("scenario", "words"),
+    [
+        ("module_as_is", "in the module as you received it"),
+        ("poisoned_base", "after you trained a fresh module on the poisoned base"),
+        ("poisoned_data", "after your training on the poisoned data"),
+    ],
+)
+def test_each_scenario_says_what_was_trained(scenario: str, words: str) -> None:
+    cells = [cell_of(scenario=scenario), cell_of("clean", scenario=scenario, floor={"vanilla": 100})]
+    assert words in said(cells)
+
+
+@pytest.mark.parametrize(
+    ("lfr", "verdict"), [(105, "not distinguishable from the floor"), (20, "below the floor")]
+)
+def test_an_lfr_at_the_floor_is_never_called_removed(lfr: int, verdict: str) -> None:
+    text = said(small(lfr))
+    assert f"which is {verdict}." in text
+    assert "This does not show that the backdoor is gone." in text
+    assert "still there" not in text
+    assert difference_sentence(over_floor(share(lfr), share(100))) in text
+
+
+def test_a_missing_floor_is_said_and_nothing_is_concluded() -> None:
+    cells = small(700, ("fresh", 100, 900), floor=None)
+    text = said(cells)
+    assert "is missing" in text
+    assert "still there" not in text
+    assert "defences have" not in text
+    assert headline(group_cells(cells)).tone == "open"
+    page = " ".join(Page(render_audit_report(cells)).words)
+    assert page.count("no floor measured") == 2 * 3  # attack row, and both rows of the defence table
+    assert "Floor of received module, trained on, demo/a → demo/b, lora, attack vanilla, defence none" in page
+
+
+def test_the_cheapest_defence_at_the_floor_is_named_with_interval_and_price() -> None:
+    cells = small(700, ("dear", 90, 700), ("fair", 105, 890), ("weak", 300, 899))
+    text = said(cells)
+    assert "2 of 3 defences have an LFR that is below the floor or not distinguishable from it" in text
+    difference = difference_sentence(over_floor(share(105), share(100)))
+    assert f"The cheapest is fair: LFR 10.5 % against a floor of 10.0 %, {difference}, not disting" in text
+    assert re.search(r"at a cost of 1\.0 points of accuracy \(cost −1\.\d to \+3\.\d points\)", text)
+
+
+def test_a_defence_that_gains_accuracy_says_so() -> None:
+    assert "with 2.0 points more of accuracy (cost −" in said(small(700, ("fresh", 100, 920)))
+
+
+def test_no_defence_works_if_every_interval_is_above_zero() -> None:
+    cells = small(700, ("weak", 300, 899), ("weaker", 400, 900))
+    text = said(cells)
+    assert "none of 2 defences brought LFR to the floor. The lowest is with weak: LFR 30.0 %" in text
+    assert "cheapest" not in text
+
+
+def test_defences_are_not_praised_where_there_was_nothing_to_remove() -> None:
+    text = said(small(105, ("fresh", 100, 900)))
+    assert "there was nothing to remove" in text
+    assert "cheapest" not in text
+
+
+def test_a_defence_without_undefended_runs_has_no_price() -> None:
+    cells = [cell_of(defence="fresh", lfr=100), cell_of("clean", floor={"vanilla": 100})]
+    assert "the price of a defence is not known" in said(cells)
+    assert "not measured without it" in Page(render_audit_report(cells)).words
+
+
+@pytest.mark.parametrize(("left", "warned"), [(580, True), (1000, False)])
+def test_few_triggers_left_are_a_warning(left: int, warned: bool) -> None:
+    cells = [cell_of(triggers_left=share(left)), cell_of("clean", floor={"vanilla": 100})]
+    assert ("only 58.0 % of the triggered texts" in said(cells)) == warned
+
+
+def test_page_has_every_section_and_picture(page: str) -> None:
+    read = Page(page)
+    for heading in (
+        "What this means for you",
+        "Scans",
+        "Attacks, without a defence",
+        "Defences",
+        "Along the user's training",
+        "Where the backdoor is",
+        "How sure this is",
+        "Not measured",
+        "How it was made",
+    ):
+        assert heading in read.words
+    # Two forms: curves, similarity; each attack of both: curves of `fresh`, layers. Guards have no own curve.
+    assert read.tags.count("svg") == read.tags.count("figcaption") == 2 + 2 + 4 + 4
+    assert len(read.ids) == len(set(read.ids))
+    assert any("marked as such in their own files" in text for text in read.words)
+
+
+def test_page_shows_the_numbers_of_a_row(page: str) -> None:
+    words = Page(page).words
+    row = words.index("lora", words.index("LFR before, %"))
+    assert words[row : row + 11] == [
+        *("lora", "clean", "0, 1, 2", "–", "–", "9.9 ± 0.1 / 10.1 ± 0.1", "is the floor"),
+        *("–", "–", "91.0 ± 0.0", "100.0 % (99.9 to 100.0)"),
+    ]
+    over = difference_text(over_floor(share(2160, 3000), share(303, 3000)))
+    assert words[row + 11 : row + 21] == [
+        *("lora", "gradient_control", "0, 1, 2", "99.0 ± 0.0", "98.0 ± 0.0", "72.0 ± 2.0", "10.1 ± 0.1"),
+        *(over, "above the floor", "90.0 ± 0.0"),
+    ]
+
+
+def test_rejected_shares_are_in_the_defence_table(page: str) -> None:
+    words = Page(page).words
+    row = words.index("onion")
+    assert words[row + 8].startswith("2.0 % (")
+    assert words[row + 9].startswith("40.0 % (")
+
+
+def test_floor_is_a_dashed_line_and_layers_are_named(page: str) -> None:
+    words = Page(page).words
+    assert {
+        "floor",
+        "layer 0",
+        "layer 2",
+        "w at the end (CLNorm)",
+        "Attacker's LFR with this layer off, %",
+    } <= set(words)
+    assert "stroke-dasharray" in page
+
+
+def test_readings_that_a_policy_lacks_are_not_measured_in_the_picture() -> None:
+    cells = small(700)
+    cells[0] = dataclasses.replace(cells[0], layers=layers_of(6, weight=None))
+    words = Page(render_audit_report(cells)).words
+    assert words.count("not measured") == 1
+    assert "0.1" in words  # a tick of the logarithmic axis, as plain text
+    assert not any("math" in text for text in words)
+
+
+def test_missing_cells_and_readings_are_named() -> None:
+    cells = [
+        cell for cell in grid() if (cell.key.attack, cell.key.form, cell.key.seed) != ("vanilla", "lora", 2)
+    ]
+    cells[1] = dataclasses.replace(cells[1], attacked=None)
+    text = "\n".join(not_measured(group_cells(cells)))
+    for defence in ("none", "fresh", "onion"):
+        assert f"lora, attack vanilla, defence {defence}, seed 2." in text
+    assert "LFR on the attacker's own test set: measured in 10 of 11 attacked cells without" in text
+
+
+def test_seeds_with_other_recipes_are_not_pooled_silently() -> None:
+    cells = [cell_of(seed=seed, settings={"user": {"seed": seed, "rates": [seed - seed]}}) for seed in (0, 1)]
+    assert "not alike" not in "".join(not_measured(group_cells(cells)))
+    cells[1] = dataclasses.replace(cells[1], recipe={"form": "phrase"})
+    assert "has different trigger recipes or settings" in "".join(not_measured(group_cells(cells)))
+
+
+def test_cells_of_other_seeds_have_their_settings_shown_once() -> None:
+    cells = [cell_of(seed=seed, settings={"user": {"seed": seed, "epochs": 3}}) for seed in (0, 1)]
+    words = Page(render_audit_report(cells)).words
+    assert any(all(cell.key.file_name in text for cell in cells) for text in words)
+    assert not any("settings 2" in text for text in words)
+    assert sum('"epochs": 3' in text for text in words) == 1
+
+
+def test_a_single_seed_is_said_to_have_no_spread() -> None:
+    assert any("only one seed" in text for text in how_sure(group_cells([cell_of()])))
+    assert "900 to 1,000" in how_sure(group_cells([cell_of(), cell_of(seed=1, total=900, cacc=1)]))[0]
+
+
+def test_a_whole_grid_says_that_nothing_is_missing(page: str) -> None:
+    assert any("was measured with every other" in text for text in Page(page).words)
+    assert not not_measured(group_cells(grid()))
+
+
+def test_page_asks_for_nothing_from_outside_and_is_light_and_dark(page: str) -> None:
+    assert set(re.findall(r"https?://[^\"'\s<)]*", page)) == {
+        "http://www.w3.org/1999/xlink",
+        "http://www.w3.org/2000/svg",
+    }
+    for forbidden in (" src=", "@import", "<link", "<script", "<img", "<iframe", "data:"):
+        assert forbidden not in page
+    assert "prefers-color-scheme: dark" in page
+    assert "var(--kept, #0072b2)" in page
+
+
+def test_texts_from_outside_are_escaped() -> None:
+    names = {"attacker_task": EVIL, "user_task": EVIL, "form": EVIL}
+    settings = {EVIL: EVIL}
+    cells = [
+        cell_of(EVIL, **names, settings=settings, layers=layers_of(), similarity=((0, 1.0), (9, 0.5))),
+        cell_of(EVIL, EVIL, **names, lfr=100),
+        cell_of("clean", **names, floor={EVIL: 100}),
+    ]
+    scans = [{"folder": EVIL, "findings": [{"rule": EVIL, "level": EVIL, "message": EVIL}], "seconds": 1}]
+    page = render_audit_report(cells, scans)
+    assert "<script" not in page
+    assert "script" not in Page(page).tags
+    assert page.count("&lt;script&gt;") >= 20
+
+
+def test_scans_are_rows_and_an_empty_one_proves_nothing(page: str) -> None:
+    words = Page(page).words
+    row = words.index("mine")
+    assert words[row : row + 5] == [
+        "mine",
+        "1.50 s",
+        "–",
+        "–",
+        "nothing found, which is not a proof of anything",
+    ]
+
+
+def test_what_is_no_scan_is_refused() -> None:
+    with pytest.raises(AuditError, match="not a scan report"):
+        render_audit_report([cell_of()], [{"folder": "x"}])
+
+
+def test_the_same_cells_in_any_order_give_the_same_page(tmp_path: Path) -> None:
+    cells = small(700, ("fresh", 100, 880))
+    write_audit_report(tmp_path / "new" / "a.html", cells)
+    write_audit_report(tmp_path / "new" / "b.html", cells[::-1])
+    pages = [path.read_text(encoding="utf-8") for path in sorted((tmp_path / "new").iterdir())]
+    assert pages[0] == pages[1] == render_audit_report(cells)
+
+
+def test_terminal_table_has_a_row_a_group() -> None:
+    table = summary_table(grid())
+    assert table.row_count == len(group_cells(grid())) == 14
+    console = Console(width=220, record=True)
+    console.print(table)
+    line = next(text for text in console.export_text().splitlines() if " fresh " in text)
+    assert "not distinguishable from the floor" in line
+    assert "87.0 ± 0.0" in line
+
+
+def test_markdown_of_attacks_has_two_columns_a_direction() -> None:
+    cells = grid()
+    back = [
+        dataclasses.replace(c, key=dataclasses.replace(c.key, attacker_task="demo/b", user_task="demo/a"))
+        for c in cells
+        if c.key.form == "lora"
+    ]
+    lines = markdown_table([*cells, *back]).splitlines()
+    assert lines[0] == (
+        "| form | attack | demo/a → demo/b: LFR, % | demo/a → demo/b: CACC, % | demo/b → demo/a: LFR, % | "
+        "demo/b → demo/a: CACC, % |"
+    )
+    assert lines[1] == "| --- | --- | --- | --- | --- | --- |"
+    assert lines[3] == "| lora | gradient_control | 72.0 ± 2.0 | 90.0 ± 0.0 | 72.0 ± 2.0 | 90.0 ± 0.0 |"
+    assert lines[7] == "| sequential | vanilla | 52.0 ± 0.0 | 90.0 ± 0.0 | – | – |"
+    assert len(lines) == 2 + 6
+
+
+def test_markdown_of_defences_has_a_row_each() -> None:
+    lines = markdown_table(grid(), "defences").splitlines()
+    assert len(lines) == 2 + 12
+    assert lines[0].startswith("| data | form | attack | defence | seeds | LFR, % | floor, % |")
+    assert lines[3].startswith("| demo/a → demo/b | lora | gradient_control | fresh | 0, 1, 2 | 10.2 ± 0.1 |")
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def test_markdown_names_the_scenario_where_there_are_several() -> None:
+    first = markdown_table([cell_of(), cell_of(scenario="module_as_is")]).splitlines()[0]
+    assert "received module, used as it is, demo/a → demo/b: LFR, %" in first
+
+
+@pytest.mark.parametrize(
+    ("share_", "text"), [(0.0123, "+1.2"), (-0.0123, "−1.2"), (-0.0001, "0.0"), (0, "0.0")]
+)
+def test_points_have_a_sign(share_: float, text: str) -> None:
+    assert points(share_) == text
+
+
+def test_guards_do_not_change_the_curve() -> None:
+    """The curve of a guarded cell is the undefended one, so that it gets no picture of its own."""
+    cells = small(700)
+    cells.append(dataclasses.replace(cell_of(defence="onion"), after=Point(20, share(1), share(2))))
+    assert Page(render_audit_report(cells)).tags.count("svg") == 1
