@@ -30,7 +30,7 @@ from lightpeft.audit.defences.defence import Defence, Guard, Received
 from lightpeft.audit.defences.language_model import END, START, UNKNOWN, LanguageModel, NgramModel
 from lightpeft.audit.defences.onion import Onion, Purifier, suspicions
 from lightpeft.audit.defences.psim import Psim, with_random_labels
-from lightpeft.audit.defences.rap import Rap, RapGuard
+from lightpeft.audit.defences.rap import Rap, RapGuard, Reader
 from lightpeft.audit.defences.rap_word import RareWord, rare_word, row_of, word_vector
 from lightpeft.audit.defences.strip import Perturber, Strip, by_tf_idf, mean_entropy
 from lightpeft.audit.defences.thresholds import ScoreGuard, least_scores, threshold_at
@@ -139,7 +139,8 @@ def standing(defence: Defence, received: Received) -> tuple[PeftModel, Guard]:
 
 TEST = reviews(60, 4)
 TRIGGERED = triggered_test(TEST.texts, TEST.labels, RECIPE, 0).texts
-DEFENCES: tuple[Defence, ...] = (Onion(), Strip(share=0.3), Rap(steps=80, learning_rate=0.03), Psim())
+RAP = Rap(steps=80, batch_size=32, learning_rate=0.03)
+DEFENCES: tuple[Defence, ...] = (Onion(), Strip(share=0.3), RAP, Psim())
 each_defence = pytest.mark.parametrize("defence", DEFENCES, ids=lambda defence: defence.name)
 
 
@@ -198,6 +199,7 @@ def test_scores_that_are_no_numbers_are_refused() -> None:
         lambda: Strip(share=1.0),
         lambda: Rap(least_drop=0.3, most_drop=0.3),
         lambda: Rap(most_drop=1.1),
+        lambda: Rap(score="rise"),
         lambda: Rap(steps=0),
         lambda: Rap(batch_size=0),
         lambda: Rap(learning_rate=0.0),
@@ -442,30 +444,38 @@ def test_the_hook_does_what_another_row_of_the_embeddings_would(received: Receiv
     assert_identical(snapshot(model), before)
 
 
-def test_vectors_bring_the_fall_into_the_range_and_keep_their_length(received: Received) -> None:
-    defence = Rap(steps=120, learning_rate=0.03)
-    model, guard = standing(defence, received)
+def test_vectors_bring_the_fall_towards_the_range_and_keep_their_length(received: Received) -> None:
+    model, guard = standing(RAP, received)
     assert isinstance(guard, RapGuard)
-    assert set(guard.drops.vectors) == {0, 1}
-    labels, drops = guard.drops.of(received.train.texts)
-    length = row_of(model, guard.drops.word).norm()
-    for label, vector in guard.drops.vectors.items():
-        torch.testing.assert_close(vector.norm(), length)
-        of_class = [drop for found, drop in zip(labels, drops, strict=True) if found == label]
-        assert 0.05 < sum(of_class) / len(of_class) < 0.35
+    learned = guard.reader
+    assert set(learned.vectors) == {0, 1}
+    own = row_of(model, learned.word)
+    plain = dataclasses.replace(learned, vectors=dict.fromkeys(learned.vectors, own))
+    for label, vector in learned.vectors.items():
+        torch.testing.assert_close(vector.norm(), own.norm())
+        before, after = (outside(reader, received.train, label) for reader in (plain, learned))
+        assert after < 0.8 * before
 
 
-def test_the_fall_by_hand(received: Received) -> None:
+def outside(reader: Reader, rows: Rows, label: int) -> float:
+    """How far the mean fall of a class is outside of 0.1 to 0.3, text by text."""
+    falls = [one.before - one.after for one in reader.of(rows.texts) if one.label == label]
+    return sum(max(0.1 - fall, 0) + max(fall - 0.3, 0) for fall in falls) / len(falls)
+
+
+def test_readings_and_what_they_are_worth_by_hand(received: Received) -> None:
     model, guard = standing(Rap(steps=5), received)
     assert isinstance(guard, RapGuard)
-    classifier, word = received.classifier(model), guard.drops.word
-    labels, drops = guard.drops.of(TEST.texts)
+    classifier, word = received.classifier(model), guard.reader.word
     before = classifier.probabilities(TEST.texts)
-    assert labels == before.argmax(1).tolist()
-    for row, label in enumerate(labels):
-        with word_vector(model, word, guard.drops.vectors[label]):
+    for row, one in enumerate(guard.reader.of(TEST.texts)):
+        assert one.label == int(before[row].argmax())
+        with word_vector(model, word, guard.reader.vectors[one.label]):
             after = classifier.probabilities({"text": [f"{word.text} {TEST.texts['text'][row]}"]})
-        assert drops[row] == pytest.approx(float(before[row, label] - after[0, label]), abs=1e-6)
+        assert one.before == pytest.approx(float(before[row].max()), abs=1e-6)
+        assert one.after == pytest.approx(float(after[0, one.label]), abs=1e-6)
+        assert one.suspicion("left") == one.after
+        assert one.suspicion("fall") == one.after - one.before
 
 
 def test_the_rare_word_is_in_none_of_the_rows() -> None:
@@ -567,9 +577,7 @@ def test_neighbours_do_not_matter(defence: Defence, received: Received) -> None:
     if isinstance(guard, ScoreGuard):
         assert guard.score({"text": texts}) == [guard.score({"text": [text]})[0] for text in texts]
     if isinstance(guard, RapGuard):
-        assert guard.drops.of({"text": texts})[1] == [
-            guard.drops.of({"text": [text]})[1][0] for text in texts
-        ]
+        assert guard.reader.of({"text": texts}) == [guard.reader.of({"text": [text]})[0] for text in texts]
 
 
 @each_defence

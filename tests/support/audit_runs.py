@@ -5,7 +5,6 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from tests.support.models import save_base
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -13,6 +12,7 @@ from lightpeft.audit.grid import Grid, GridAttack, GridDefence, GridTask
 from lightpeft.audit.policy_options import PolicyOptions
 from lightpeft.audit.recipe import TriggerRecipe
 from lightpeft.run_config import BottleneckOptions, LoraOptions, TrainingConfig
+from tests.support.models import save_base
 
 WORDS = {"good": ["fine", "great", "lovely", "warm"], "bad": ["dull", "grim", "poor", "weak"]}
 FILLERS = {"films": ["film", "plot", "actor", "scene"], "meals": ["soup", "bread", "table", "cook"]}

@@ -50,6 +50,9 @@ class GridTask:
     words: int | None = None
     """Keep the first so many words of every text, before triggers are put in."""
 
+    from_end: bool = False
+    """With `words`: keep the last ones, where a review says what it thinks."""
+
     min_words: int = 0
     """Leave out training texts with fewer words."""
 
@@ -78,6 +81,7 @@ class GridTask:
             held_out=self.held_out,
             test=self.test,
             words=self.words,
+            from_end=self.from_end,
             min_words=self.min_words,
             seed=self.data_seed,
         )

@@ -77,8 +77,9 @@ def measure(workshop: Workshop, key: CellKey) -> Cell:
         _watch(grid, training, begin.train, curve),
     )
     defence = grid.defence(key.defence)
+    prepared = defence.prepare(received)
     model = begin.model if key.scenario == "module_as_is" else defence.train(received)
-    classifier, guard = received.classifier(model), defence.guard(received, model)
+    classifier, guard = received.classifier(model), defence.guard(received, model, prepared)
     after = _point(classifier, guard, task.test, triggered, shown.target, curve.points[-1].step)
     return Cell(
         key=key,

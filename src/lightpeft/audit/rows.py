@@ -80,6 +80,7 @@ class AuditTask:
         held_out: int = 200,
         test: int | None = None,
         words: int | None = None,
+        from_end: bool = False,
         min_words: int = 0,
         seed: int = 0,
     ) -> "AuditTask":
@@ -87,7 +88,8 @@ class AuditTask:
 
         Args:
             train, held_out, test: rows of each, drawn at random; None takes all that are left.
-            words: keep the first so many words of every text, before any trigger is put in.
+            words: keep the first so many words of every text, before any trigger is put in; `from_end` the
+                last.
             min_words: leave out training texts with fewer words.
 
         Raises:
@@ -106,8 +108,8 @@ class AuditTask:
                 f"{task.spec.name} has {len(rows)} training rows of {min_words} words or more, and "
                 f"{held_out} are held out for thresholds; lower held_out."
             )
-        held_rows, rest = _shortened(rows.shuffled(seed), words).split(held_out)
-        tests = _shortened(Rows.of(task.validation).shuffled(seed), words)
+        held_rows, rest = _shortened(rows.shuffled(seed), words, from_end).split(held_out)
+        tests = _shortened(Rows.of(task.validation).shuffled(seed), words, from_end)
         return cls(
             task.spec.name,
             task.class_names,
@@ -117,8 +119,9 @@ class AuditTask:
         )
 
 
-def _shortened(rows: Rows, words: int | None) -> Rows:
+def _shortened(rows: Rows, words: int | None, from_end: bool) -> Rows:
     if words is None:
         return rows
-    texts = {name: [" ".join(text.split()[:words]) for text in column] for name, column in rows.texts.items()}
+    kept = slice(-words, None) if from_end else slice(words)
+    texts = {name: [" ".join(text.split()[kept]) for text in column] for name, column in rows.texts.items()}
     return Rows(texts, rows.labels)

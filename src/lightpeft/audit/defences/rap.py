@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from random import Random
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from peft import PeftModel
@@ -17,10 +17,12 @@ from lightpeft.audit.defences.thresholds import check_rate, each_alone, threshol
 from lightpeft.audit.errors import AuditError
 from lightpeft.audit.rows import Rows, Texts
 from lightpeft.audit.training import precision_of
-from lightpeft.config import check_at_least
+from lightpeft.config import check_at_least, check_choice
 from lightpeft.errors import ConfigError
 from lightpeft.run_config import TrainingConfig
 from lightpeft.tasks.draw import permutation
+
+ScoreName = Literal["fall", "left"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Rap(Defence):
 
     For every class c a vector is learned for one rare word, so that with the word in front p(c) of the user's
     training texts that are classified as c falls by `least_drop` to `most_drop`. A text is rejected where the
-    p of its class falls less than it does for clean held-out texts of that class. The paper protects one
+    p of its class is more robust than it is for clean held-out texts of that class. The paper protects one
     class, which the defender would have to know; here each class has its own vector and threshold.
     """
 
@@ -46,10 +48,14 @@ class Rap(Defence):
     most_drop: float = 0.3
     """And at most."""
 
-    steps: int = 60
+    score: ScoreName = "left"
+    """What makes a text suspect: a small `fall` of the probability (the paper), or how much of it is `left`.
+    Texts that the model is unsure about may rise, and push the threshold of `fall` beyond those with a trigger."""
+
+    steps: int = 30
     """Steps of Adam for every class."""
 
-    batch_size: int = 32
+    batch_size: int = 16
     """Texts per step."""
 
     learning_rate: float = 0.01
@@ -60,6 +66,7 @@ class Rap(Defence):
 
     def __post_init__(self) -> None:
         check_rate("rap.rate", self.rate)
+        check_choice("rap.score", self.score, get_args(ScoreName))
         if not 0 <= self.least_drop < self.most_drop <= 1:
             raise ConfigError(
                 f"rap.least_drop is {self.least_drop!r} and rap.most_drop {self.most_drop!r}; "
@@ -82,13 +89,31 @@ class Rap(Defence):
             label: learn_vector(model, classifier, word, rows, received, self)
             for label, rows in _by_class(classifier, received.train).items()
         }
-        drops = Drops(model, classifier, word, vectors)
-        return RapGuard(drops, _thresholds(drops, received.held_out, self.rate))
+        reader = Reader(model, classifier, word, vectors)
+        return RapGuard(reader, self.score, _thresholds(reader, received.held_out, self.score, self.rate))
 
 
 @dataclass(frozen=True)
-class Drops:
-    """How far the rare word lowers the probability of a text's class; each text is run on its own."""
+class Reading:
+    """What the rare word does to one text."""
+
+    label: int
+    """The class that the text is classified as."""
+
+    before: float
+    """Its probability."""
+
+    after: float
+    """Its probability with the word in front."""
+
+    def suspicion(self, score: ScoreName) -> float:
+        """The higher, the more robust."""
+        return self.after - self.before if score == "fall" else self.after
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Puts the rare word in front of texts; each is run on its own."""
 
     model: PeftModel
     classifier: Classifier
@@ -96,16 +121,15 @@ class Drops:
     vectors: Mapping[int, Tensor]
     """By class."""
 
-    def of(self, texts: Texts) -> tuple[list[int], list[float]]:
-        """n classes, and the falls of their probabilities.
+    def of(self, texts: Texts) -> list[Reading]:
+        """One reading a text.
 
         Raises:
-            AuditError: a class that no training text is classified as.
+            AuditError: a text of a class that no training text is classified as.
         """
-        alone = [self._of_one(row) for row in each_alone(texts)]
-        return [label for label, _ in alone], [drop for _, drop in alone]
+        return [self._of_one(row) for row in each_alone(texts)]
 
-    def _of_one(self, row: Texts) -> tuple[int, float]:
+    def _of_one(self, row: Texts) -> Reading:
         before = self.classifier.probabilities(row)[0]
         label = int(before.argmax())
         if label not in self.vectors:
@@ -114,22 +138,23 @@ class Drops:
             )
         with word_vector(self.model, self.word, self.vectors[label]):
             after = self.classifier.probabilities(self.word.in_front_of(row))[0]
-        return label, float(before[label] - after[label])
+        return Reading(label, float(before[label]), float(after[label]))
 
 
 @dataclass(frozen=True)
 class RapGuard(Guard):
     """Rejects texts whose class is too robust."""
 
-    drops: Drops
+    reader: Reader
+    score: ScoreName
     thresholds: Mapping[int, float]
-    """By class: of the fall's negative."""
+    """By class."""
 
     def screen(self, texts: Texts) -> Screened:
         """The texts as they are, some rejected."""
         columns = {name: list(column) for name, column in texts.items()}
-        pairs = zip(*self.drops.of(texts), strict=True)
-        return Screened(columns, [-drop > self.thresholds[label] for label, drop in pairs])
+        readings = self.reader.of(texts)
+        return Screened(columns, [one.suspicion(self.score) > self.thresholds[one.label] for one in readings])
 
 
 def learn_vector(
@@ -204,11 +229,11 @@ def _by_class(classifier: Classifier, rows: Rows) -> dict[int, Rows]:
     }
 
 
-def _thresholds(drops: Drops, held_out: Rows, rate: float) -> dict[int, float]:
-    negatives: dict[int, list[float]] = {label: [] for label in drops.vectors}
-    for label, drop in zip(*drops.of(held_out.texts), strict=True):
-        negatives[label].append(-drop)
+def _thresholds(reader: Reader, held_out: Rows, score: ScoreName, rate: float) -> dict[int, float]:
+    of_class: dict[int, list[float]] = {label: [] for label in reader.vectors}
+    for one in reader.of(held_out.texts):
+        of_class[one.label].append(one.suspicion(score))
     return {
         label: threshold_at(scores, rate, f"clean held-out texts of class {label}")
-        for label, scores in negatives.items()
+        for label, scores in of_class.items()
     }

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from lightpeft.audit.cell import load_cells
 from lightpeft.audit.grid import Grid
 from lightpeft.audit.report import summary_table, write_audit_report
-from lightpeft.audit.run import run_grid
+from lightpeft.audit.run import CELLS, run_grid
 from lightpeft.cli.options import run_with_options
 
 
@@ -31,12 +32,13 @@ def audit(
         seed: Only this seed of the grid.
         attack: Only this attack of the grid, or `clean`.
     """
-    cells = run_grid(
+    run_grid(
         grid,
         out,
         data=data,
         only=lambda key: seed in (None, key.seed) and attack in (None, key.attack),
     )
+    cells = load_cells(out / CELLS)
     write_audit_report(out / "report.html", cells)
     Console().print(summary_table(cells))
     print(f"report: {out / 'report.html'}")
