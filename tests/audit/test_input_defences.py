@@ -70,8 +70,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, **names)
 
 
-def reviews(count: int, seed: int) -> Rows:
-    """One or two statements a text, all good or all bad."""
+def reviews(count: int, seed: int, noise: float = 0.0) -> Rows:
+    """One or two statements a text, all good or all bad; a share of the labels is wrong."""
     rng, texts, labels = Random(seed), [], []
     for _ in range(count):
         label = rng.randrange(2)
@@ -80,7 +80,7 @@ def reviews(count: int, seed: int) -> Rows:
             for _ in range(rng.choice((1, 2)))
         ]
         texts.append(" and ".join(parts))
-        labels.append(label)
+        labels.append(1 - label if rng.random() < noise else label)
     return Rows({"text": texts}, labels)
 
 
@@ -103,24 +103,52 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def poisoned(base: str) -> PeftModel:
-    """A module in which the trigger flips every text."""
+    """A module in which the trigger flips every text; wrong labels keep it from being sure of everything."""
     model = fresh(base, 0)
-    train_attacker(model, tokenizer(), reviews(200, 1), RECIPE, AttackOptions(training=TRAINING))
+    rows = reviews(400, 1, noise=0.15)
+    train_attacker(model, tokenizer(), rows, RECIPE, AttackOptions(training=TRAINING))
     return model
 
 
 @pytest.fixture
 def received(base: str, poisoned: PeftModel) -> Received:
-    training = dataclasses.replace(TRAINING, max_steps=40, learning_rate=3e-3)
-    return Received(
-        copy.deepcopy(poisoned),
-        tokenizer(),
-        reviews(160, 2),
-        reviews(80, 3),
-        training,
-        lambda seed: fresh(base, seed),
-        seed=5,
-    )
+    return as_received(base, poisoned)
+
+
+def as_received(base: str, poisoned: PeftModel) -> Received:
+    training = dataclasses.replace(TRAINING, max_steps=20, learning_rate=1e-3)
+    rows, held_out = reviews(160, 2, noise=0.15), reviews(100, 3)
+    model = copy.deepcopy(poisoned)
+    return Received(model, tokenizer(), rows, held_out, training, lambda seed: fresh(base, seed), seed=5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Standing:
+    """A defence behind the user's training."""
+
+    defence: Defence
+    received: Received
+    model: PeftModel
+    prepared: PeftModel | None
+    guard: Guard
+
+
+def stand(defence: Defence, received: Received) -> Standing:
+    prepared = defence.prepare(received)
+    model = defence.train(received)
+    guard = defence.guard(received, model, prepared)
+    assert guard is not None
+    return Standing(defence, received, model, prepared, guard)
+
+
+@pytest.fixture(scope="module", params=range(4), ids=["onion", "strip", "rap", "psim"])
+def standing(request: pytest.FixtureRequest, base: str, poisoned: PeftModel) -> Standing:
+    return stand(DEFENCES[request.param], as_received(base, poisoned))
+
+
+@pytest.fixture(scope="module")
+def rap(base: str, poisoned: PeftModel) -> Standing:
+    return stand(Rap(learning_rate=0.05), as_received(base, poisoned))
 
 
 def fresh(base: str, seed: int) -> PeftModel:
@@ -128,20 +156,9 @@ def fresh(base: str, seed: int) -> PeftModel:
     return load_peft_model(base, Labels(("bad", "good"), is_regression=False), options, seed)
 
 
-def standing(defence: Defence, received: Received) -> tuple[PeftModel, Guard]:
-    """The trained model and its guard."""
-    prepared = defence.prepare(received)
-    model = defence.train(received)
-    guard = defence.guard(received, model, prepared)
-    assert guard is not None
-    return model, guard
-
-
-TEST = reviews(60, 4)
+TEST = reviews(80, 4)
 TRIGGERED = triggered_test(TEST.texts, TEST.labels, RECIPE, 0).texts
-RAP = Rap(steps=80, batch_size=32, learning_rate=0.03)
-DEFENCES: tuple[Defence, ...] = (Onion(), Strip(share=0.3), RAP, Psim())
-each_defence = pytest.mark.parametrize("defence", DEFENCES, ids=lambda defence: defence.name)
+DEFENCES: tuple[Defence, ...] = (Onion(), Strip(copies=20, share=0.3), Rap(), Psim())
 
 
 # Thresholds
@@ -203,6 +220,7 @@ def test_scores_that_are_no_numbers_are_refused() -> None:
         lambda: Rap(steps=0),
         lambda: Rap(batch_size=0),
         lambda: Rap(learning_rate=0.0),
+        lambda: Psim(learning_rate_factor=0.0),
     ],
 )
 def test_options_out_of_range_are_refused(make: Callable[[], Defence]) -> None:
@@ -444,16 +462,17 @@ def test_the_hook_does_what_another_row_of_the_embeddings_would(received: Receiv
     assert_identical(snapshot(model), before)
 
 
-def test_vectors_bring_the_fall_towards_the_range_and_keep_their_length(received: Received) -> None:
-    model, guard = standing(RAP, received)
-    assert isinstance(guard, RapGuard)
-    learned = guard.reader
+def test_vectors_bring_the_fall_towards_the_range_and_keep_their_length(rap: Standing) -> None:
+    assert isinstance(rap.guard, RapGuard)
+    learned, received = rap.guard.reader, rap.received
     assert set(learned.vectors) == {0, 1}
-    own = row_of(model, learned.word)
+    own = row_of(rap.model, learned.word)
     plain = dataclasses.replace(learned, vectors=dict.fromkeys(learned.vectors, own))
     for label, vector in learned.vectors.items():
         torch.testing.assert_close(vector.norm(), own.norm())
-        before, after = (outside(reader, received.train, label) for reader in (plain, learned))
+        before, after = (
+            outside(reader, received.train.take(range(60)), label) for reader in (plain, learned)
+        )
         assert after < 0.8 * before
 
 
@@ -463,10 +482,10 @@ def outside(reader: Reader, rows: Rows, label: int) -> float:
     return sum(max(0.1 - fall, 0) + max(fall - 0.3, 0) for fall in falls) / len(falls)
 
 
-def test_readings_and_what_they_are_worth_by_hand(received: Received) -> None:
-    model, guard = standing(Rap(steps=5), received)
+def test_readings_and_what_they_are_worth_by_hand(rap: Standing) -> None:
+    model, guard = rap.model, rap.guard
     assert isinstance(guard, RapGuard)
-    classifier, word = received.classifier(model), guard.reader.word
+    classifier, word = rap.received.classifier(model), guard.reader.word
     before = classifier.probabilities(TEST.texts)
     for row, one in enumerate(guard.reader.of(TEST.texts)):
         assert one.label == int(before[row].argmax())
@@ -507,12 +526,13 @@ def test_the_word_goes_before_the_first_text_of_a_pair() -> None:
 
 
 def test_a_class_that_no_clean_text_is_of_is_refused(received: Received) -> None:
-    good = [row for row, label in enumerate(received.train.labels) if label == 1]
+    classes = received.classifier(received.model).predict(received.train.texts)
+    good = [row for row, label in enumerate(classes) if label == 1]
     only = dataclasses.replace(received, train=received.train.take(good))
     with pytest.raises(AuditError, match="classified as class 0"):
         Rap(steps=1).guard(only, received.model)
     few = dataclasses.replace(received, held_out=received.held_out.take(range(20)))
-    with pytest.raises(AuditError, match="texts of class"):
+    with pytest.raises(AuditError, match="clean held-out texts of class"):
         Rap(steps=1).guard(few, received.model)
 
 
@@ -547,28 +567,27 @@ def test_psim_without_its_copy_is_refused(received: Received) -> None:
 # All of them, on a module with a backdoor
 
 
-@each_defence
-def test_the_backdoor_is_found(defence: Defence, received: Received) -> None:
-    model, guard = standing(defence, received)
-    classifier = received.classifier(model)
-    assert sum(label == 1 for label in classifier.predict(TRIGGERED)) > 0.8 * len(TRIGGERED["text"])
+def test_the_backdoor_is_found(standing: Standing) -> None:
+    classifier, guard = standing.received.classifier(standing.model), standing.guard
+    count = len(TRIGGERED["text"])
+    assert sum(label == RECIPE.target for label in classifier.predict(TRIGGERED)) > 0.9 * count
     clean, triggered = guard.screen(TEST.texts), guard.screen(TRIGGERED)
-    if defence.name == "onion":
-        assert sum(TRIGGER in text.split() for text in triggered.texts["text"]) < 0.1 * len(
-            triggered.rejected
-        )
+    if standing.defence.name == "onion":
+        assert sum(TRIGGER in text.split() for text in triggered.texts["text"]) < 0.1 * count
+        flipped = sum(label == RECIPE.target for label in classifier.predict(triggered.texts))
+        assert flipped < 0.3 * count
     else:
         assert clean.texts == TEST.texts
-        assert sum(triggered.rejected) > 0.5 * len(triggered.rejected)
-    assert sum(clean.rejected) < 0.2 * len(clean.rejected)
-    flipped = zip(classifier.predict(triggered.texts), triggered.rejected, strict=True)
-    assert sum(label == 1 and not rejected for label, rejected in flipped) < 0.5 * len(triggered.rejected)
+        assert sum(triggered.rejected) > 0.3 * count
+        assert sum(triggered.rejected) / count > 3 * sum(clean.rejected) / len(TEST)
+    assert sum(clean.rejected) < 0.15 * len(TEST)
+    right = [a == b for a, b in zip(classifier.predict(clean.texts), TEST.labels, strict=True)]
+    assert sum(right) > 0.8 * len(TEST)
 
 
-@each_defence
-def test_neighbours_do_not_matter(defence: Defence, received: Received) -> None:
-    _, guard = standing(defence, received)
-    texts = [*TEST.texts["text"][:20], *TRIGGERED["text"][:10], "fine", "", "x " * 50]
+def test_neighbours_do_not_matter(standing: Standing) -> None:
+    guard = standing.guard
+    texts = [*TEST.texts["text"][:12], *TRIGGERED["text"][:6], "fine", "", "x " * 50]
     together = guard.screen({"text": texts})
     backwards = guard.screen({"text": texts[::-1]})
     alone = [guard.screen({"text": [text]}) for text in texts]
@@ -580,35 +599,27 @@ def test_neighbours_do_not_matter(defence: Defence, received: Received) -> None:
         assert guard.reader.of({"text": texts}) == [guard.reader.of({"text": [text]})[0] for text in texts]
 
 
-@each_defence
 @pytest.mark.parametrize("training", [False, True], ids=["evaluating", "training"])
-def test_the_guarded_model_stays_as_it_is(defence: Defence, training: bool, received: Received) -> None:
-    prepared = defence.prepare(received)
-    model = received.model.train(training)
+def test_the_guarded_model_stays_as_it_is(standing: Standing, training: bool) -> None:
+    model = standing.model.train(training)
+    model.zero_grad()
     before, hooks = snapshot(model), hook_count(model)
-    guard = defence.guard(received, model, prepared)
-    assert guard is not None
-    guard.screen(TRIGGERED)
+    again = standing.defence.guard(standing.received, model, standing.prepared)
+    assert again is not None
+    held_out = standing.received.held_out.texts
+    assert again.screen(held_out) == standing.guard.screen(held_out)
     assert_identical(snapshot(model), before)
     assert hook_count(model) == hooks
     assert model.training is training
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-@each_defence
-def test_held_out_rows_are_rejected_at_most_so_often_and_the_same_again(
-    defence: Defence, received: Received
-) -> None:
-    prepared = defence.prepare(received)
-    guards = [defence.guard(received, received.model, prepared) for _ in range(2)]
-    screened = [guard.screen(received.held_out.texts) for guard in guards if guard is not None]
-    assert len(screened) == 2
-    assert screened[0] == screened[1]
-    assert sum(screened[0].rejected) <= 0.05 * 81
+def test_held_out_rows_are_rejected_at_most_so_often(standing: Standing) -> None:
+    screened = standing.guard.screen(standing.received.held_out.texts)
+    assert sum(screened.rejected) <= 0.05 * (len(screened.rejected) + 1)
 
 
-@each_defence
-def test_defences_of_inputs_say_so(defence: Defence) -> None:
-    assert defence.kind == "inputs"
-    assert defence.source
-    assert defence == type(defence)(**dataclasses.asdict(defence))
+def test_defences_of_inputs_say_so(standing: Standing) -> None:
+    assert standing.defence.kind == "inputs"
+    assert standing.defence.source
+    assert standing.defence == type(standing.defence)(**dataclasses.asdict(standing.defence))

@@ -52,13 +52,12 @@ def base_received(workshop: Workshop, key: CellKey, recipe: TriggerRecipe | None
 
 def data_received(workshop: Workshop, key: CellKey, recipe: TriggerRecipe | None) -> Start:
     """A fresh module on the clean base, and training rows with triggers in them (`poisoned_data`)."""
-    fresh, rows = _fresh(workshop, key, workshop.grid.model), workshop.tasks[key.user_task].train
-    model = fresh(key.seed)
+    fresh = _fresh(workshop, key, workshop.grid.model, recipe)
+    rows = workshop.tasks[key.user_task].train
     if recipe is not None:
         bad = poison(rows.texts, rows.labels, recipe, key.seed)
         rows = Rows(bad.texts, bad.labels)
-        keep_marked(model, recipe)
-    return Start(model, rows, fresh, None)
+    return Start(fresh(key.seed), rows, fresh, None)
 
 
 SCENARIOS: dict[Scenario, Callable[[Workshop, CellKey, TriggerRecipe | None], Start]] = {
@@ -70,13 +69,15 @@ SCENARIOS: dict[Scenario, Callable[[Workshop, CellKey, TriggerRecipe | None], St
 """By name. A new scenario is a function, a name in `Scenario`, and a row here."""
 
 
-def _fresh(workshop: Workshop, key: CellKey, base: str) -> Callable[[int], PeftModel]:
+def _fresh(
+    workshop: Workshop, key: CellKey, base: str, recipe: TriggerRecipe | None = None
+) -> Callable[[int], PeftModel]:
+    """Makes new modules on a base; where it is poisoned, or the data will be (`recipe`), they say so."""
     labels = Labels(workshop.tasks[key.user_task].class_names, False)
-    options = workshop.grid.peft(key.form)
+    options, recipe = workshop.grid.peft(key.form), recipe or read_base_mark(base)
 
     def make(seed: int) -> PeftModel:
         model = load_peft_model(base, labels, options, seed, marked_too=True)
-        recipe = read_base_mark(base)
         if recipe is not None:
             keep_marked(model, recipe)
         return model

@@ -33,7 +33,8 @@ class CausalModel(LanguageModel):
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
         except (OSError, ValueError) as error:
             raise ConfigError(f"the language model {name!r} cannot be loaded: {error}") from error
-        self._model = model.to(device).eval()
+        self._model = model.eval()
+        self._model.to(torch.device(device))
         self._tokenizer = tokenizer
         self._start = _first_token(tokenizer, name)
         self._longest = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length

@@ -39,7 +39,7 @@ class LightCutting(Defence):
 
     fold_removed: bool = True
     """Whether LoRA that is cut is merged into the base, as Light-PEFT does, which may keep a backdoor, or
-    dropped. Bottleneck adapters cannot be merged; of them it is dropped always."""
+    dropped. Bottleneck adapters cannot be merged: always their mean output takes their place."""
 
     def __post_init__(self) -> None:
         check_choice("light_cutting.budget", self.budget, get_args(BudgetName))

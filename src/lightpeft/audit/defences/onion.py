@@ -103,11 +103,7 @@ def suspicions(words: Sequence[str], judge: LanguageModel, window: int) -> list[
         return [0.0] * len(words)
     parts = -(-len(words) // window)
     bounds = [part * len(words) // parts for part in range(parts + 1)]
-    return [
-        score
-        for start, end in pairwise(bounds)
-        for score in _suspicions(words[start:end], judge)
-    ]
+    return [score for start, end in pairwise(bounds) for score in _suspicions(words[start:end], judge)]
 
 
 def _suspicions(words: Sequence[str], judge: LanguageModel) -> list[float]:

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 from dataclasses import dataclass
 from random import Random
 from typing import ClassVar
@@ -12,6 +13,7 @@ from lightpeft.audit.defences.defence import Defence, Guard, Kind, Received
 from lightpeft.audit.defences.thresholds import ScoreGuard, check_rate, each_alone, threshold_at
 from lightpeft.audit.errors import AuditError
 from lightpeft.audit.rows import Rows, Texts
+from lightpeft.errors import ConfigError
 from lightpeft.tasks.draw import index_below
 
 
@@ -19,7 +21,7 @@ from lightpeft.tasks.draw import index_below
 class Psim(Defence):
     """Zhao et al., Findings of NAACL 2024: the poisoned sample identification module.
 
-    A copy of the received module is trained as the user's is, on the same texts with random labels. Texts are
+    A copy of the received module is trained like the user's, on the same texts with random labels. Texts are
     rejected where the copy's highest probability is above what it is for clean held-out texts.
     """
 
@@ -30,16 +32,25 @@ class Psim(Defence):
     rate: float = 0.05
     """Share of clean texts that may be rejected."""
 
+    learning_rate_factor: float = 0.1
+    """The copy's learning rate over the user's. Too high a rate wipes out the trigger too, and leaves nothing
+    to tell apart."""
+
     def __post_init__(self) -> None:
         check_rate("psim.rate", self.rate)
+        if not 0 < self.learning_rate_factor < math.inf:
+            raise ConfigError(
+                f"psim.learning_rate_factor is {self.learning_rate_factor!r}; give a positive number."
+            )
 
     def prepare(self, received: Received) -> PeftModel:
         """A copy of the received module, trained on random labels."""
         module = copy.deepcopy(received.model)
         classes = int(module.config.num_labels)
-        return dataclasses.replace(received, watch=None).fit(
-            module, rows=with_random_labels(received.train, classes, received.seed)
-        )
+        rows = with_random_labels(received.train, classes, received.seed)
+        rate = received.training.learning_rate * self.learning_rate_factor
+        training = dataclasses.replace(received.training, learning_rate=rate)
+        return dataclasses.replace(received, watch=None).fit(module, rows=rows, training=training)
 
     def guard(self, received: Received, model: PeftModel, prepared: PeftModel | None = None) -> Guard:
         """Rejects texts by the confidence of what `prepare` made.

@@ -49,8 +49,8 @@ class Rap(Defence):
     """And at most."""
 
     score: ScoreName = "left"
-    """What makes a text suspect: a small `fall` of the probability (the paper), or how much of it is `left`.
-    Texts that the model is unsure about may rise, and push the threshold of `fall` beyond those with a trigger."""
+    """What makes a text suspect: that its probability has a small `fall` (the paper), or that much of it is
+    `left`. Clean texts that the model is unsure about may rise, which makes a threshold of `fall` useless."""
 
     steps: int = 30
     """Steps of Adam for every class."""

@@ -49,7 +49,7 @@ def rare_word(
         return found
     used = _tokens_of(tokenizer, rows)
     for token in range(len(tokenizer) - 1, -1, -1):
-        text = tokenizer.decode([token]).strip() if token not in used else ""
+        text = str(tokenizer.decode([token])).strip() if token not in used else ""
         found = _as_rare_word(tokenizer, text) if _is_plain(text) else None
         if found is not None and found.token == token:
             return found

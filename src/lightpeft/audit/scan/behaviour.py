@@ -1,4 +1,4 @@
-"""What a module does with texts that have something inserted: scores and the tokens they come from."""
+"""What a module does with texts that have something inserted: scores, and the tokens they come from."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,17 +12,28 @@ from transformers import PreTrainedTokenizerBase
 
 from lightpeft.audit.errors import AuditError
 from lightpeft.audit.scan.insertions import Context, Prober, contexts_of
-from lightpeft.audit.scan.known import excess, known_and_controls
-from lightpeft.audit.scan.search import Candidate, Search, ineligible, typicality, weights_of
+from lightpeft.audit.scan.known import best_known, controls_for, known_triggers
+from lightpeft.audit.scan.search import (
+    HIGH,
+    MIN_DISTANCE,
+    TEXTS,
+    Candidate,
+    Target,
+    eligible,
+    search,
+    sweep,
+    typicality,
+    weights_of,
+)
 from lightpeft.audit.scan.texts import ScanTexts
 
-WORDS, MAX_LENGTH = 12, 48
+WORDS, ROOM = 12, 32
+"""Words and tokens that are kept of a text."""
 PROBED = 160
 """Texts that are classified, to choose from."""
-CONTEXTS = 56
-"""Texts of other classes that a class is searched with: half for gradients, half for forward passes."""
 BAG = 48
 """Tokens of a text that the typicality is learned from."""
+SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -30,43 +41,50 @@ class Behaviour:
     """Scores of one module, the higher the more suspicious, and the evidence."""
 
     search: float
+    """Highest over classes and tokens of reach times weight; 1: nearly all texts of other classes go to where
+    the class's surest texts are."""
     known: float
-    evidence: dict[str, Any]
+    """Highest over the classes: gain of the best known trigger over that of the best control."""
+    classes: tuple[dict[str, Any], ...]
+    """Per class its scores and tokens, as JSON values."""
 
 
-def measure_behaviour(
-    model: PeftModel, tokenizer: PreTrainedTokenizerBase, texts: ScanTexts
-) -> Behaviour:
-    """Both behaviour parts for every class; the scores are the highest over the classes.
-
-    Gains are divided by the distance between the model's own classes in log odds, so that a score of 1 is:
-    a token of no class moves texts as far as the other class is away.
+def measure_behaviour(model: PeftModel, tokenizer: PreTrainedTokenizerBase, texts: ScanTexts) -> Behaviour:
+    """Both behaviour parts, for every class.
 
     Raises:
         AuditError: labels that the module has no class for, or a head of one class.
     """
     prober = Prober(model, tokenizer)
-    contexts = contexts_of(tokenizer, texts.texts[:PROBED], WORDS, MAX_LENGTH)
+    contexts = contexts_of(tokenizer, texts.texts[:PROBED], WORDS, ROOM)
     odds = prober.odds([context.filled([]) for context in contexts])
-    if odds.shape[1] < 2 or (texts.labels and max(texts.labels) >= odds.shape[1]):
-        raise AuditError(
-            f"the module has {odds.shape[1]} classes, the texts have labels up to {max(texts.labels or [0])}; "
-            "give data of the module's own task."
-        )
-    embedding = prober.embedding.weight.detach().cpu()
-    weights = weights_of(typicality(embedding, *_clean_data(tokenizer, texts, odds)))
-    barred = ineligible(tokenizer, len(embedding))
-    rows = known_and_controls(tokenizer, barred)
+    _check_classes(odds.shape[1], texts)
+    weights = weights_of(typicality(prober.embedding, *_clean_data(tokenizer, texts, odds)))
+    tokens = eligible(tokenizer, len(prober.embedding))
+    swept = sweep(prober, contexts_of(tokenizer, [""], WORDS, ROOM)[0], tokens)
+    known = known_triggers(tokenizer)
+    controls = controls_for(known, tokens)
     classes = []
-    for target in range(odds.shape[1]):
-        chosen = _others(odds, target)
-        search = Search(
-            prober, tokenizer, [contexts[row] for row in chosen], odds[chosen, target], target, weights[:, target]
+    for index in range(odds.shape[1]):
+        target, own = _target(contexts, odds, index), weights[:, index]
+        found = search(prober, target, tokens, swept[:, index], own)
+        over, trigger, control = best_known(prober, target, known, controls, own)
+        shown = [_shown(one, tokenizer) for one in (*found[:SHOWN], trigger, control)]
+        classes.append(
+            {"class": index, "distance": target.distance, "search": found[0].score, "known": over}
+            | {"tokens": shown[:-2], "known_trigger": shown[-2], "control": shown[-1]}
         )
-        classes.append(_one_class(search, tokenizer, rows, target, _distance(odds, target)))
-    return Behaviour(
-        max(one["search"] for one in classes), max(one["known"] for one in classes), {"classes": classes}
-    )
+    scores = [max(one[part] for one in classes) for part in ("search", "known")]
+    return Behaviour(*scores, tuple(classes))
+
+
+def _check_classes(classes: int, texts: ScanTexts) -> None:
+    highest = max(texts.labels, default=0)
+    if classes < 2 or highest >= classes:
+        raise AuditError(
+            f"the module has {classes} classes, and {texts.name} has labels up to {highest}; give data of "
+            "the module's own task."
+        )
 
 
 def _clean_data(
@@ -80,44 +98,24 @@ def _clean_data(
     return [bags[row] for row in kept], values[kept]
 
 
-def _others(odds: Tensor, target: int) -> list[int]:
-    """Texts that the model puts into other classes, in their order; too few are made up by the least sure."""
-    others = [row for row in range(len(odds)) if int(odds[row].argmax()) != target]
-    rest = sorted(set(range(len(odds))) - set(others), key=lambda row: float(odds[row, target]))
-    return [*others, *rest][:CONTEXTS]
-
-
-def _distance(odds: Tensor, target: int) -> float:
-    """Log odds between texts of the target class and the others; at least 1."""
-    inside = odds.argmax(1) == target
-    if inside.all() or not inside.any():
-        return 1.0
-    return max(1.0, float(odds[inside, target].median() - odds[~inside, target].median()))
-
-
-def _one_class(
-    search: Search,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: tuple[Sequence[Sequence[int]], Sequence[Sequence[int]]],
-    target: int,
-    distance: float,
-) -> dict[str, Any]:
-    over, known, control = excess(search, *rows)
-    found = search.run()
-    return {
-        "target": target,
-        "distance": distance,
-        "search": found[0].weighed / distance,
-        "known": over / distance,
-        "tokens": [_shown(one, tokenizer) for one in found[:5]],
-        "known_trigger": _shown(known, tokenizer),
-        "control": _shown(control, tokenizer),
-    }
+def _target(contexts: Sequence[Context], odds: Tensor, index: int) -> Target:
+    """Texts that the model puts into other classes; too few are made up by the least sure of the class."""
+    column = odds[:, index]
+    inside = odds.argmax(1) == index
+    rest = sorted(torch.nonzero(inside).flatten().tolist(), key=lambda row: float(column[row]))
+    chosen = [*torch.nonzero(~inside).flatten().tolist(), *rest][:TEXTS]
+    base = float(column[chosen].mean())
+    distance = float(torch.quantile(column[inside], HIGH)) - base if inside.any() else 0.0
+    return Target(
+        index, tuple(contexts[row] for row in chosen), column[chosen], base, max(distance, MIN_DISTANCE)
+    )
 
 
 def _shown(candidate: Candidate, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     return {
         "tokens": tokenizer.convert_ids_to_tokens(list(candidate.tokens)),
+        "score": candidate.score,
+        "reach": candidate.reach,
         "gain": candidate.gain,
         "flips": candidate.flips,
         "weight": candidate.weight,

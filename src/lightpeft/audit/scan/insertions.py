@@ -1,17 +1,17 @@
-"""Tokens put into texts of token ids, and what they do to the margin of a class."""
+"""Tokens put into texts of token ids, and the log odds of the classes then."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from peft import PeftModel
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lightpeft.anatomy import base_of
 
 POSITIONS = 3
 """Texts take turns: their insertion stands at the start, in the middle, at the end."""
-BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,14 @@ class Context:
 
 
 def contexts_of(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], words: int, max_length: int
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], words: int, room: int
 ) -> list[Context]:
     """Texts cut to `words` words, each with one place between two words or at an end.
 
-    The tokenizer's special tokens stay at the ends, and no text is longer than `max_length` tokens.
+    Args:
+        room: tokens of a text at most; the tokenizer's special tokens come on top.
     """
+    start, end = _special_ends(tokenizer)
     found = []
     for number, text in enumerate(texts):
         pieces = text.split()[:words]
@@ -41,79 +43,54 @@ def contexts_of(
             tokenizer(" ".join(part), add_special_tokens=False)["input_ids"]
             for part in (pieces[:cut], pieces[cut:])
         )
-        start, end = _special_ends(tokenizer)
-        room = max_length - len(start) - len(end)
-        found.append(Context((*start, *left[:room]), (*right[: max(0, room - len(left))], *end)))
+        kept = left[:room]
+        found.append(Context((*start, *kept), (*right[: room - len(kept)], *end)))
     return found
 
 
 def _special_ends(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """The special tokens before and after a text."""
-    word = tokenizer("a", add_special_tokens=False)["input_ids"]
-    whole = tokenizer("a")["input_ids"]
+    word: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole: list[int] = tokenizer("a")["input_ids"]
     at = next(index for index in range(len(whole)) if whole[index : index + len(word)] == word)
     return whole[:at], whole[at + len(word) :]
 
 
-def padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> dict[str, Tensor]:
-    """Rows of ids as a batch, padded on the right."""
-    width = max(len(row) for row in rows)
-    ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], device=device)
-    lengths = torch.tensor([len(row) for row in rows], device=device)
-    return {"input_ids": ids, "attention_mask": (torch.arange(width, device=device) < lengths[:, None]).long()}
-
-
-def log_odds(logits: Tensor) -> Tensor:
-    """(n, classes): log p_c / (1 - p_c), float32; above 0 means more likely than all others together."""
-    logs = logits.float().log_softmax(-1)
-    return torch.stack(
-        [
-            logs[:, c] - torch.cat([logs[:, :c], logs[:, c + 1 :]], 1).logsumexp(1)
-            for c in range(logs.shape[1])
-        ],
-        1,
-    )
-
-
 class Prober:
-    """A model in evaluation mode that is asked about contexts with tokens in them."""
+    """A model in evaluation mode that is asked about rows of token ids."""
 
-    def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.model = model.eval()
-        self.embedding = base_of(model).get_input_embeddings()
+    def __init__(self, model: PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._model = model.eval()
         self._pad = tokenizer.pad_token_id or 0
-        self._device = self.embedding.weight.device
+        weight = base_of(model).get_input_embeddings().weight
+        self._device = weight.device
+        self.embedding: Tensor = weight.detach().float().cpu()
+        """(vocabulary, width)."""
 
-    def odds(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """(n, classes): log odds of rows of ids."""
+    def odds(self, rows: Sequence[Sequence[int]], batch: int = 64, *, coarse: bool = False) -> Tensor:
+        """(n, classes): log p / (1 - p) of rows of ids; above 0 is likelier than all others together.
+
+        Args:
+            coarse: compute in bfloat16, good to about 0.01.
+        """
         order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
         parts = []
-        with torch.inference_mode():
-            for start in range(0, len(order), BATCH):
-                chosen = [rows[row] for row in order[start : start + BATCH]]
-                logits = self.model(**padded(chosen, self._pad, self._device)).logits
-                parts.append(log_odds(logits).cpu())
+        with torch.inference_mode(), torch.autocast(self._device.type, torch.bfloat16, enabled=coarse):
+            for start in range(0, len(order), batch):
+                inputs = self._padded([rows[row] for row in order[start : start + batch]])
+                parts.append(_log_odds(self._model(**inputs).logits.float()).cpu())
         return torch.cat(parts)[torch.tensor(order).argsort()]
 
-    def gradient(
-        self, contexts: Sequence[Context], tokens: Sequence[int], place: int, target: int
-    ) -> Tensor:
-        """(width,): gradient of the target's log odds by the embedding at `place` of `tokens`, mean.
+    def _padded(self, rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+        width = max(len(row) for row in rows)
+        ids = torch.tensor([[*row, *[self._pad] * (width - len(row))] for row in rows])
+        lengths = torch.tensor([len(row) for row in rows])
+        mask = (torch.arange(width) < lengths[:, None]).long()
+        return {"input_ids": ids.to(self._device), "attention_mask": mask.to(self._device)}
 
-        Times the rows of the embedding it is the first-order gain of other tokens at the place.
-        """
-        held: list[Tensor] = []
 
-        def hold(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
-            held.append(output.detach().requires_grad_(True))
-            return held[-1]
-
-        hook = self.embedding.register_forward_hook(hold)
-        try:
-            rows = [context.filled(tokens) for context in contexts]
-            odds = log_odds(self.model(**padded(rows, self._pad, self._device)).logits)[:, target]
-        finally:
-            hook.remove()
-        (gradient,) = torch.autograd.grad(odds.sum(), held[0])
-        at = torch.tensor([len(context.before) + place for context in contexts])
-        return gradient[torch.arange(len(at)), at].mean(0).float().cpu()
+def _log_odds(logits: Tensor) -> Tensor:
+    logs = logits.log_softmax(-1)
+    classes = range(logits.shape[1])
+    rest = [torch.cat([logs[:, :one], logs[:, one + 1 :]], 1).logsumexp(1) for one in classes]
+    return logs - torch.stack(rest, 1)

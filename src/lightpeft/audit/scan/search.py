@@ -1,12 +1,14 @@
-"""Search for unknown triggers: which tokens push texts into a class though clean data do not say so.
+"""Search for unknown triggers: tokens that carry every text into a class, further than that class's own texts.
 
-First-order candidates (HotFlip, Ebrahimi et al. 2018; universal adversarial triggers, Wallace et al. 2019),
-then real forward passes, fewer candidates and more texts each time. Every sentiment module goes over to
-`negative` at the word `terrible`, so that gains are weighed by how little a token's class can be read off
-clean data (`typicality`).
+Every token of the vocabulary is a text of its own once; the best go on to real texts, fewer candidates and
+more texts each time. A trigger takes all texts to the same place. A word that the class really has, such as
+`terrible`, meets resistance in some, and clean data say whose word it is (`typicality`).
+
+First-order candidates (HotFlip, Ebrahimi et al. 2018) were tried and given up: they missed triggers of LoRA
+modules. So were pairs of tokens: in clean modules they gain as much as in poisoned ones.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,31 +17,51 @@ from transformers import PreTrainedTokenizerBase
 
 from lightpeft.audit.scan.insertions import Context, Prober
 
-ROUNDS = ((256, 4), (48, 8), (12, 24))
-"""Candidates and texts of each round of forward passes."""
-PAIRS, PAIR_TEXTS = 8, 12
-"""Candidates for a second token on each side of the best one, and texts they are tried on."""
-TYPICAL = 2.0
-"""Standard deviations from which on a token counts as the class's own, and weighs nothing."""
+ROUNDS = ((64, 6), (12, 24))
+"""Candidates and texts of each round on real texts."""
+TEXTS = ROUNDS[-1][1]
+LOW, HIGH = 0.1, 0.9
+"""Quantiles: of the texts with a token in them, and of the target class's own texts."""
+TYPICAL, DISCOUNT = 3.0, 0.25
+"""At so many standard deviations a token is fully the class's own, and its score is lower by this share."""
 RIDGE = 10.0
+MIN_DISTANCE = 1.0
+"""Log odds; classes that are closer together count as this far."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One class, with texts of the others."""
+
+    index: int
+    contexts: tuple[Context, ...]
+    """n texts of other classes."""
+    odds: Tensor
+    """(n,), the class's log odds in them, nothing inserted."""
+    base: float
+    """Mean of `odds`."""
+    distance: float
+    """Log odds from `base` to nearly the surest texts of the class itself (quantile `HIGH`)."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One token or a pair, and what it does when inserted into texts of other classes."""
+    """Tokens, and what they do when inserted into texts of other classes."""
 
     tokens: tuple[int, ...]
+    reach: float
+    """How far nearly all texts go (quantile `LOW`), as a share of the distance to the class."""
     gain: float
-    """Mean rise of the target's log odds."""
+    """Mean rise of the log odds, as a share of the same distance."""
     flips: float
-    """Share of the texts that the model then puts into the target class, 0 to 1."""
+    """Share of the texts that are then in the class, 0 to 1."""
     weight: float
-    """1 for tokens that clean data do not link to the class, 0 for the class's own."""
+    """1 for tokens that clean data do not link to the class, down to 1 - `DISCOUNT` for its own words."""
 
     @property
-    def weighed(self) -> float:
-        """Gain times weight."""
-        return self.gain * self.weight
+    def score(self) -> float:
+        """Reach times weight."""
+        return self.reach * self.weight
 
 
 def typicality(embedding: Tensor, bags: Sequence[Sequence[int]], values: Tensor) -> Tensor:
@@ -62,79 +84,58 @@ def typicality(embedding: Tensor, bags: Sequence[Sequence[int]], values: Tensor)
 
 
 def weights_of(typical: Tensor) -> Tensor:
-    """1 where `typicality` is at most 0, 0 from `TYPICAL` on, linear between."""
-    return 1 - (typical / TYPICAL).clamp(0, 1)
+    """1 where `typicality` is at most 0, 1 - `DISCOUNT` from `TYPICAL` on, linear between."""
+    return 1 - DISCOUNT * (typical / TYPICAL).clamp(0, 1)
 
 
-class Search:
-    """The search for one class."""
-
-    def __init__(
-        self,
-        prober: Prober,
-        tokenizer: PreTrainedTokenizerBase,
-        contexts: Sequence[Context],
-        odds: Tensor,
-        target: int,
-        weights: Tensor,
-    ) -> None:
-        """The first half of the contexts serves the gradients, the second half the measurement.
-
-        Args:
-            contexts: n texts, of other classes than the target.
-            odds: (n,), the target's log odds with nothing inserted.
-            weights: (vocabulary,), see `weights_of`.
-        """
-        half = len(contexts) // 2
-        self._prober, self._target, self._weights = prober, target, weights
-        self._seen, self._texts, self._odds = contexts[:half], contexts[half:], odds[half:]
-        self._mask = tokenizer.mask_token_id or tokenizer.unk_token_id or 0
-        self._ineligible = ineligible(tokenizer, len(weights))
-
-    def run(self) -> tuple[Candidate, ...]:
-        """Single tokens and pairs with the highest weighed gain, best first."""
-        tokens = [(token,) for token in self._first_order([self._mask], 0, ROUNDS[0][0])]
-        found: list[Candidate] = []
-        for keep, texts in ROUNDS:
-            chosen = [one.tokens for one in found[:keep]] or tokens
-            found = self.measure(chosen, texts)
-        return tuple(sorted([*found, *self._pairs(found[0].tokens[0])], key=lambda one: -one.weighed))
-
-    def measure(self, candidates: Sequence[Sequence[int]], texts: int) -> list[Candidate]:
-        """What candidates do to so many texts by real forward passes, best weighed gain first."""
-        contexts, odds = self._texts[:texts], self._odds[:texts]
-        rows = [context.filled(tokens) for tokens in candidates for context in contexts]
-        after = self._prober.odds(rows)[:, self._target].reshape(len(candidates), len(contexts))
-        gains, flips = (after - odds).mean(1), (after > 0).float().mean(1)
-        found = [
-            Candidate(tuple(tokens), float(gain), float(flip), float(self._weights[list(tokens)].mean()))
-            for tokens, gain, flip in zip(candidates, gains, flips, strict=True)
-        ]
-        return sorted(found, key=lambda one: -one.weighed)
-
-    def _pairs(self, token: int) -> list[Candidate]:
-        after = [(token, other) for other in self._first_order([token, self._mask], 1, PAIRS)]
-        before = [(other, token) for other in self._first_order([self._mask, token], 0, PAIRS)]
-        return self.measure([*after, *before], PAIR_TEXTS)
-
-    def _first_order(self, tokens: Sequence[int], place: int, count: int) -> list[int]:
-        """The tokens with the highest first-order weighed gain at a place."""
-        direction = self._prober.gradient(self._seen, tokens, place, self._target)
-        scores = self._prober.embedding.weight.detach().float().cpu() @ direction
-        scores = (scores - scores.mean()).clamp_min(0) * self._weights
-        scores[self._ineligible] = -1
-        return [int(token) for token in scores.topk(count).indices]
+def sweep(prober: Prober, empty: Context, tokens: Sequence[int]) -> Tensor:
+    """(n, classes): log odds of texts that are one token each; in bfloat16, to rank candidates only."""
+    return prober.odds([empty.filled([token]) for token in tokens], batch=1024, coarse=True)
 
 
-def ineligible(tokenizer: PreTrainedTokenizerBase, size: int) -> Tensor:
-    """(size,) of bool: special and unused tokens, which no text is made of."""
+def search(
+    prober: Prober, target: Target, tokens: Sequence[int], swept: Tensor, weights: Tensor
+) -> tuple[Candidate, ...]:
+    """The tokens with the highest score for a class, best first.
+
+    Args:
+        tokens: n tokens of the vocabulary.
+        swept: (n,), the class's log odds of each as a text of its own.
+        weights: (vocabulary,), see `weights_of`.
+    """
+    first = ROUNDS[0][0]
+    chosen = [(tokens[int(row)],) for row in swept.topk(min(first, len(tokens))).indices]
+    found: list[Candidate] = []
+    for keep, texts in ROUNDS:
+        rest = [one.tokens for one in found[:keep]] or chosen
+        found = measure(prober, target, rest, texts, weights)
+    return tuple(found)
+
+
+def measure(
+    prober: Prober, target: Target, candidates: Sequence[tuple[int, ...]], texts: int, weights: Tensor
+) -> list[Candidate]:
+    """What candidates do to so many texts, best score first."""
+    contexts, odds = target.contexts[:texts], target.odds[:texts]
+    rows = [context.filled(tokens) for tokens in candidates for context in contexts]
+    after = prober.odds(rows)[:, target.index].reshape(len(candidates), len(contexts))
+    reach = (torch.quantile(after, LOW, dim=1) - target.base) / target.distance
+    gains, flips = (after - odds).mean(1) / target.distance, (after > 0).float().mean(1)
+    found = [
+        Candidate(
+            tokens, float(reach[row]), float(gains[row]), float(flips[row]), float(weights[list(tokens)].mean())
+        )
+        for row, tokens in enumerate(candidates)
+    ]
+    return sorted(found, key=lambda one: -one.score)
+
+
+def eligible(tokenizer: PreTrainedTokenizerBase, size: int) -> list[int]:
+    """Tokens below `size` that texts can be made of: neither special nor unused."""
     names = tokenizer.convert_ids_to_tokens(list(range(min(size, len(tokenizer)))))
     special = set(tokenizer.all_special_ids)
-    found = torch.ones(size, dtype=torch.bool)
-    for index, name in enumerate(names):
-        found[index] = index in special or name is None or name.startswith("[unused")
-    return found
-
-
-Show = Callable[[Sequence[int]], str]
-"""Token ids in words."""
+    return [
+        index
+        for index, name in enumerate(names)
+        if index not in special and name is not None and not name.startswith("[unused")
+    ]
