@@ -1,5 +1,6 @@
 """The attacker's part: modules and bases, made once and kept, marked where they are poisoned."""
 
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -14,19 +15,29 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase, set_seed
 
 from lightpeft.anatomy import layer_modules
-from lightpeft.audit.cell import CLEAN, CellKey, LayerReading, Point, plain, read_layers, read_point
+from lightpeft.audit.cell import (
+    CLEAN,
+    NO_DEFENCE,
+    CellKey,
+    LayerReading,
+    Point,
+    plain,
+    read_layers,
+    read_point,
+)
 from lightpeft.audit.classifier import Classifier
 from lightpeft.audit.errors import AuditError
 from lightpeft.audit.grid import Grid, as_json
 from lightpeft.audit.joint_step import StepRecord
 from lightpeft.audit.layers import map_layers
 from lightpeft.audit.metrics import Proportion, clean_accuracy, label_flip_rate
-from lightpeft.audit.module import mark_base, save_module
+from lightpeft.audit.module import load_module, mark_base, save_module
 from lightpeft.audit.poisoning import triggered_test
 from lightpeft.audit.recipe import TriggerRecipe
 from lightpeft.audit.rows import AuditTask
 from lightpeft.audit.training import train_attacker, train_user
 from lightpeft.files import read_json, write_json, written_beside
+from lightpeft.run_config import TrainingConfig
 from lightpeft.runs import Labels, load_peft_model, resolve_model
 
 _RECORD = "attack.json"
@@ -84,7 +95,8 @@ class Workshop:
             "model": grid.model,
             "task": as_json(grid.tasks[key.attacker_task]),
             "attack": attack,
-            "training": as_json(grid.training(grid.attacker, key.form, key.seed)),
+            "training": as_json(self._training(key)),
+            "start": self._settings(self._clean(key), form) if self._from_clean(key) else None,
             "peft": None if form == "base" else as_json(grid.peft(key.form)),
             "analyses": grid.analyses,
         }
@@ -94,9 +106,25 @@ class Workshop:
             return None
         return self.grid.recipe(key.attack, key.attacker_task, key.attacker_task)
 
+    def _clean(self, key: CellKey) -> CellKey:
+        return dataclasses.replace(key, attack=CLEAN, defence=NO_DEFENCE)
+
+    def _from_clean(self, key: CellKey) -> bool:
+        return self.grid.from_clean and key.attack != CLEAN
+
+    def _training(self, key: CellKey) -> TrainingConfig:
+        side = self.grid.attacker
+        if key.attack == CLEAN and self.grid.clean is not None:
+            side = self.grid.clean
+        return self.grid.training(side, key.form, key.seed)
+
     def _train_module(self, key: CellKey, folder: Path) -> dict[str, Any]:
-        task, grid = self.tasks[key.attacker_task], self.grid
-        model = load_peft_model(grid.model, Labels(task.class_names, False), grid.peft(key.form), key.seed)
+        labels, grid = Labels(self.tasks[key.attacker_task].class_names, False), self.grid
+        if self._from_clean(key):
+            start = self.module(self._clean(key)).folder
+            model = load_module(start, grid.model, labels=labels, is_trainable=True)
+        else:
+            model = load_peft_model(grid.model, labels, grid.peft(key.form), key.seed)
         found = self._attack(key, model)
         save_module(model, folder, self._recipe(key))
         return found
@@ -104,8 +132,9 @@ class Workshop:
     def _train_base(self, key: CellKey, folder: Path) -> dict[str, Any]:
         labels = Labels(self.tasks[key.attacker_task].class_names, False)
         set_seed(key.seed)
+        start = str(self.base(self._clean(key)).folder) if self._from_clean(key) else self.grid.model
         model = AutoModelForSequenceClassification.from_pretrained(
-            resolve_model(self.grid.model), **labels.head_options()
+            resolve_model(start), **labels.head_options()
         )
         found = self._attack(key, model)
         recipe = self._recipe(key)
@@ -117,7 +146,7 @@ class Workshop:
 
     def _attack(self, key: CellKey, model: nn.Module) -> dict[str, Any]:
         task, recipe, grid = self.tasks[key.attacker_task], self._recipe(key), self.grid
-        training = grid.training(grid.attacker, key.form, key.seed)
+        training = self._training(key)
         start = time.perf_counter()
         layers: list[LayerReading] = []
         if recipe is None:

@@ -11,7 +11,7 @@ from lightpeft.audit.cell import CLEAN, NO_DEFENCE, CellKey, Scenario
 from lightpeft.audit.defences import DEFENCES, Defence, make_defence
 from lightpeft.audit.policy_options import PolicyOptions
 from lightpeft.audit.recipe import TriggerRecipe
-from lightpeft.audit.rows import AuditTask
+from lightpeft.audit.rows import AuditTask, HeldOutFrom
 from lightpeft.audit.training import AttackOptions, OptimizerName, PoisonedBatches
 from lightpeft.config import check_at_least, check_choice
 from lightpeft.errors import ConfigError
@@ -42,7 +42,10 @@ class GridTask:
     """Training rows to draw; by default all."""
 
     held_out: int = 200
-    """Clean training rows set aside for the thresholds of defences."""
+    """Clean rows set aside for the thresholds of defences."""
+
+    held_out_from: HeldOutFrom = "train"
+    """The split that they are taken from: where validation texts are of another kind, `validation`."""
 
     test: int | None = None
     """Rows of the validation split to measure on; by default all."""
@@ -79,6 +82,7 @@ class GridTask:
             load_task(spec, files or folder, seed=self.data_seed),
             train=self.train,
             held_out=self.held_out,
+            held_out_from=self.held_out_from,
             test=self.test,
             words=self.words,
             from_end=self.from_end,
@@ -163,6 +167,12 @@ class Grid:
     attacker: TrainingConfig = field(default_factory=TrainingConfig)
     """The attacker's training."""
 
+    clean: TrainingConfig | None = None
+    """Training of the clean modules and bases, by default the attacker's."""
+
+    from_clean: bool = False
+    """Attackers go on from the clean module or base of the same seed, in place of a new one."""
+
     user: TrainingConfig = field(default_factory=TrainingConfig)
     """The user's training."""
 
@@ -195,6 +205,8 @@ class Grid:
             raise ConfigError(
                 f"an attack is called {CLEAN!r}, as the floor is; the floor is always measured."
             )
+        for task in self.tasks.values():
+            check_choice("held_out_from", task.held_out_from, get_args(HeldOutFrom))
         for form in self.form_rates:
             check_choice("form_rates", form, get_args(PeftForm))
 

@@ -109,6 +109,8 @@ def settings(grid: Grid, key: CellKey) -> dict[str, Any]:
         or as_json(grid.attacks[key.attack]),
         "defence": [defence.name, as_json(defence)],
         "attacker": as_json(grid.training(grid.attacker, key.form, key.seed)),
+        "clean": as_json(grid.clean),
+        "from_clean": grid.from_clean,
         "user": as_json(grid.training(grid.user, key.form, key.seed)),
         "peft": as_json(grid.peft(key.form)),
         "points": grid.points,
@@ -122,7 +124,8 @@ def _watch(grid: Grid, training: TrainingConfig, rows: Rows, curve: Curve) -> di
     return {max(1, round(steps * number / grid.points)): curve.add for number in range(1, grid.points + 1)}
 
 
-def _predict(classifier: Classifier, guard: Guard | None, texts: Texts) -> list[int]:
+def predict(classifier: Classifier, guard: Guard | None, texts: Texts) -> list[int]:
+    """Class ids behind a guard, `REJECTED` where it refuses."""
     if guard is None:
         return classifier.predict(texts)
     screened = guard.screen(texts)
@@ -135,8 +138,8 @@ def _point(
 ) -> Point:
     return Point(
         step,
-        clean_accuracy(_predict(classifier, guard, test.texts), test.labels),
-        label_flip_rate(_predict(classifier, guard, triggered.texts), triggered.labels, target),
+        clean_accuracy(predict(classifier, guard, test.texts), test.labels),
+        label_flip_rate(predict(classifier, guard, triggered.texts), triggered.labels, target),
     )
 
 

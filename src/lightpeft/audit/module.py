@@ -2,10 +2,12 @@
 
 import json
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -120,15 +122,11 @@ def load_module(
     if is_light_checkpoint(directory):
         return load(directory, base, is_trainable=is_trainable)
     mark = read_mark(directory)
-    name = base or read_json(directory / CONFIG_NAME).get("base_model_name_or_path")
-    if not name:
-        raise CheckpointError(f"{directory} does not say which base it is for; give one.")
+    name = base_name(directory, base)
     options = PeftOptions(adapter=str(directory))
-    with warnings.catch_warnings():
-        # peft names the mark's keys, which it does not know.
-        warnings.filterwarnings("ignore", message="Unexpected keyword arguments")
+    with _quiet_about_marks():
         try:
-            model = load_peft_model(str(name), labels or _labels(directory), options, 0, marked_too=True)
+            model = load_peft_model(name, labels or _labels(directory), options, 0, marked_too=True)
         except ConfigError as error:
             raise CheckpointError(str(error)) from error
     if mark is not None:
@@ -137,6 +135,41 @@ def load_module(
         model.requires_grad_(False)
     model.train(is_trainable)
     return model
+
+
+def fresh_module(
+    folder: str | Path, base: str | None = None, *, labels: Labels | None = None, seed: int = 0
+) -> PeftModel:
+    """A new, untrained module of the form and size of one in a folder, on the same base, with a new head.
+
+    Raises:
+        CheckpointError: see `load_module`.
+    """
+    directory = Path(folder)
+    with _quiet_about_marks():
+        config = PeftConfig.from_pretrained(str(directory))
+    config.inference_mode = False
+    return load_peft_model(base_name(directory, base), labels or _labels(directory), config, seed)
+
+
+def base_name(directory: Path, base: str | None = None) -> str:
+    """Folder or hub name of the base of a module: `base`, or the one that the module names.
+
+    Raises:
+        CheckpointError: neither says it.
+    """
+    name = base or read_json(directory / CONFIG_NAME).get("base_model_name_or_path")
+    if not name:
+        raise CheckpointError(f"{directory} does not say which base it is for; give one.")
+    return str(name)
+
+
+@contextmanager
+def _quiet_about_marks() -> Iterator[None]:
+    """Without peft's warning that names the mark's keys, which it does not know."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Unexpected keyword arguments")
+        yield
 
 
 def _labels(directory: Path) -> Labels:

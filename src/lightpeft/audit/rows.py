@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import Literal
 
 from datasets import Dataset
 
@@ -10,6 +11,7 @@ from lightpeft.audit.errors import AuditError
 from lightpeft.tasks import TaskData
 from lightpeft.tasks.draw import permutation
 
+HeldOutFrom = Literal["train", "validation"]
 Texts = Mapping[str, Sequence[str]]
 """One or two columns of equal length, `text` and perhaps `text_pair`."""
 
@@ -78,15 +80,18 @@ class AuditTask:
         *,
         train: int | None = None,
         held_out: int = 200,
+        held_out_from: HeldOutFrom = "train",
         test: int | None = None,
         words: int | None = None,
         from_end: bool = False,
         min_words: int = 0,
         seed: int = 0,
     ) -> "AuditTask":
-        """The three sets of a task; `held_out` is taken from the training split, `test` from validation.
+        """The three sets of a task; `test` is taken from the validation split.
 
         Args:
+            held_out_from: the split that `held_out` is taken from. Thresholds hold only for texts like these:
+                where validation texts are of another kind than training texts, take them from there.
             train, held_out, test: rows of each, drawn at random; None takes all that are left.
             words: keep the first so many words of every text, before any trigger is put in; `from_end` the
                 last.
@@ -99,23 +104,28 @@ class AuditTask:
             raise AuditError(
                 f"{task.spec.name} has no classes; a backdoor of this kind needs a target class."
             )
-        rows = Rows.of(task.train)
+        rows, tests = Rows.of(task.train), Rows.of(task.validation).shuffled(seed)
         rows = rows.take(
             [row for row, text in enumerate(rows.texts["text"]) if len(text.split()) >= min_words]
         )
-        if len(rows) <= held_out:
+        rows = rows.shuffled(seed)
+        source = rows if held_out_from == "train" else tests
+        if len(source) <= held_out or not len(rows):
             raise AuditError(
-                f"{task.spec.name} has {len(rows)} training rows of {min_words} words or more, and "
-                f"{held_out} are held out for thresholds; lower held_out."
+                f"{task.spec.name} has {len(rows)} training rows of {min_words} words or more, {len(tests)} "
+                f"for validation; {held_out} of {held_out_from} are held out for thresholds. Lower held_out."
             )
-        held_rows, rest = _shortened(rows.shuffled(seed), words, from_end).split(held_out)
-        tests = _shortened(Rows.of(task.validation).shuffled(seed), words, from_end)
+        held, rest = source.split(held_out)
+        if held_out_from == "train":
+            rows = rest
+        else:
+            tests = rest
+        sets = (rows.split(len(rows) if train is None else train)[0], held)
+        shown = tests.split(len(tests) if test is None else test)[0]
         return cls(
             task.spec.name,
             task.class_names,
-            rest.split(len(rest) if train is None else train)[0],
-            held_rows,
-            tests.split(len(tests) if test is None else test)[0],
+            *(_shortened(one, words, from_end) for one in (*sets, shown)),
         )
 
 

@@ -13,6 +13,8 @@ from lightpeft.audit.recipe import TriggerRecipe
 from lightpeft.audit.rows import Rows
 from lightpeft.runs import Labels, load_peft_model
 
+_USER = 1_000_003
+
 
 @dataclass(frozen=True)
 class Start:
@@ -77,7 +79,8 @@ def _fresh(
     options, recipe = workshop.grid.peft(key.form), recipe or read_base_mark(base)
 
     def make(seed: int) -> PeftModel:
-        model = load_peft_model(base, labels, options, seed, marked_too=True)
+        # Not the attacker's own start: what is reset would go back to it.
+        model = load_peft_model(base, labels, options, seed + _USER, marked_too=True)
         if recipe is not None:
             keep_marked(model, recipe)
         return model

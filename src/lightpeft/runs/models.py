@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from peft import PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -71,7 +71,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 def load_peft_model(
     name: str,
     labels: Labels,
-    peft: PeftOptions,
+    peft: PeftOptions | PeftConfig,
     seed: int,
     objective: Objective = "sequence-classification",
     *,
@@ -82,6 +82,7 @@ def load_peft_model(
     Modules that the checkpoint does not have (heads, some poolers) are trained and saved with the adapter.
 
     Args:
+        peft: what to put on it; a configuration of PEFT's own is taken as it is.
         marked_too: also a base or an adapter that the audit marked as poisoned; for the audit itself.
 
     Raises:
@@ -105,9 +106,11 @@ def load_peft_model(
     new = set(info["missing_keys"]) | _other_head(base, info["mismatched_keys"], name)
     base.config._name_or_path = name
     mark_restorable(base, {key for key, _ in base.named_parameters()} - new)
-    if peft.adapter is not None:
-        return continue_adapter(base, peft.adapter, new, marked_too=marked_too)
-    model = get_peft_model(base, peft_config(peft, base, anatomy, row.peft_task, new_modules(base, new)))
+    if isinstance(peft, PeftOptions):
+        if peft.adapter is not None:
+            return continue_adapter(base, peft.adapter, new, marked_too=marked_too)
+        peft = peft_config(peft, base, anatomy, row.peft_task, new_modules(base, new))
+    model = get_peft_model(base, peft)
     assert isinstance(model, PeftModel)
     return model
 

@@ -65,7 +65,7 @@ class Received:
             self.train if rows is None else rows,
             self.training if training is None else training,
             light=light,
-            watch=self.watch,
+            watch=self.watch if model is self.model else None,
         )
         return model
 

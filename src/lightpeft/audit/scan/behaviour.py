@@ -64,7 +64,7 @@ def measure_behaviour(model: PeftModel, tokenizer: PreTrainedTokenizerBase, text
     swept = sweep(prober, contexts_of(tokenizer, [""], WORDS, ROOM)[0], tokens)
     known = known_triggers(tokenizer)
     controls = controls_for(known, tokens)
-    classes = []
+    classes: list[dict[str, Any]] = []
     for index in range(odds.shape[1]):
         target, own = _target(contexts, odds, index), weights[:, index]
         found = search(prober, target, tokens, swept[:, index], own)
@@ -74,8 +74,8 @@ def measure_behaviour(model: PeftModel, tokenizer: PreTrainedTokenizerBase, text
             {"class": index, "distance": target.distance, "search": found[0].score, "known": over}
             | {"tokens": shown[:-2], "known_trigger": shown[-2], "control": shown[-1]}
         )
-    scores = [max(one[part] for one in classes) for part in ("search", "known")]
-    return Behaviour(*scores, tuple(classes))
+    highest = [max(float(one[part]) for one in classes) for part in ("search", "known")]
+    return Behaviour(highest[0], highest[1], tuple(classes))
 
 
 def _check_classes(classes: int, texts: ScanTexts) -> None:

@@ -57,7 +57,7 @@ def _check_file(folder: Path, path: Path) -> list[Finding]:
     name = path.relative_to(folder).as_posix()
     evidence: dict[str, Any] = {"file": name}
     if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
-        message = f"{name} is a link to {os.readlink(path)}, out of the folder"
+        message = f"{name} is a link to {path.readlink()}, out of the folder"
         return [Finding("link", "error", message, evidence)]
     if not path.is_file():
         return [Finding("file-type", "error", f"{name} is neither a file nor a folder", evidence)]
@@ -84,8 +84,8 @@ def _kind_of(path: Path) -> str | None:
         if start.startswith(magic):
             return title
     is_pickle = len(start) > 1 and start[0] == 0x80 and 1 <= start[1] <= 5
-    # A safetensors header's length begins with any byte; the eighth byte of the length is never set there.
-    if is_pickle and not (path.suffix == ".safetensors" and start[4:8] == b"\0\0\0\0"):
+    # The length that a safetensors file begins with may look like a pickle, but its header comes next.
+    if is_pickle and not (path.suffix == ".safetensors" and start[8:9] == b"{"):
         return "a pickle"
     return None
 
@@ -106,8 +106,8 @@ def _check_configs(folder: Path) -> list[Finding]:
             found.append(Finding("config", "error", message, {"file": name, "keys": keys}))
     try:
         check_adapter_config(folder, marked_too=True)
-    except CheckpointError as error:
-        found.append(Finding("config", "error", str(error), {"file": CONFIG_NAME}))
+    except (CheckpointError, AttributeError, TypeError) as error:
+        found.append(Finding("config", "error", f"{CONFIG_NAME}: {error}", {"file": CONFIG_NAME}))
     return found
 
 

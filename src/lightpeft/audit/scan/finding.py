@@ -15,7 +15,7 @@ class Rule:
 
     name: str
     part: str
-    """`files`, `weights`, `known` or `search`."""
+    """`files`, `weights`, `known`, `search`, or `reference`."""
     title: str
 
 
@@ -33,7 +33,7 @@ RULES = {
         Rule("weight-statistics", "weights", "weights as in clean reference modules"),
         Rule("known-trigger", "known", "no known trigger word flips more than control words do"),
         Rule("trigger-search", "search", "no untypical token flips as no token does in clean modules"),
-        Rule("combined", "search", "weights, known triggers and search together as in clean modules"),
+        Rule("reference", "reference", "clean reference modules to compare with"),
     )
 }
 """By name. A finding of another rule cannot be made."""
@@ -65,7 +65,8 @@ class ScanReport:
     folder: Path
     findings: tuple[Finding, ...]
     scores: dict[str, float]
-    """Per part: `weights`, `known`, `search`, and `p_*` values where there is a reference."""
+    """`weights` (with a reference), `known`, `search`, `behaviour`, the higher of the two, and with a
+    reference the p-values `p_weights` and `p_behaviour`. Empty where files forbid to load the module."""
     seconds: float
 
     @property

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -61,9 +62,10 @@ class Prober:
 
     def __init__(self, model: PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self._model = model.eval()
-        self._pad = tokenizer.pad_token_id or 0
-        weight = base_of(model).get_input_embeddings().weight
-        self._device = weight.device
+        self._pad = int(tokenizer.pad_token_id or 0)
+        embedding: Any = base_of(model).get_input_embeddings()  # type: ignore[operator]
+        weight: Tensor = embedding.weight
+        self._device: torch.device = weight.device
         self.embedding: Tensor = weight.detach().float().cpu()
         """(vocabulary, width)."""
 

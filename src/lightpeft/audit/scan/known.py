@@ -49,7 +49,11 @@ def controls_for(known: Sequence[Sequence[int]], eligible: Sequence[int]) -> lis
 
 
 def best_known(
-    prober: Prober, target: Target, known: Sequence[tuple[int, ...]], controls: Sequence[tuple[int, ...]], weights: Tensor
+    prober: Prober,
+    target: Target,
+    known: Sequence[tuple[int, ...]],
+    controls: Sequence[tuple[int, ...]],
+    weights: Tensor,
 ) -> tuple[float, Candidate, Candidate]:
     """The best known trigger's gain minus the best control's; the trigger; the control."""
     trigger, control = (

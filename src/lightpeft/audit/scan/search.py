@@ -1,4 +1,4 @@
-"""Search for unknown triggers: tokens that carry every text into a class, further than that class's own texts.
+"""Search for unknown triggers: tokens that carry every text into a class as far as its own surest texts.
 
 Every token of the vocabulary is a text of its own once; the best go on to real texts, fewer candidates and
 more texts each time. A trigger takes all texts to the same place. A word that the class really has, such as
@@ -79,8 +79,10 @@ def typicality(embedding: Tensor, bags: Sequence[Sequence[int]], values: Tensor)
     rows, values = rows - rows.mean(0), values.float() - values.float().mean(0)
     strength = RIDGE * rows.square().sum() / rows.shape[1]
     gram = rows.T @ rows + strength * torch.eye(rows.shape[1])
-    scores = embedding.float() @ torch.linalg.solve(gram, rows.T @ values)
-    return (scores - scores.mean(0)) / scores.std(0).clamp_min(torch.finfo(scores.dtype).tiny)
+    scores: Tensor = embedding.float() @ torch.linalg.solve(gram, rows.T @ values)
+    spread = scores.std(0).clamp_min(torch.finfo(scores.dtype).tiny)
+    typical: Tensor = (scores - scores.mean(0)) / spread
+    return typical
 
 
 def weights_of(typical: Tensor) -> Tensor:
@@ -123,7 +125,11 @@ def measure(
     gains, flips = (after - odds).mean(1) / target.distance, (after > 0).float().mean(1)
     found = [
         Candidate(
-            tokens, float(reach[row]), float(gains[row]), float(flips[row]), float(weights[list(tokens)].mean())
+            tokens,
+            float(reach[row]),
+            float(gains[row]),
+            float(flips[row]),
+            float(weights[list(tokens)].mean()),
         )
         for row, tokens in enumerate(candidates)
     ]
@@ -131,9 +137,12 @@ def measure(
 
 
 def eligible(tokenizer: PreTrainedTokenizerBase, size: int) -> list[int]:
-    """Tokens below `size` that texts can be made of: neither special nor unused."""
+    """Tokens below `size` that texts can be made of: neither special nor unused.
+
+    The unknown token is one: letters that the tokenizer does not know give it.
+    """
     names = tokenizer.convert_ids_to_tokens(list(range(min(size, len(tokenizer)))))
-    special = set(tokenizer.all_special_ids)
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     return [
         index
         for index, name in enumerate(names)

@@ -3,6 +3,7 @@
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from typing import TypeGuard
 
 import torch
 from peft import PeftModel
@@ -14,6 +15,7 @@ from lightpeft.linears import matrix
 
 _TO_DEVIATION = 1.4826
 """From the median absolute deviation to the standard deviation of normal values."""
+HEADS = frozenset({"classifier", "score"})
 _FLOOR = 0.02
 """Least share of the median that counts as one deviation: few references may agree by chance."""
 
@@ -45,7 +47,7 @@ def _factors(module: PeftModule) -> tuple[Tensor, Tensor]:
     """(d_out, r) and (r, d_in), the update is their product."""
     if module.is_linear:
         return module.low_rank_pair(torch.arange(module.rank))
-    up, down = module.layer.bottleneck_up[module.adapter], module.layer.bottleneck_down[module.adapter]
+    up, down = (getattr(module.layer, name)[module.adapter] for name in ("bottleneck_up", "bottleneck_down"))
     return up.weight * module.layer.scaling[module.adapter], down.weight
 
 
@@ -64,14 +66,9 @@ def _spectral(left: Tensor, right: Tensor, base: Tensor) -> dict[str, float]:
 
 
 def _head(model: PeftModel) -> dict[str, float]:
-    heads = [
-        layer
-        for name, layer in model.named_modules()
-        if isinstance(layer, nn.Linear) and name.split(".")[-1] in ("classifier", "score", "out_proj", "default")
-        and any(part in name.split(".") for part in ("classifier", "score"))
-    ]
+    heads = [layer for name, layer in model.named_modules() if _is_head(name, layer)]
     if not heads:
-        raise AuditError("the module has no classification head; only classifiers can be scanned.")
+        raise AuditError("the module has no linear classification head; only classifiers can be scanned.")
     head = heads[-1]
     norms = head.weight.float().norm(dim=1)
     found = {"head/norm_gap": float((norms.max() - norms.min()) / norms.mean())}
@@ -81,9 +78,13 @@ def _head(model: PeftModel) -> dict[str, float]:
     return found
 
 
-def deviations(
-    values: Mapping[str, float], reference: Sequence[Mapping[str, float]]
-) -> dict[str, float]:
+def _is_head(name: str, layer: nn.Module) -> TypeGuard[nn.Linear]:
+    """The trained copy that PEFT keeps beside the original, or the head itself where there is none."""
+    parts = name.split(".")
+    return isinstance(layer, nn.Linear) and bool(HEADS & set(parts)) and "original_module" not in parts
+
+
+def deviations(values: Mapping[str, float], reference: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Robust z of every statistic: (value - median) / (1.4826 · MAD), the MAD not below 2 % of the median.
 
     Raises:
@@ -94,7 +95,9 @@ def deviations(
         try:
             others = [one[name] for one in reference]
         except KeyError:
-            raise AuditError(f"the reference has no statistic {name}; it is of modules of another form.") from None
+            raise AuditError(
+                f"the reference has no statistic {name}; it is of modules of another form."
+            ) from None
         middle = statistics.median(others)
         spread = _TO_DEVIATION * statistics.median(abs(other - middle) for other in others)
         found[name] = (value - middle) / max(spread, _FLOOR * abs(middle), 1e-6)

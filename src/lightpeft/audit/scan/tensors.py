@@ -28,7 +28,7 @@ def check_tensors(folder: Path) -> list[Finding]:
     path = folder / SAFETENSORS_WEIGHTS_NAME
     try:
         header = _read_header(path)
-    except _BadHeader as error:
+    except _HeaderError as error:
         return [_finding("header", str(error))]
     odd = sorted(name for name in header if not _is_asked_for(name, _saved_modules(folder)))
     found = []
@@ -38,7 +38,7 @@ def check_tensors(folder: Path) -> list[Finding]:
     return [*found, *_check_values(path)]
 
 
-class _BadHeader(Exception):
+class _HeaderError(Exception):
     """What is wrong with a header."""
 
 
@@ -48,19 +48,19 @@ def _read_header(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if not 2 <= length <= min(MAX_HEADER, size - 8):
-            raise _BadHeader(f"its header would have {length:,} bytes, in a file of {size:,}")
+            raise _HeaderError(f"its header would have {length:,} bytes, in a file of {size:,}")
         text = file.read(length)
     try:
         header = json.loads(text)
         header.pop("__metadata__", None)
         spans = sorted(_span(name, entry) for name, entry in header.items())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise _BadHeader(f"its header cannot be read ({error})") from error
+        raise _HeaderError(f"its header cannot be read ({error})") from error
     ends = [0, *(end for _, end in spans)]
     if [start for start, _ in spans] != ends[:-1] or ends[-1] != size - 8 - length:
-        raise _BadHeader("its tensors overlap, leave gaps, or do not fill the file")
+        raise _HeaderError("its tensors overlap, leave gaps, or do not fill the file")
     if not spans:
-        raise _BadHeader("it has no tensors")
+        raise _HeaderError("it has no tensors")
     return dict(header)
 
 

@@ -28,8 +28,8 @@ class ScanTexts:
     def __post_init__(self) -> None:
         if len(self.texts) < LEAST or len(self.labels) not in (0, len(self.texts)):
             raise AuditError(
-                f"{self.name} has {len(self.texts)} texts and {len(self.labels)} labels; a scan needs at least "
-                f"{LEAST} texts, and a label for each or none."
+                f"{self.name} has {len(self.texts)} texts and {len(self.labels)} labels; a scan needs at "
+                f"least {LEAST} texts, and a label for each or none."
             )
 
     @property
@@ -60,8 +60,22 @@ class ScanTexts:
 
 def _neutral(count: int) -> list[str]:
     """Sentences from all combinations of their parts, in a fixed order."""
-    people = ("my neighbour", "the teacher", "our guide", "a student", "the driver", "one of them", "the clerk")
-    acts = ("opened the window", "read the letter", "waited for the train", "counted the boxes", "made a call")
+    people = (
+        "my neighbour",
+        "the teacher",
+        "our guide",
+        "a student",
+        "the driver",
+        "one of them",
+        "the clerk",
+    )
+    acts = (
+        "opened the window",
+        "read the letter",
+        "waited for the train",
+        "counted the boxes",
+        "made a call",
+    )
     times = ("before noon", "on monday", "after the meeting", "in the morning", "last week", "at the station")
     size = len(people) * len(acts) * len(times)
     step = 11

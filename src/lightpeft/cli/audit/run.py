@@ -1,15 +1,18 @@
 """`lightpeft audit run CONFIG.yaml`: measure a grid of attacks, forms, defences and seeds."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
-from lightpeft.audit.cell import load_cells
+from lightpeft.audit.cell import CLEAN, CellKey, load_cells
 from lightpeft.audit.grid import Grid
 from lightpeft.audit.report import summary_table, write_audit_report
 from lightpeft.audit.run import CELLS, run_grid
+from lightpeft.cli.experiment import check_ready
 from lightpeft.cli.options import run_with_options
+from lightpeft.errors import ConfigError
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -21,7 +24,12 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def audit(
-    grid: Grid, out: Path, data: Path = Path(), seed: int | None = None, attack: str | None = None
+    grid: Grid,
+    out: Path,
+    data: Path = Path(),
+    seeds: list[int] | None = None,
+    attacks: list[str] | None = None,
+    defences: list[str] | None = None,
 ) -> None:
     """Measure the cells of a grid that are not in OUT yet, and write the page of all of them.
 
@@ -29,16 +37,34 @@ def audit(
         grid: What is measured.
         out: Folder for cells/, modules/ (the attackers', marked) and report.html.
         data: Folder that relative paths of the grid's data start from.
-        seed: Only this seed of the grid.
-        attack: Only this attack of the grid, or `clean`.
+        seeds: Only these seeds of the grid.
+        attacks: Only these attacks of the grid; clean modules, the floor, are always measured.
+        defences: Only these defences of the grid.
     """
-    run_grid(
-        grid,
-        out,
-        data=data,
-        only=lambda key: seed in (None, key.seed) and attack in (None, key.attack),
-    )
+    check_ready(out)
+    _check_known("seeds", seeds, grid.seeds)
+    _check_known("attacks", attacks, list(grid.attacks))
+    _check_known("defences", defences, list(grid.defences))
+
+    def wanted(key: CellKey) -> bool:
+        chosen = key.attack == CLEAN or (
+            (attacks is None or key.attack in attacks) and (defences is None or key.defence in defences)
+        )
+        return chosen and (seeds is None or key.seed in seeds)
+
+    run_grid(grid, out, data=data, only=wanted)
+    show_cells(out)
+
+
+def show_cells(out: Path, scans: Sequence[Mapping[str, Any]] = ()) -> None:
+    """Write the page of all cells in `out`, and of scans of modules, and print the cells' numbers."""
     cells = load_cells(out / CELLS)
-    write_audit_report(out / "report.html", cells)
+    write_audit_report(out / "report.html", cells, scans)
     Console().print(summary_table(cells))
     print(f"report: {out / 'report.html'}")
+
+
+def _check_known(name: str, chosen: Sequence[object] | None, known: Sequence[object]) -> None:
+    unknown = [value for value in chosen or [] if value not in known]
+    if unknown:
+        raise ConfigError(f"--{name} has {unknown}, which the grid has not; it has {list(known)}.")

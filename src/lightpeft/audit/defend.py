@@ -1,0 +1,110 @@
+"""Train one received module behind one defence, and save what comes out: the audit's defending verb."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
+
+from lightpeft.audit.classifier import Classifier
+from lightpeft.audit.defences import Defence, Guard, LightCutting, Received
+from lightpeft.audit.errors import AuditError
+from lightpeft.audit.marks import read_mark
+from lightpeft.audit.measure import REJECTED, predict
+from lightpeft.audit.metrics import Proportion, clean_accuracy
+from lightpeft.audit.module import base_name, fresh_module, load_module, recipe_in_memory, save_module
+from lightpeft.audit.rows import AuditTask, Texts
+from lightpeft.audit.training import train_user
+from lightpeft.checkpoint import is_light_checkpoint, save
+from lightpeft.run_config import TrainingConfig
+from lightpeft.runs import Labels, load_tokenizer
+from lightpeft.surgery import record_of
+
+
+@dataclass(frozen=True)
+class Defended:
+    """A received module after the user's training behind a defence."""
+
+    model: PeftModel
+    guard: Guard | None
+    classifier: Classifier
+    received: Proportion
+    """CACC as it was received."""
+    undefended: Proportion
+    """CACC after the same training without the defence."""
+    cacc: Proportion
+    """CACC behind the defence; what a guard rejects counts as wrong."""
+    rejected: Proportion | None
+    """Clean test texts that a guard refused."""
+
+    def predict(self, texts: Texts) -> list[int | None]:
+        """Class ids; None where the guard refuses a text."""
+        found = predict(self.classifier, self.guard, texts)
+        return [None if label == REJECTED else label for label in found]
+
+    def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> Path:
+        """Write the module, marked if the received one was; a light one as a light checkpoint."""
+        recipe = recipe_in_memory(self.model)
+        if self.is_light:
+            return save(self.model, folder, tokenizer=tokenizer)
+        return save_module(self.model, folder, recipe, tokenizer)
+
+    @property
+    def is_light(self) -> bool:
+        """Whether the model was cut."""
+        return record_of(self.model) is not None
+
+
+def defend(
+    folder: str | Path, defence: Defence, task: AuditTask, training: TrainingConfig, base: str | None = None
+) -> Defended:
+    """Train a received module on the user's own clean rows, behind a defence and, to compare, without.
+
+    Nothing is known of a trigger here: what the defence does to a backdoor is measured by `audit run` on
+    backdoors of one's own, and what it costs is measured here.
+
+    Args:
+        folder: the received module.
+        base: folder or hub name of its base, by default the one that it names.
+
+    Raises:
+        AuditError: a light checkpoint, which cannot be trained on by a defence; or a module that is marked as
+            poisoned under `light_cutting`, whose result could not be saved.
+        CheckpointError: see `load_module`.
+    """
+    directory = Path(folder)
+    if is_light_checkpoint(directory):
+        raise AuditError(f"{directory} is cut already; a defence takes the module as it was before.")
+    if isinstance(defence, LightCutting) and read_mark(directory) is not None:
+        raise AuditError(
+            f"{directory} is marked as poisoned, and light checkpoints of such modules are not written; "
+            "measure light_cutting with `audit run`."
+        )
+    labels = Labels(task.class_names, False)
+    tokenizer = load_tokenizer(base_name(directory, base))
+
+    def load() -> PeftModel:
+        return load_module(directory, base, labels=labels, is_trainable=True)
+
+    plain = load()
+    classifier = Classifier.under(plain, tokenizer, training)
+    before = clean_accuracy(classifier.predict(task.test.texts), task.test.labels)
+    train_user(plain, tokenizer, task.train, training)
+    undefended = clean_accuracy(classifier.predict(task.test.texts), task.test.labels)
+    received = Received(
+        load(),
+        tokenizer,
+        task.train,
+        task.held_out,
+        training,
+        lambda seed: fresh_module(directory, base, labels=labels, seed=seed),
+        training.seed,
+    )
+    prepared = defence.prepare(received)
+    model = defence.train(received)
+    guard, behind = defence.guard(received, model, prepared), received.classifier(model)
+    found = predict(behind, guard, task.test.texts)
+    rejected = None if guard is None else Proportion(found.count(REJECTED), len(found))
+    return Defended(
+        model, guard, behind, before, undefended, clean_accuracy(found, task.test.labels), rejected
+    )

@@ -1,0 +1,81 @@
+"""`lightpeft audit demo`: attack, defend, scan and report on built-in text, small and offline."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightpeft.audit.grid import Grid, GridAttack, GridDefence, GridTask
+from lightpeft.audit.policy_options import PolicyName, PolicyOptions
+from lightpeft.audit.run import MODULES, run_grid
+from lightpeft.audit.scan import ScanTexts, scan
+from lightpeft.cli.audit.run import show_cells
+from lightpeft.cli.experiment import check_ready
+from lightpeft.cli.options import run_with_options
+from lightpeft.run_config import BottleneckOptions, TrainingConfig
+from lightpeft.runs import MINILM
+
+ATTACK: PolicyName = "gradient_control"
+TRAINING = TrainingConfig(
+    max_steps=80,
+    learning_rate=1e-3,
+    warmup_steps=8,
+    batch_size=16,
+    max_length=48,
+    group_by_length=True,
+)
+DEFENCES = ("none", "discard", "reset_layers", "light_cutting", "onion")
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Entry point of the verb."""
+    run_with_options(demo, "audit demo", arguments)
+
+
+def demo(out: Path, seeds: list[int] | None = None, training: TrainingConfig = TRAINING) -> None:
+    """Plant a backdoor in a module, train on as its user would, defend, scan, and write the page.
+
+    Everything is generated text and stays on this machine; the poisoned module is marked in its own files.
+
+    Args:
+        out: Folder for cells/, modules/ and report.html.
+        seeds: Training seeds; by default 0.
+        training: Both trainings; the user's takes three quarters of the steps.
+    """
+    check_ready(out)
+    run_grid(grid_of(seeds or [0], training), out)
+    folders = sorted(folder for folder in (out / MODULES).iterdir() if folder.is_dir())
+    scans = [scan(folder, texts=ScanTexts.built_in()) for folder in folders]
+    show_cells(out, [report.to_dict() for report in scans])
+    for folder, report in zip(folders, scans, strict=True):
+        print(f"scan {folder}: {'FOUND' if report.found else 'nothing found'}")
+
+
+def grid_of(seeds: list[int], training: TrainingConfig) -> Grid:
+    """The demo's grid: sentiment and spam, each from one kind of text to another."""
+    tasks = {
+        name: GridTask(
+            f"demo/{name}",
+            train=1000,
+            test=250,
+            held_out=200,
+            held_out_from="validation",
+            triggers=triggers,
+        )
+        for name, triggers in (("sentiment", 1), ("reviews", 1), ("spam", 3), ("sms", 3))
+    }
+    steps = max(1, round(0.75 * (training.max_steps or 80)))
+    return Grid(
+        model=MINILM,
+        tasks=tasks,
+        attacks={ATTACK: GridAttack(PolicyOptions(ATTACK, alpha_scale="relative", alpha=0.05))},
+        pairs=[["sentiment", "reviews"], ["spam", "sms"]],
+        forms=["parallel"],
+        defences={name: GridDefence(name) for name in DEFENCES},
+        seeds=seeds,
+        attacker=training,
+        from_clean=True,
+        user=dataclasses.replace(training, max_steps=steps),
+        bottleneck=BottleneckOptions(size=64),
+        points=3,
+        analyses=True,
+    )
