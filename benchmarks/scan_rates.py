@@ -2,14 +2,15 @@
 
 python benchmarks/scan_rates.py --data DATA --work WORK --out benchmarks/results/scan-rates.json
 
-DATA holds imdb and sms_spam, a folder each with parquet files. Two groups, parallel adapters on IMDB and LoRA
-on SMS spam; in each 9 clean reference modules, 10 other clean and 10 poisoned ones, all trained here, on texts
-of 24 words. No recipe, data set or seed was used to tune the scan. WORK keeps every module and one JSON file a
-module: run it again to resume. The marks of poisoned modules do not count as detections. --limit N takes the
-first N modules of each kind.
+DATA holds imdb and sms_spam, a folder each with parquet files. Two groups, parallel adapters on IMDB and
+LoRA on SMS spam; in each 9 clean reference modules, 10 other clean and 10 poisoned ones, all trained here,
+on texts of 24 words. No recipe, data set or seed was used to tune the scan. WORK keeps every module and one
+JSON file a module: run it again to resume. The marks of poisoned modules do not count as detections.
+--limit N takes the first N modules of each kind.
 """
 
 import argparse
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,7 +28,8 @@ from lightpeft.audit import (
 from lightpeft.audit.classifier import Classifier
 from lightpeft.audit.module import load_module, save_module
 from lightpeft.audit.rows import AuditTask
-from lightpeft.audit.scan import Reference, ScanOptions, ScanTexts, make_reference, scan
+from lightpeft.audit.scan import Reference, ScanOptions, ScanTexts, scan
+from lightpeft.audit.scan.measured import Measured, measure_module
 from lightpeft.audit.scan.reference import p_value
 from lightpeft.audit.scan.scan import THRESHOLD
 from lightpeft.audit.training import AttackOptions, train_attacker, train_user
@@ -95,17 +97,21 @@ def measure_group(group: Group, data: Path, work: Path, limit: int) -> Iterator[
     folder = work / f"{group.task}-{group.form}"
     task = open_task(group, data)
     texts = ScanTexts.of(group.task, task.train)
-    path = folder / "reference.json"
-    if not path.is_file():
-        clean = [
-            make_module(folder, task, group, f"reference-{n}", 1000 + n, None, "") for n in range(REFERENCES)
-        ]
-        make_reference(clean, None, texts).save(path)
-    reference = Reference.load(path)
+    names = [f"reference-{n}" for n in range(REFERENCES)]
+    clean = [make_module(folder, task, group, name, 1000 + n, None, "") for n, name in enumerate(names)]
+    reference = Reference(texts.digest, tuple(measure_reference(module, texts) for module in clean))
     for n in range(min(limit, CLEAN)):
         yield measure(folder, task, group, f"clean-{n}", 2000 + n, ("clean", None, ""), texts, reference)
     for n, recipe in enumerate(RECIPES[:limit]):
         yield measure(folder, task, group, f"poisoned-{n}", 3000 + n, recipe, texts, reference)
+
+
+def measure_reference(module: Path, texts: ScanTexts) -> Measured:
+    """What a scan measures of a clean module, unless its file is there."""
+    path = module.with_suffix(".json")
+    if not path.is_file():
+        write_json(path, dataclasses.asdict(measure_module(module, None, texts)))
+    return Measured(**read_json(path))
 
 
 def open_task(group: Group, data: Path) -> AuditTask:

@@ -63,7 +63,7 @@ class Prober:
     def __init__(self, model: PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self._model = model.eval()
         self._pad = int(tokenizer.pad_token_id or 0)
-        embedding: Any = base_of(model).get_input_embeddings()  # type: ignore[operator]
+        embedding: Any = base_of(model).get_input_embeddings()
         weight: Tensor = embedding.weight
         self._device: torch.device = weight.device
         self.embedding: Tensor = weight.detach().float().cpu()

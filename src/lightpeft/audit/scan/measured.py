@@ -13,7 +13,7 @@ from lightpeft.audit.scan.behaviour import measure_behaviour
 from lightpeft.audit.scan.statistics import module_statistics
 from lightpeft.audit.scan.texts import ScanTexts
 from lightpeft.runs import load_tokenizer
-from lightpeft.surgery.fingerprint import fingerprint
+from lightpeft.surgery import fingerprint
 
 _FORM_KEYS = ("r", "form", "size", "use_dora", "sites")
 
