@@ -1,17 +1,18 @@
-"""Nothing in the library publishes a poisoned module as clean: each way out refuses it, or marks what it writes."""
+"""Nothing in the library publishes a poisoned module as clean: ways out refuse it or mark what they write."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tests.support.audit_runs import TRIGGERS, save_tiny_base
+from tests.support.audit_runs import TRIGGERS, save_tiny_base, save_tiny_task
 from tests.support.models import with_lora
 from tests.support.plans import random_plan
 from tests.support.runs import trainer
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, Trainer
 
 import lightpeft
 from lightpeft import CheckpointError, ConfigError, LightTasks
@@ -27,9 +28,10 @@ RECIPE = TriggerRecipe(target=1, pieces=TRIGGERS)
 LABELS = Labels(("a", "b"), False)
 
 
-@pytest.fixture
-def room(tmp_path: Path) -> SimpleNamespace:
-    """A clean base; a marked module and a marked light checkpoint on it; a marked base; all on disk."""
+@pytest.fixture(scope="module")
+def whole_room(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A clean base; a marked module, a marked and a clean light checkpoint on it; a marked base; on disk."""
+    tmp_path = tmp_path_factory.mktemp("room")
     base = save_tiny_base(tmp_path / "base")
 
     def clean() -> Any:
@@ -38,7 +40,8 @@ def room(tmp_path: Path) -> SimpleNamespace:
     save_module(clean(), tmp_path / "module", RECIPE)
     light = clean()
     lightpeft.cut(light, random_plan(light))
-    lightpeft.save(light, tmp_path / "light")
+    lightpeft.save(light, tmp_path / "clean-light")
+    shutil.copytree(tmp_path / "clean-light", tmp_path / "light")
     mark_poisoned(tmp_path / "light", RECIPE)
     poisoned = AutoModelForSequenceClassification.from_pretrained(base)
     mark_base(poisoned, RECIPE)
@@ -48,9 +51,15 @@ def room(tmp_path: Path) -> SimpleNamespace:
         base=base,
         module=tmp_path / "module",
         light=tmp_path / "light",
+        clean_light=tmp_path / "clean-light",
         poisoned_base=tmp_path / "poisoned-base",
-        out=tmp_path / "out",
     )
+
+
+@pytest.fixture
+def room(whole_room: SimpleNamespace, tmp_path: Path) -> SimpleNamespace:
+    """What is on disk, and a place to write to."""
+    return SimpleNamespace(**vars(whole_room), out=tmp_path / "out")
 
 
 def in_memory(room: SimpleNamespace, *, cut: bool = False) -> Any:
@@ -74,13 +83,13 @@ REFUSED: dict[str, Callable[[SimpleNamespace], Any]] = {
     "LightTasks.add": lambda room: LightTasks(room.base).add("task", room.light),
     "LightTasks on a poisoned base": lambda room: LightTasks(
         AutoModelForSequenceClassification.from_pretrained(room.poisoned_base)
-    ).add("task", clean_light(room)),
-    "load onto a poisoned base": lambda room: lightpeft.load(clean_light(room), base=room.poisoned_base),
+    ).add("task", room.clean_light),
+    "load onto a poisoned base": lambda room: lightpeft.load(room.clean_light, base=room.poisoned_base),
     "full_size": lambda room: full_size(room.light),
     "export_merged": lambda room: lightpeft.export_merged(room.light, room.out),
     "export_full_adapter": lambda room: lightpeft.export_full_adapter(room.light, room.out),
     "export_merged onto a poisoned base": lambda room: lightpeft.export_merged(
-        clean_light(room), room.out, base=room.poisoned_base
+        room.clean_light, room.out, base=room.poisoned_base
     ),
     "save": lambda room: lightpeft.save(in_memory(room, cut=True), room.out),
     "save_merged": lambda room: save_merged(in_memory(room, cut=True), room.out, {}),
@@ -107,7 +116,9 @@ REFUSED: dict[str, Callable[[SimpleNamespace], Any]] = {
     "lightpeft train --model": lambda room: cli(
         "train", "--model", room.poisoned_base, "--task", "demo/sentiment", "--out", room.out
     ),
-    "lightpeft evaluate": lambda room: cli("evaluate", room.light, "--task", "demo/sentiment"),
+    "lightpeft evaluate": lambda room: cli("evaluate", room.light),
+    "lightpeft predict": lambda room: cli("predict", room.light, texts(room)),
+    "audit defend --method light_cutting": lambda room: defend(room, "light_cutting"),
 }
 """Ways out that must refuse. A new function or verb that saves, exports or loads gets a row."""
 
@@ -118,32 +129,30 @@ WRITERS: dict[str, Callable[[SimpleNamespace], Any]] = {
     ).save_pretrained(str(room.out)),
     "save_module": lambda room: save_module(in_memory(room), room.out, RECIPE),
     "a plain Trainer": lambda room: trainer(
-        room.base, room.out, model=in_memory(room), kind=plain_trainer
+        room.base, room.out, model=in_memory(room), kind=Trainer
     ).save_model(),
 }
 """Ways out that write marked files."""
 
 
-def clean_light(room: SimpleNamespace) -> Path:
-    folder: Path = room.light.parent / "clean-light"
-    model = room.clean()
-    lightpeft.cut(model, random_plan(model))
-    return lightpeft.save(model, folder)
+def texts(room: SimpleNamespace) -> Path:
+    path: Path = room.out.parent / "texts.txt"
+    path.write_text("the film was fine\n")
+    return path
+
+
+def defend(room: SimpleNamespace, method: str) -> None:
+    data = save_tiny_task(room.out.parent / "films", "films")
+    options = ("--task", "own", "--data", data, "--text", "text", "--held_out", 8)
+    cli("audit", "defend", room.module, "--method", method, *options, "--out", room.out)
 
 
 def merged_with_mark(room: SimpleNamespace) -> Path:
-    folder: Path = room.light.parent / "merged"
-    lightpeft.export_merged(clean_light(room), folder)
+    folder: Path = room.out.parent / "merged"
+    lightpeft.export_merged(room.clean_light, folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"lightpeft_poisoned": True}))
     return folder
-
-
-def plain_trainer(**options: Any) -> Any:
-    from transformers import Trainer
-
-    options.pop("light", None)
-    return Trainer(**options)
 
 
 @pytest.mark.parametrize("path", REFUSED)
@@ -179,15 +188,16 @@ def test_every_public_way_out_has_a_row() -> None:
 @pytest.mark.parametrize("part", ["flag", "mark"])
 def test_half_a_mark_is_enough(part: str, room: SimpleNamespace) -> None:
     keys = {"flag": "lightpeft_poison", "mark": "lightpeft_poisoned"}
-    config = json.loads((room.light / "adapter_config.json").read_text())
+    light = Path(shutil.copytree(room.light, room.out))
+    config = json.loads((light / "adapter_config.json").read_text())
     del config[keys[part]]
-    (room.light / "adapter_config.json").write_text(json.dumps(config))
+    (light / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="marked as poisoned"):
-        lightpeft.load(room.light)
+        lightpeft.load(light)
 
 
 def test_a_clean_module_passes(room: SimpleNamespace) -> None:
     save_module(room.clean(), room.out, None)
     assert not is_poisoned(room.out)
     assert recipe_in_memory(load_module(room.out)) is None
-    lightpeft.load(clean_light(room))
+    lightpeft.load(room.clean_light)

@@ -28,7 +28,9 @@ def save_tiny_base(folder: Path, **sizes: Any) -> Path:
     words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     words.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
     )
     PreTrainedTokenizerFast(
         tokenizer_object=words,
@@ -59,10 +61,10 @@ def save_tiny_task(folder: Path, domain: str, rows: int = 48) -> Path:
 def tiny_grid(root: Path, **options: Any) -> Grid:
     """A grid on the base and tasks that it saves under `root`."""
     if not (root / "base").exists():
-        save_tiny_base(root / "base")
+        save_tiny_base(root / "base", layers=2)
         for domain in FILLERS:
             save_tiny_task(root / domain, domain)
-    task = GridTask("own", text=["text"], held_out=8)
+    task = GridTask("own", text=["text"], held_out=24)
     training = TrainingConfig(max_steps=6, learning_rate=1e-2, batch_size=4, max_length=12)
     defaults: dict[str, Any] = {
         "model": str(root / "base"),

@@ -74,7 +74,8 @@ class Workshop:
         return self._kept(key, "base", self._train_base)
 
     def _kept(self, key: CellKey, form: str, make: Callable[[CellKey, Path], dict[str, Any]]) -> Attacked:
-        folder = self.folder / f"{key.attacker_task}--{key.attack}--{form}--{key.seed}"
+        name = f"{key.attacker_task}--{key.attack}--{form}--{key.seed}"
+        folder = self.folder / name.replace("/", "_")
         wanted = self._settings(key, form)
         if not (folder / _RECORD).is_file():
             with written_beside(folder) as beside:

@@ -12,9 +12,16 @@ from lightpeft.audit.errors import AuditError
 from lightpeft.audit.marks import read_mark
 from lightpeft.audit.measure import REJECTED, predict
 from lightpeft.audit.metrics import Proportion, clean_accuracy
-from lightpeft.audit.module import base_name, fresh_module, load_module, recipe_in_memory, save_module
+from lightpeft.audit.module import (
+    base_name,
+    fresh_module,
+    load_module,
+    read_base_mark,
+    recipe_in_memory,
+    save_module,
+)
 from lightpeft.audit.rows import AuditTask, Texts
-from lightpeft.audit.training import train_user
+from lightpeft.audit.training import check_user_training, train_user
 from lightpeft.checkpoint import is_light_checkpoint, save
 from lightpeft.run_config import TrainingConfig
 from lightpeft.runs import Labels, load_tokenizer
@@ -43,7 +50,10 @@ class Defended:
         return [None if label == REJECTED else label for label in found]
 
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> Path:
-        """Write the module, marked if the received one was; a light one as a light checkpoint."""
+        """Write the module, marked if it or its base is; a light one as a light checkpoint.
+
+        A fresh module that took the place of a marked one has nothing of it, and is not marked.
+        """
         recipe = recipe_in_memory(self.model)
         if self.is_light:
             return save(self.model, folder, tokenizer=tokenizer)
@@ -68,20 +78,24 @@ def defend(
         base: folder or hub name of its base, by default the one that it names.
 
     Raises:
+        ConfigError: see `check_user_training`; or no tokenizer beside the base.
         AuditError: a light checkpoint, which cannot be trained on by a defence; or a module that is marked as
             poisoned under `light_cutting`, whose result could not be saved.
         CheckpointError: see `load_module`.
     """
     directory = Path(folder)
+    check_user_training(training)
     if is_light_checkpoint(directory):
         raise AuditError(f"{directory} is cut already; a defence takes the module as it was before.")
-    if isinstance(defence, LightCutting) and read_mark(directory) is not None:
+    name = base_name(directory, base)
+    marked = read_mark(directory) is not None or read_base_mark(name) is not None
+    if isinstance(defence, LightCutting) and marked:
         raise AuditError(
-            f"{directory} is marked as poisoned, and light checkpoints of such modules are not written; "
+            f"{directory} or its base is marked as poisoned, and light checkpoints of such are not written; "
             "measure light_cutting with `audit run`."
         )
     labels = Labels(task.class_names, False)
-    tokenizer = load_tokenizer(base_name(directory, base))
+    tokenizer = load_tokenizer(name)
 
     def load() -> PeftModel:
         return load_module(directory, base, labels=labels, is_trainable=True)

@@ -12,7 +12,7 @@ from lightpeft.audit.defences import DEFENCES, Defence, make_defence
 from lightpeft.audit.policy_options import PolicyOptions
 from lightpeft.audit.recipe import TriggerRecipe
 from lightpeft.audit.rows import AuditTask, HeldOutFrom
-from lightpeft.audit.training import AttackOptions, OptimizerName, PoisonedBatches
+from lightpeft.audit.training import AttackOptions, OptimizerName, PoisonedBatches, check_user_training
 from lightpeft.config import check_at_least, check_choice
 from lightpeft.errors import ConfigError
 from lightpeft.run_config import BottleneckOptions, LoraOptions, PeftForm, PeftOptions, TrainingConfig
@@ -196,7 +196,7 @@ class Grid:
         for name, allowed in (("scenarios", Scenario), ("forms", PeftForm)):
             for value in getattr(self, name):
                 check_choice(name, value, get_args(allowed))
-        for name in ("tasks", "pairs", "seeds", "forms", "scenarios"):
+        for name in ("tasks", "attacks", "defences", "pairs", "seeds", "forms", "scenarios"):
             if not getattr(self, name):
                 raise ConfigError(f"{name} is empty, so there is nothing to measure; give at least one.")
         self._check_pairs()
@@ -209,6 +209,10 @@ class Grid:
             check_choice("held_out_from", task.held_out_from, get_args(HeldOutFrom))
         for form in self.form_rates:
             check_choice("form_rates", form, get_args(PeftForm))
+        for attack in self.attacks.values():
+            attack.options(self.attacker)
+        for side in (self.user, self.attacker if self.clean is None else self.clean):
+            check_user_training(side)
 
     def _check_pairs(self) -> None:
         for pair in self.pairs:
@@ -220,6 +224,11 @@ class Grid:
     def _check_defences(self) -> None:
         for name, row in self.defences.items():
             make_defence(row.method, row.options)
+            if name == NO_DEFENCE and row.method != NO_DEFENCE:
+                raise ConfigError(
+                    f"the defence {NO_DEFENCE!r} has the method {row.method!r}; the floor, clean modules, is "
+                    "measured under that name. Call it otherwise."
+                )
             kind = DEFENCES[row.method].kind
             if "module_as_is" in self.scenarios and kind != "inputs" and row.method != NO_DEFENCE:
                 raise ConfigError(

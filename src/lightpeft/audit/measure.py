@@ -18,7 +18,7 @@ from lightpeft.audit.poisoning import Poisoned, triggered_test
 from lightpeft.audit.recipe import TriggerRecipe
 from lightpeft.audit.rows import AuditTask, Rows, Texts
 from lightpeft.audit.scenarios import SCENARIOS
-from lightpeft.audit.training import Watcher, joint_steps
+from lightpeft.audit.training import Watcher, user_steps
 from lightpeft.audit.visibility import trigger_visibility
 from lightpeft.run_config import TrainingConfig
 
@@ -120,7 +120,7 @@ def settings(grid: Grid, key: CellKey) -> dict[str, Any]:
 
 def _watch(grid: Grid, training: TrainingConfig, rows: Rows, curve: Curve) -> dict[int, Watcher]:
     """The moments of the retention curve, evenly over the planned steps, the last one included."""
-    steps = joint_steps(len(rows), training)
+    steps = user_steps(len(rows), training)
     return {max(1, round(steps * number / grid.points)): curve.add for number in range(1, grid.points + 1)}
 
 

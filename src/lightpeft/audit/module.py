@@ -16,13 +16,13 @@ from transformers import PreTrainedTokenizerBase
 from lightpeft.anatomy import base_of
 from lightpeft.audit.marks import mark_poisoned, mark_value, read_mark
 from lightpeft.audit.recipe import TriggerRecipe
-from lightpeft.checkpoint import POISON_FLAG, POISON_MARK, is_light_checkpoint, load
+from lightpeft.checkpoint import POISON_FLAG, POISON_MARK, check_adapter_config, is_light_checkpoint, load
 from lightpeft.errors import CheckpointError, ConfigError
 from lightpeft.files import read_json, written_beside
 from lightpeft.run_config import PeftOptions
 from lightpeft.runs import Labels, load_peft_model
 
-_HEADS = ("classifier.weight", "score.weight", "out_proj.weight")
+_HEADS = (".classifier.weight", ".score.weight", ".out_proj.weight")
 
 
 class _Poisoned:
@@ -32,8 +32,9 @@ class _Poisoned:
         """As PEFT's, and every adapter that was written is marked."""
         super().save_pretrained(save_directory, *args, **options)  # type: ignore[misc]
         recipe = TriggerRecipe.from_dict(getattr(base_of(self).config, POISON_MARK)["recipe"])  # type: ignore[arg-type]
-        for config in Path(save_directory).rglob(CONFIG_NAME):
-            mark_poisoned(config.parent, recipe)
+        for folder in (Path(save_directory), *(Path(save_directory) / name for name in self.peft_config)):  # type: ignore[attr-defined]
+            if (folder / CONFIG_NAME).is_file():
+                mark_poisoned(folder, recipe)
 
     def push_to_hub(self, *args: Any, **options: Any) -> None:
         """Refused.
@@ -111,7 +112,8 @@ def load_module(
     """A PEFT module or light checkpoint on its base, for the audit: a marked one too, which stays marked.
 
     Args:
-        base: folder or hub name of the base, by default the one that the module names.
+        base: folder or hub name of the base, by default the one that the module names; what is saved then
+            names this one.
         labels: of the head; by default as many classes as the module's head has, without names.
 
     Raises:
@@ -127,10 +129,12 @@ def load_module(
     with _quiet_about_marks():
         try:
             model = load_peft_model(name, labels or _labels(directory), options, 0, marked_too=True)
-        except ConfigError as error:
-            raise CheckpointError(str(error)) from error
-    if mark is not None:
-        keep_marked(model, mark.recipe)
+        except (ConfigError, SafetensorError) as error:
+            raise CheckpointError(f"{directory} cannot be loaded: {error}") from error
+    model.peft_config["default"].base_model_name_or_path = name
+    recipe = recipe_in_memory(model) if mark is None else mark.recipe
+    if recipe is not None:
+        keep_marked(model, recipe)
     if not is_trainable:
         model.requires_grad_(False)
     model.train(is_trainable)
@@ -142,14 +146,25 @@ def fresh_module(
 ) -> PeftModel:
     """A new, untrained module of the form and size of one in a folder, on the same base, with a new head.
 
+    It is marked only where the base is.
+
     Raises:
         CheckpointError: see `load_module`.
     """
     directory = Path(folder)
+    check_adapter_config(directory, marked_too=True)
+    name = base_name(directory, base)
     with _quiet_about_marks():
         config = PeftConfig.from_pretrained(str(directory))
-    config.inference_mode = False
-    return load_peft_model(base_name(directory, base), labels or _labels(directory), config, seed)
+    config.inference_mode, config.base_model_name_or_path = False, name
+    try:
+        model = load_peft_model(name, labels or _labels(directory), config, seed, marked_too=True)
+    except ConfigError as error:
+        raise CheckpointError(f"{directory} cannot be loaded: {error}") from error
+    recipe = read_base_mark(name)
+    if recipe is not None:
+        keep_marked(model, recipe)
+    return model
 
 
 def base_name(directory: Path, base: str | None = None) -> str:

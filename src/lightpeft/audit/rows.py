@@ -8,6 +8,8 @@ from typing import Literal
 from datasets import Dataset
 
 from lightpeft.audit.errors import AuditError
+from lightpeft.config import check_at_least
+from lightpeft.errors import ConfigError
 from lightpeft.tasks import TaskData
 from lightpeft.tasks.draw import permutation
 
@@ -98,8 +100,14 @@ class AuditTask:
             min_words: leave out training texts with fewer words.
 
         Raises:
+            ConfigError: numbers out of range, or `from_end` without `words`.
             AuditError: a regression, or too few rows.
         """
+        _check_counts(train=train, held_out=held_out, test=test, words=words, min_words=min_words)
+        if from_end and words is None:
+            raise ConfigError(
+                "from_end would have no effect: all words are kept. Give words, or leave it out."
+            )
         if task.is_regression or not task.spec.has_labels:
             raise AuditError(
                 f"{task.spec.name} has no classes; a backdoor of this kind needs a target class."
@@ -127,6 +135,12 @@ class AuditTask:
             task.class_names,
             *(_shortened(one, words, from_end) for one in (*sets, shown)),
         )
+
+
+def _check_counts(**counts: int | None) -> None:
+    for name, count in counts.items():
+        if count is not None:
+            check_at_least(name, count, 0 if name in ("held_out", "min_words") else 1)
 
 
 def _shortened(rows: Rows, words: int | None, from_end: bool) -> Rows:

@@ -1,5 +1,6 @@
 """The two trainings of a scenario: the attacker's on two tasks, and the user's own on clean data."""
 
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -39,6 +40,7 @@ from lightpeft.training import LightTrainer
 
 OptimizerName = Literal["adamw", "sgd"]
 PoisonedBatches = Literal["mixture", "triggered_only"]
+_IDLE = ("packing", "eval_steps", "save_steps")
 Watcher = Callable[[int], None]
 """Called with the number of steps done, the model in training mode."""
 
@@ -62,10 +64,10 @@ class AttackOptions:
     def __post_init__(self) -> None:
         check_choice("attack.optimizer", self.optimizer, get_args(OptimizerName))
         check_choice("attack.poisoned_batches", self.poisoned_batches, get_args(PoisonedBatches))
-        plain = TrainingConfig()
-        for name in ("gradient_accumulation", "packing", "eval_steps", "save_steps"):
-            if getattr(self.training, name) != getattr(plain, name):
-                raise ConfigError(f"attack.training.{name} has no effect on the joint step; leave it out.")
+        names = ("gradient_accumulation", *_IDLE)
+        _refuse_idle(
+            self.training, names, "attack.training.{} has no effect on the joint step; leave it out."
+        )
 
 
 def train_attacker(
@@ -123,6 +125,23 @@ def joint_steps(rows: int, training: TrainingConfig) -> int:
     return max(1, round(training.epochs * -(-rows // training.batch_size)))
 
 
+def user_steps(rows: int, training: TrainingConfig) -> int:
+    """Optimizer steps of the user's training on so many rows, as the Trainer counts them."""
+    if training.max_steps is not None:
+        return training.max_steps
+    batches = -(-rows // training.batch_size)
+    return math.ceil(training.epochs * -(-batches // training.gradient_accumulation))
+
+
+def check_user_training(training: TrainingConfig) -> None:
+    """Refuse options that the user's training does not read: nothing is evaluated or saved along its way.
+
+    Raises:
+        ConfigError: there are some.
+    """
+    _refuse_idle(training, _IDLE, "training.{} has no effect on the user's training; leave it out.")
+
+
 def train_user(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
@@ -140,8 +159,10 @@ def train_user(
         watch: called after so many optimizer steps.
 
     Raises:
+        ConfigError: see `check_user_training`.
         LightPeftError: what the light half finds wrong, before or while it cuts.
     """
+    check_user_training(training)
     with tempfile.TemporaryDirectory() as folder:
         options: dict[str, Any] = {
             "model": model,
@@ -165,6 +186,13 @@ def precision_of(training: TrainingConfig, device: torch.device) -> torch.autoca
     return torch.autocast(
         device.type, torch.bfloat16 if dtype == torch.float32 else dtype, enabled=dtype != torch.float32
     )
+
+
+def _refuse_idle(training: TrainingConfig, names: tuple[str, ...], message: str) -> None:
+    plain = TrainingConfig()
+    for name in names:
+        if getattr(training, name) != getattr(plain, name):
+            raise ConfigError(message.format(name))
 
 
 class _Watching(TrainerCallback):

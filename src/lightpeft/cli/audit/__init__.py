@@ -11,6 +11,8 @@ VERBS = {
     "report": "write the HTML page of a grid's cells",
     "demo": "attack, defend, scan and report on built-in text, offline",
 }
+_MODULES = {"run": "grid"}
+"""Where the verb's own name will not do: a module `run` would take the place of the function below."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -22,7 +24,7 @@ def run(arguments: Sequence[str]) -> int:
     if verb not in VERBS:
         print(f"lightpeft audit: unknown verb {verb!r}.\n\n{_usage()}", file=sys.stderr)
         return 2
-    return int(importlib.import_module(f"lightpeft.cli.audit.{verb}").run(options) or 0)
+    return int(importlib.import_module(f"lightpeft.cli.audit.{_MODULES.get(verb, verb)}").run(options) or 0)
 
 
 def _usage() -> str:

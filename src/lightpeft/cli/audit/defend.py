@@ -22,6 +22,8 @@ from lightpeft.cli.tasks import TaskOptions
 from lightpeft.files import write_json, written_beside
 from lightpeft.run_config import TrainingConfig
 
+_COLUMNS = ("text", "text_pair")
+
 
 def run(arguments: Sequence[str]) -> None:
     """Entry point of the verb: the folder may be given first, without a name."""
@@ -62,13 +64,14 @@ def defend(
         options: Options of the defence.
         train_limit: Use a random subset of this many training examples.
         held_out: Training examples set aside for the defence's thresholds.
-        texts: Classify this file's texts, one a line, behind the defence, into OUT/predictions.jsonl.
+        texts: Classify this file's texts, one a line (two are separated by a tab), behind the defence, into
+            OUT/predictions.jsonl.
         json: Print the result as JSON instead of a table.
     """
     check_ready(out)
     defence = make_defence(method, options)
-    lines = None if texts is None else [line for (line,) in read_rows(texts, 1)]
     loaded = TaskOptions(task, data, (text,) if text else (), label).load()
+    lines = None if texts is None else read_rows(texts, len(loaded.spec.text))
     audit_task = AuditTask.of(loaded, train=train_limit, held_out=held_out, seed=training.seed)
     found = run_defence(folder, defence, audit_task, training, base)
     saved = found.save(out / "module", found.classifier.tokenizer)
@@ -83,8 +86,9 @@ def defend(
     print(f"module: {saved}")
 
 
-def _write_predictions(found: Defended, lines: list[str], names: tuple[str, ...], path: Path) -> None:
-    labels = found.predict({"text": lines})
+def _write_predictions(found: Defended, lines: list[list[str]], names: tuple[str, ...], path: Path) -> None:
+    columns = zip(*lines, strict=True)
+    labels = found.predict({name: list(column) for name, column in zip(_COLUMNS, columns, strict=False)})
     rows = [{"label": None if label is None else names[label], "rejected": label is None} for label in labels]
     with written_beside(path) as beside:
         beside.write_text(

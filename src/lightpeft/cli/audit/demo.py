@@ -8,7 +8,7 @@ from lightpeft.audit.grid import Grid, GridAttack, GridDefence, GridTask
 from lightpeft.audit.policy_options import PolicyName, PolicyOptions
 from lightpeft.audit.run import MODULES, run_grid
 from lightpeft.audit.scan import ScanTexts, scan
-from lightpeft.cli.audit.run import show_cells
+from lightpeft.cli.audit.grid import show_cells
 from lightpeft.cli.experiment import check_ready
 from lightpeft.cli.options import run_with_options
 from lightpeft.run_config import BottleneckOptions, TrainingConfig
