@@ -24,7 +24,7 @@ from lightpeft.audit import (
     step,
     task_gradients,
 )
-from lightpeft.audit.policies import POLICIES
+from lightpeft.audit.policies.table import POLICIES
 from lightpeft.errors import ConfigError
 
 FORMS = ("lora", "dora", "sequential", "parallel")

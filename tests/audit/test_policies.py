@@ -11,8 +11,8 @@ from tests.audit.vectors import layer_map, pair
 from torch import Tensor
 
 from lightpeft.audit import POLICIES, PolicyOptions, make_policy, project, wanted_norms
-from lightpeft.audit.policy import Policy
-from lightpeft.audit.policy_options import READ_BY
+from lightpeft.audit.policies.options import READ_BY
+from lightpeft.audit.policies.policy import Policy
 from lightpeft.errors import ConfigError
 
 CLEAN, AGAINST, ALONG = torch.tensor([2.0, 0.0]), torch.tensor([-3.0, 4.0]), torch.tensor([3.0, 4.0])

@@ -16,9 +16,10 @@ from lightpeft.audit import AuditError, PolicyOptions, TriggerRecipe, is_poisone
 from lightpeft.audit.attackers import switched_off
 from lightpeft.audit.cell import Cell, CellKey, load_cells
 from lightpeft.audit.defences import DEFENCES
-from lightpeft.audit.grid import Grid, GridAttack, GridDefence
+from lightpeft.audit.grid import Grid
+from lightpeft.audit.grid_entries import GridAttack, GridDefence
 from lightpeft.audit.module import load_module
-from lightpeft.audit.policies import POLICIES
+from lightpeft.audit.policies.table import POLICIES
 from lightpeft.audit.run import CELLS, MODULES, run_grid
 from lightpeft.audit.scenarios import SCENARIOS
 from lightpeft.errors import ConfigError

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lightpeft.audit import TRIGGER_FORMS, AuditError, Poisoned, TriggerRecipe, plant, poison, triggered_test
-from lightpeft.audit.triggers import HOMOGLYPHS
+from lightpeft.audit.poison.triggers import HOMOGLYPHS
 from lightpeft.errors import ConfigError
 
 FORMS = tuple(TRIGGER_FORMS)

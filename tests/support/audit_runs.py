@@ -8,9 +8,10 @@ from typing import Any
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from lightpeft.audit.grid import Grid, GridAttack, GridDefence, GridTask
-from lightpeft.audit.policy_options import PolicyOptions
-from lightpeft.audit.recipe import TriggerRecipe
+from lightpeft.audit.grid import Grid
+from lightpeft.audit.grid_entries import GridAttack, GridDefence, GridTask
+from lightpeft.audit.poison.recipe import TriggerRecipe
+from lightpeft.audit.policies.options import PolicyOptions
 from lightpeft.run_config import BottleneckOptions, LoraOptions, TrainingConfig
 from tests.support.models import save_base
 

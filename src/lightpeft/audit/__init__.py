@@ -1,15 +1,15 @@
 """The audit: how well a backdoor in a received PEFT module survives clean training, and what removes it.
 
-Building blocks after Gu et al., ACL 2023, "A Gradient Control Method for Backdoor Attacks on PET", to measure
-defences on local data. What they poison is marked in its own files.
+After Gu et al., ACL 2023, "A Gradient Control Method for Backdoor Attacks on PET", on local data. What is
+poisoned is marked in its own files.
 """
 
-from lightpeft.audit.cross_layer import wanted_norms
+from lightpeft.audit.cell import Cell, CellKey, load_cells
+from lightpeft.audit.classifier import Classifier
+from lightpeft.audit.defences import DEFENCES, Defence, Received, make_defence
 from lightpeft.audit.errors import AuditError
-from lightpeft.audit.gradients import TaskPair, pair_of, task_gradients
-from lightpeft.audit.joint_step import StepRecord, step
-from lightpeft.audit.layers import LayerGroup, LayerMap, map_layers
-from lightpeft.audit.layerwise import layerwise_loss
+from lightpeft.audit.grid import Grid
+from lightpeft.audit.grid_entries import GridAttack, GridDefence, GridTask
 from lightpeft.audit.marks import PoisonMark, is_poisoned, mark_poisoned, read_mark, require_clean
 from lightpeft.audit.metrics import (
     Difference,
@@ -21,20 +21,40 @@ from lightpeft.audit.metrics import (
     over_floor,
     over_seeds,
 )
-from lightpeft.audit.poisoning import Poisoned, poison, triggered_test
-from lightpeft.audit.policies import POLICIES, make_policy
-from lightpeft.audit.policy import Policy
-from lightpeft.audit.policy_options import PolicyOptions
-from lightpeft.audit.projection import project
-from lightpeft.audit.recipe import TriggerRecipe
-from lightpeft.audit.triggers import TRIGGER_FORMS, Planted, TriggerForm, plant
-from lightpeft.audit.visibility import Visibility, trigger_visibility
+from lightpeft.audit.module import load_module, save_module
+from lightpeft.audit.poison.poisoning import Poisoned, poison, triggered_test
+from lightpeft.audit.poison.recipe import TriggerRecipe
+from lightpeft.audit.poison.triggers import TRIGGER_FORMS, Planted, TriggerForm, plant
+from lightpeft.audit.poison.visibility import Visibility, trigger_visibility
+from lightpeft.audit.policies.cross_layer import wanted_norms
+from lightpeft.audit.policies.gradients import TaskPair, pair_of, task_gradients
+from lightpeft.audit.policies.joint_step import StepRecord, step
+from lightpeft.audit.policies.layers import LayerGroup, LayerMap, map_layers
+from lightpeft.audit.policies.layerwise import layerwise_loss
+from lightpeft.audit.policies.options import PolicyOptions
+from lightpeft.audit.policies.policy import Policy
+from lightpeft.audit.policies.projection import project
+from lightpeft.audit.policies.table import POLICIES, make_policy
+from lightpeft.audit.rows import AuditTask, Rows
+from lightpeft.audit.run import run_grid
+from lightpeft.audit.training import AttackOptions, train_attacker, train_user
 
 __all__ = [
+    "DEFENCES",
     "POLICIES",
     "TRIGGER_FORMS",
+    "AttackOptions",
     "AuditError",
+    "AuditTask",
+    "Cell",
+    "CellKey",
+    "Classifier",
+    "Defence",
     "Difference",
+    "Grid",
+    "GridAttack",
+    "GridDefence",
+    "GridTask",
     "LayerGroup",
     "LayerMap",
     "Planted",
@@ -43,6 +63,8 @@ __all__ = [
     "Policy",
     "PolicyOptions",
     "Proportion",
+    "Received",
+    "Rows",
     "Spread",
     "StepRecord",
     "TaskPair",
@@ -54,6 +76,9 @@ __all__ = [
     "is_poisoned",
     "label_flip_rate",
     "layerwise_loss",
+    "load_cells",
+    "load_module",
+    "make_defence",
     "make_policy",
     "map_layers",
     "mark_poisoned",
@@ -65,8 +90,12 @@ __all__ = [
     "project",
     "read_mark",
     "require_clean",
+    "run_grid",
+    "save_module",
     "step",
     "task_gradients",
+    "train_attacker",
+    "train_user",
     "trigger_visibility",
     "triggered_test",
     "wanted_norms",

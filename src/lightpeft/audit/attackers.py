@@ -28,12 +28,12 @@ from lightpeft.audit.cell import (
 from lightpeft.audit.classifier import Classifier
 from lightpeft.audit.errors import AuditError
 from lightpeft.audit.grid import Grid, as_json
-from lightpeft.audit.joint_step import StepRecord
-from lightpeft.audit.layers import map_layers
 from lightpeft.audit.metrics import Proportion, clean_accuracy, label_flip_rate
 from lightpeft.audit.module import load_module, mark_base, save_module
-from lightpeft.audit.poisoning import triggered_test
-from lightpeft.audit.recipe import TriggerRecipe
+from lightpeft.audit.poison.poisoning import triggered_test
+from lightpeft.audit.poison.recipe import TriggerRecipe
+from lightpeft.audit.policies.joint_step import StepRecord
+from lightpeft.audit.policies.layers import map_layers
 from lightpeft.audit.rows import AuditTask
 from lightpeft.audit.training import train_attacker, train_user
 from lightpeft.files import read_json, write_json, written_beside

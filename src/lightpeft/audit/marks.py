@@ -16,7 +16,7 @@ from typing import Any
 
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 
-from lightpeft.audit.recipe import TriggerRecipe
+from lightpeft.audit.poison.recipe import TriggerRecipe
 from lightpeft.checkpoint import POISON_FLAG as FLAG
 from lightpeft.checkpoint import POISON_MARK as MARK
 from lightpeft.errors import CheckpointError, ConfigError

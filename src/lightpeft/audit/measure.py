@@ -14,12 +14,12 @@ from lightpeft.audit.classifier import Classifier
 from lightpeft.audit.defences import Guard, Received
 from lightpeft.audit.grid import Grid, as_json
 from lightpeft.audit.metrics import Proportion, clean_accuracy, label_flip_rate
-from lightpeft.audit.poisoning import Poisoned, triggered_test
-from lightpeft.audit.recipe import TriggerRecipe
+from lightpeft.audit.poison.poisoning import Poisoned, triggered_test
+from lightpeft.audit.poison.recipe import TriggerRecipe
+from lightpeft.audit.poison.visibility import trigger_visibility
 from lightpeft.audit.rows import AuditTask, Rows, Texts
 from lightpeft.audit.scenarios import SCENARIOS
 from lightpeft.audit.training import Watcher, user_steps
-from lightpeft.audit.visibility import trigger_visibility
 from lightpeft.run_config import TrainingConfig
 
 REJECTED = -1
@@ -41,7 +41,9 @@ class Curve:
 
     def add(self, step: int) -> None:
         """Measure now."""
-        self.points.append(_point(self.classifier, None, self.task.test, self.triggered, self.target, step))
+        texts = (self.task.test.texts, self.triggered.texts)
+        clean, flipped = (self.classifier.predict(one) for one in texts)
+        self.points.append(_point(step, clean, flipped, self.task.test, self.triggered, self.target))
         if self.with_similarity:
             states = self.classifier.first_states(self.triggered.texts)
             self._first = states if self._first is None else self._first
@@ -80,17 +82,17 @@ def measure(workshop: Workshop, key: CellKey) -> Cell:
     prepared = defence.prepare(received)
     model = begin.model if key.scenario == "module_as_is" else defence.train(received)
     classifier, guard = received.classifier(model), defence.guard(received, model, prepared)
-    after = _point(classifier, guard, task.test, triggered, shown.target, curve.points[-1].step)
+    clean, flipped = (predict(classifier, guard, texts) for texts in (task.test.texts, triggered.texts))
     return Cell(
         key=key,
         recipe={} if recipe is None else recipe.to_dict(),
         attacked=None if begin.attacked is None else begin.attacked.point,
         curve=tuple(curve.points),
-        after=after,
+        after=_point(curve.points[-1].step, clean, flipped, task.test, triggered, shown.target),
         floors=_floors(classifier, task, recipes, key.seed) if key.attack == CLEAN else {},
         triggers_left=trigger_visibility(triggered, workshop.tokenizer, training.max_length).texts_with_any,
-        rejected_clean=_rejected(guard, task.test.texts),
-        rejected_triggered=_rejected(guard, triggered.texts),
+        rejected_clean=_rejected(guard, clean),
+        rejected_triggered=_rejected(guard, flipped),
         layers=() if begin.attacked is None else begin.attacked.layers,
         similarity=tuple(curve.similarity),
         settings=settings(grid, key),
@@ -134,20 +136,17 @@ def predict(classifier: Classifier, guard: Guard | None, texts: Texts) -> list[i
 
 
 def _point(
-    classifier: Classifier, guard: Guard | None, test: Rows, triggered: Poisoned, target: int, step: int
+    step: int, clean: list[int], flipped: list[int], test: Rows, triggered: Poisoned, target: int
 ) -> Point:
     return Point(
         step,
-        clean_accuracy(predict(classifier, guard, test.texts), test.labels),
-        label_flip_rate(predict(classifier, guard, triggered.texts), triggered.labels, target),
+        clean_accuracy(clean, test.labels),
+        label_flip_rate(flipped, triggered.labels, target),
     )
 
 
-def _rejected(guard: Guard | None, texts: Texts) -> Proportion | None:
-    if guard is None:
-        return None
-    rejected = guard.screen(texts).rejected
-    return Proportion(sum(rejected), len(rejected))
+def _rejected(guard: Guard | None, predictions: list[int]) -> Proportion | None:
+    return None if guard is None else Proportion(predictions.count(REJECTED), len(predictions))
 
 
 def _floors(

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lightpeft.anatomy import base_of
 from lightpeft.audit.marks import mark_poisoned, mark_value, read_mark
-from lightpeft.audit.recipe import TriggerRecipe
+from lightpeft.audit.poison.recipe import TriggerRecipe
 from lightpeft.checkpoint import POISON_FLAG, POISON_MARK, check_adapter_config, is_light_checkpoint, load
 from lightpeft.errors import CheckpointError, ConfigError
 from lightpeft.files import read_json, written_beside

@@ -1,5 +1,6 @@
 """The scenarios: what the user gets from the attacker, and what the user trains it on."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -8,8 +9,8 @@ from peft import PeftModel
 from lightpeft.audit.attackers import Attacked, Workshop
 from lightpeft.audit.cell import CellKey, Scenario
 from lightpeft.audit.module import keep_marked, load_module, read_base_mark
-from lightpeft.audit.poisoning import poison
-from lightpeft.audit.recipe import TriggerRecipe
+from lightpeft.audit.poison.poisoning import poison
+from lightpeft.audit.poison.recipe import TriggerRecipe
 from lightpeft.audit.rows import Rows
 from lightpeft.runs import Labels, load_peft_model
 
@@ -57,6 +58,7 @@ def data_received(workshop: Workshop, key: CellKey, recipe: TriggerRecipe | None
     fresh = _fresh(workshop, key, workshop.grid.model, recipe)
     rows = workshop.tasks[key.user_task].train
     if recipe is not None:
+        recipe = dataclasses.replace(recipe, train_count=workshop.grid.tasks[key.user_task].triggers)
         bad = poison(rows.texts, rows.labels, recipe, key.seed)
         rows = Rows(bad.texts, bad.labels)
     return Start(fresh(key.seed), rows, fresh, None)

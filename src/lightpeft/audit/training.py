@@ -24,12 +24,12 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from lightpeft.audit.joint_step import StepRecord, step
-from lightpeft.audit.layers import map_layers
-from lightpeft.audit.poisoning import poison
-from lightpeft.audit.policies import make_policy
-from lightpeft.audit.policy_options import PolicyOptions
-from lightpeft.audit.recipe import TriggerRecipe
+from lightpeft.audit.poison.poisoning import poison
+from lightpeft.audit.poison.recipe import TriggerRecipe
+from lightpeft.audit.policies.joint_step import StepRecord, step
+from lightpeft.audit.policies.layers import map_layers
+from lightpeft.audit.policies.options import PolicyOptions
+from lightpeft.audit.policies.table import make_policy
 from lightpeft.audit.rows import Rows
 from lightpeft.config import LightConfig, check_choice
 from lightpeft.errors import ConfigError

@@ -7,7 +7,7 @@ from peft import PeftModel
 from torch import nn
 
 from lightpeft.audit.errors import AuditError
-from lightpeft.audit.layers import LayerGroup
+from lightpeft.audit.policies.layers import LayerGroup
 
 
 def counterparts(

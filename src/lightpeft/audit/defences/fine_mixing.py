@@ -10,7 +10,7 @@ from torch import Tensor
 from lightpeft.audit.defences.counterparts import counterparts
 from lightpeft.audit.defences.defence import Defence, Kind, Received
 from lightpeft.audit.defences.retraining import trained_afresh
-from lightpeft.audit.layers import map_layers
+from lightpeft.audit.policies.layers import map_layers
 from lightpeft.config import check_choice, check_share, exact_count
 
 Mix = Literal["select", "average"]

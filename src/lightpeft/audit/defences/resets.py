@@ -8,7 +8,7 @@ from peft import PeftModel
 from lightpeft.audit.defences.counterparts import reset
 from lightpeft.audit.defences.defence import Defence, Kind, Received
 from lightpeft.audit.errors import AuditError
-from lightpeft.audit.layers import LayerGroup, LayerMap, map_layers
+from lightpeft.audit.policies.layers import LayerGroup, LayerMap, map_layers
 from lightpeft.config import check_choice, check_share, exact_count
 from lightpeft.errors import ConfigError
 

@@ -111,7 +111,9 @@ def _target(contexts: Sequence[Context], odds: Tensor, index: int) -> Target:
     )
 
 
-def _shown(candidate: Candidate, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def _shown(candidate: Candidate | None, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:
+    if candidate is None:
+        return None
     return {
         "tokens": tokenizer.convert_ids_to_tokens(list(candidate.tokens)),
         "score": candidate.score,

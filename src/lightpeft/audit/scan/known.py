@@ -54,8 +54,13 @@ def best_known(
     known: Sequence[tuple[int, ...]],
     controls: Sequence[tuple[int, ...]],
     weights: Tensor,
-) -> tuple[float, Candidate, Candidate]:
-    """The best known trigger's gain minus the best control's; the trigger; the control."""
+) -> tuple[float, Candidate | None, Candidate | None]:
+    """The best known trigger's gain minus the best control's; the trigger; the control.
+
+    0 and None where the tokenizer knows no known trigger, or has nothing to compare it with.
+    """
+    if not known or not controls:
+        return 0.0, None, None
     trigger, control = (
         max(measure(prober, target, rows, TEXTS, weights), key=lambda one: one.gain)
         for rows in (known, controls)

@@ -4,8 +4,9 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightpeft.audit.grid import Grid, GridAttack, GridDefence, GridTask
-from lightpeft.audit.policy_options import PolicyName, PolicyOptions
+from lightpeft.audit.grid import Grid
+from lightpeft.audit.grid_entries import GridAttack, GridDefence, GridTask
+from lightpeft.audit.policies.options import PolicyName, PolicyOptions
 from lightpeft.audit.run import MODULES, run_grid
 from lightpeft.audit.scan import ScanTexts, scan
 from lightpeft.cli.audit.grid import show_cells

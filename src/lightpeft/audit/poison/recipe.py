@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from lightpeft.audit.triggers import TRIGGER_FORMS
+from lightpeft.audit.poison.triggers import TRIGGER_FORMS
 from lightpeft.config import check_at_least, check_choice
 from lightpeft.errors import ConfigError
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from lightpeft.audit.policy_options import Projection
+from lightpeft.audit.policies.options import Projection
 
 
 def project(gradient: Tensor, other: Tensor, projection: Projection = "conditional") -> Tensor:

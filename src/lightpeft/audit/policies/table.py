@@ -1,10 +1,10 @@
 """The table of gradient policies."""
 
-from lightpeft.audit.baselines import GradNorm, LayerwisePoisoning, PCGrad, Ripple, Vanilla
-from lightpeft.audit.gradient_control import CLNorm, GradientControl, ILProj
-from lightpeft.audit.layers import LayerMap
-from lightpeft.audit.policy import Policy
-from lightpeft.audit.policy_options import PolicyName, PolicyOptions
+from lightpeft.audit.policies.baselines import GradNorm, LayerwisePoisoning, PCGrad, Ripple, Vanilla
+from lightpeft.audit.policies.gradient_control import CLNorm, GradientControl, ILProj
+from lightpeft.audit.policies.layers import LayerMap
+from lightpeft.audit.policies.options import PolicyName, PolicyOptions
+from lightpeft.audit.policies.policy import Policy
 
 POLICIES: dict[PolicyName, type[Policy]] = {
     "vanilla": Vanilla,

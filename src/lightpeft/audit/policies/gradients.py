@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightpeft.audit.errors import AuditError
-from lightpeft.audit.layers import LayerMap
+from lightpeft.audit.policies.layers import LayerMap
 
 Task = Literal["clean", "poisoned", "combined"]
 Batch = Mapping[str, Any]

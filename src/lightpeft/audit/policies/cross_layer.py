@@ -3,8 +3,8 @@
 import warnings
 from collections.abc import Sequence
 
-from lightpeft.audit.layers import LayerMap
-from lightpeft.audit.policy_options import PolicyOptions
+from lightpeft.audit.policies.layers import LayerMap
+from lightpeft.audit.policies.options import PolicyOptions
 from lightpeft.errors import ConfigError
 
 

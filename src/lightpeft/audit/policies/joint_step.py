@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from lightpeft.audit.errors import AuditError
-from lightpeft.audit.gradients import Batch, TaskPair, check_finite, pair_of, set_gradients
-from lightpeft.audit.layers import LayerMap
-from lightpeft.audit.policy import Policy
+from lightpeft.audit.policies.gradients import Batch, TaskPair, check_finite, pair_of, set_gradients
+from lightpeft.audit.policies.layers import LayerMap
+from lightpeft.audit.policies.policy import Policy
 
 
 @dataclass(frozen=True)

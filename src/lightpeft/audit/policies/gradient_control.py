@@ -2,12 +2,12 @@
 
 from torch import Tensor
 
-from lightpeft.audit.cross_layer import LayerWeights
-from lightpeft.audit.gradients import TaskPair
-from lightpeft.audit.layers import LayerMap
-from lightpeft.audit.policy import Policy
-from lightpeft.audit.policy_options import PolicyOptions
-from lightpeft.audit.projection import control
+from lightpeft.audit.policies.cross_layer import LayerWeights
+from lightpeft.audit.policies.gradients import TaskPair
+from lightpeft.audit.policies.layers import LayerMap
+from lightpeft.audit.policies.options import PolicyOptions
+from lightpeft.audit.policies.policy import Policy
+from lightpeft.audit.policies.projection import control
 
 
 class CLNorm(Policy):

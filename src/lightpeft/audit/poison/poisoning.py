@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from random import Random
 
 from lightpeft.audit.errors import AuditError
-from lightpeft.audit.recipe import TriggerRecipe
+from lightpeft.audit.poison.recipe import TriggerRecipe
+from lightpeft.audit.poison.triggers import Planted, plant
 from lightpeft.audit.rows import Texts
-from lightpeft.audit.triggers import Planted, plant
 from lightpeft.config import exact_count
 from lightpeft.tasks.draw import permutation
 

@@ -5,9 +5,9 @@ from abc import ABC, abstractmethod
 from torch import Tensor, nn
 
 from lightpeft.audit.errors import AuditError
-from lightpeft.audit.gradients import Batch, TaskPair
-from lightpeft.audit.layers import LayerMap
-from lightpeft.audit.policy_options import PolicyOptions
+from lightpeft.audit.policies.gradients import Batch, TaskPair
+from lightpeft.audit.policies.layers import LayerMap
+from lightpeft.audit.policies.options import PolicyOptions
 
 
 class Policy(ABC):

@@ -4,12 +4,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lightpeft.audit.gradients import Batch, TaskPair, task_gradients
-from lightpeft.audit.layers import LayerMap
-from lightpeft.audit.layerwise import check_first_token_head, layerwise_loss
-from lightpeft.audit.policy import Policy, model_loss
-from lightpeft.audit.policy_options import PolicyOptions
-from lightpeft.audit.projection import project
+from lightpeft.audit.policies.gradients import Batch, TaskPair, task_gradients
+from lightpeft.audit.policies.layers import LayerMap
+from lightpeft.audit.policies.layerwise import check_first_token_head, layerwise_loss
+from lightpeft.audit.policies.options import PolicyOptions
+from lightpeft.audit.policies.policy import Policy, model_loss
+from lightpeft.audit.policies.projection import project
 
 
 class Vanilla(Policy):

@@ -8,8 +8,8 @@ from transformers import PreTrainedTokenizerBase
 
 from lightpeft.audit.errors import AuditError
 from lightpeft.audit.metrics import Proportion
-from lightpeft.audit.poisoning import Poisoned
-from lightpeft.audit.triggers import Planted
+from lightpeft.audit.poison.poisoning import Poisoned
+from lightpeft.audit.poison.triggers import Planted
 
 _BATCH = 1000
 

@@ -1,0 +1,1 @@
+"""Triggers, recipes, and data that is poisoned by them."""
