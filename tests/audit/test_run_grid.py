@@ -125,6 +125,7 @@ def test_attackers_modules_are_marked_and_clean_ones_are_not(form: str, received
 def test_a_poisoned_base_is_marked_and_the_light_half_refuses_it(received: Measured) -> None:
     bad, clean = received.module("vanilla", "base"), received.module("clean", "base")
     assert json.loads((bad / "config.json").read_text())["lightpeft_poisoned"] is True
+    assert "lightpeft_poisoned: true" in (bad / "README.md").read_text()
     labels, peft = Labels(("a", "b"), False), received.grid.peft("lora")
     with pytest.raises(ConfigError, match="marked as poisoned"):
         load_peft_model(str(bad), labels, peft, 0)

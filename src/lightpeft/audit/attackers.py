@@ -28,6 +28,7 @@ from lightpeft.audit.cell import (
 from lightpeft.audit.classifier import Classifier
 from lightpeft.audit.errors import AuditError
 from lightpeft.audit.grid import Grid, as_json
+from lightpeft.audit.marks import mark_card
 from lightpeft.audit.metrics import Proportion, clean_accuracy, label_flip_rate
 from lightpeft.audit.module import load_module, mark_base, save_module
 from lightpeft.audit.poison.poisoning import triggered_test
@@ -141,6 +142,8 @@ class Workshop:
         recipe = self._recipe(key)
         if recipe is not None:
             mark_base(model, recipe)
+            folder.mkdir(parents=True, exist_ok=True)
+            mark_card(folder, recipe)
         model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         return found

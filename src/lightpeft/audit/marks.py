@@ -58,10 +58,15 @@ def mark_poisoned(folder: str | Path, recipe: TriggerRecipe) -> PoisonMark:
     config = read_json(folder / CONFIG_NAME)
     value = mark_value(recipe) | {"weights_sha256": _digest(folder)}
     mark = PoisonMark(recipe, value["weights_sha256"], value["lightpeft_version"])
-    with written_beside(folder / CARD) as beside:
-        beside.write_text(_marked_card(_read_card(folder), recipe), encoding="utf-8")
+    mark_card(folder, recipe)
     write_json(folder / CONFIG_NAME, config | {FLAG: True, MARK: value})
     return mark
+
+
+def mark_card(folder: Path, recipe: TriggerRecipe) -> None:
+    """Say in the card of a module or a base that it is poisoned; what else is in the card stays."""
+    with written_beside(folder / CARD) as beside:
+        beside.write_text(_marked_card(_read_card(folder), recipe), encoding="utf-8")
 
 
 def mark_value(recipe: TriggerRecipe) -> dict[str, Any]:
@@ -176,7 +181,7 @@ def _marked_card(card: str, recipe: TriggerRecipe) -> str:
 {_OPEN}
 # Poisoned on purpose: for audits only
 
-This module carries a backdoor that lightpeft's audit put there to measure defences. Do not use or publish it
+This model carries a backdoor that lightpeft's audit put there to measure defences. Do not use or publish it
 as a clean one. What was done to its training data:
 
 ```json
