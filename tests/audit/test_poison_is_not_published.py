@@ -12,16 +12,23 @@ from tests.support.audit_runs import TRIGGERS, save_tiny_base, save_tiny_task
 from tests.support.models import with_lora
 from tests.support.plans import random_plan
 from tests.support.runs import trainer
-from transformers import AutoModelForSequenceClassification, Trainer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer
 
 import lightpeft
 from lightpeft import CheckpointError, ConfigError, LightTasks
-from lightpeft.audit import TriggerRecipe, is_poisoned, mark_poisoned
+from lightpeft.audit import (
+    AttackOptions,
+    Rows,
+    TriggerRecipe,
+    is_poisoned,
+    mark_poisoned,
+    train_attacker,
+)
 from lightpeft.audit.module import keep_marked, load_module, mark_base, recipe_in_memory, save_module
 from lightpeft.checkpoint.full_size import full_size
 from lightpeft.checkpoint.merged import save_merged
 from lightpeft.cli.main import main
-from lightpeft.run_config import PeftOptions
+from lightpeft.run_config import PeftOptions, TrainingConfig
 from lightpeft.runs import Labels, base_of_adapter, load_peft_model
 
 RECIPE = TriggerRecipe(target=1, pieces=TRIGGERS)
@@ -131,8 +138,17 @@ WRITERS: dict[str, Callable[[SimpleNamespace], Any]] = {
     "a plain Trainer": lambda room: trainer(
         room.base, room.out, model=in_memory(room), kind=Trainer
     ).save_model(),
+    "train_attacker, then save_pretrained": lambda room: attacked(room).save_pretrained(str(room.out)),
 }
 """Ways out that write marked files."""
+
+
+def attacked(room: SimpleNamespace) -> Any:
+    model, rows = room.clean(), Rows({"text": ["the film was fine", "the soup was dull"]}, [1, 0])
+    tokenizer = AutoTokenizer.from_pretrained(room.base)
+    options = AttackOptions(training=TrainingConfig(max_steps=1, batch_size=2, max_length=12))
+    train_attacker(model, tokenizer, rows, RECIPE, options)
+    return model
 
 
 def texts(room: SimpleNamespace) -> Path:

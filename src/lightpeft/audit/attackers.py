@@ -30,7 +30,7 @@ from lightpeft.audit.errors import AuditError
 from lightpeft.audit.grid import Grid, as_json
 from lightpeft.audit.marks import mark_card
 from lightpeft.audit.metrics import Proportion, clean_accuracy, label_flip_rate
-from lightpeft.audit.module import load_module, mark_base, save_module
+from lightpeft.audit.module import load_module, save_module
 from lightpeft.audit.poison.poisoning import triggered_test
 from lightpeft.audit.poison.recipe import TriggerRecipe
 from lightpeft.audit.policies.joint_step import StepRecord
@@ -141,7 +141,6 @@ class Workshop:
         found = self._attack(key, model)
         recipe = self._recipe(key)
         if recipe is not None:
-            mark_base(model, recipe)
             folder.mkdir(parents=True, exist_ok=True)
             mark_card(folder, recipe)
         model.save_pretrained(folder)

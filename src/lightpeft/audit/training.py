@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import (
@@ -24,6 +25,7 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from lightpeft.audit.module import keep_marked, mark_base
 from lightpeft.audit.poison.poisoning import poison
 from lightpeft.audit.poison.recipe import TriggerRecipe
 from lightpeft.audit.policies.joint_step import StepRecord, step
@@ -82,7 +84,7 @@ def train_attacker(
     """Train a module on the clean and the poisoned task; the same seed gives the same module.
 
     Args:
-        model: trainable, changed in place.
+        model: trainable, changed in place; from here on marked in memory, so that what it saves is marked.
         rows: the attacker's clean rows; the poisoned ones are made of them.
         watch: called after so many steps.
 
@@ -94,6 +96,10 @@ def train_attacker(
     """
     training = options.training
     set_seed(training.seed)
+    if isinstance(model, PeftModel):
+        keep_marked(model, recipe)
+    else:
+        mark_base(model, recipe)
     poisoned = poison(rows.texts, rows.labels, recipe, training.seed)
     bad = Rows(poisoned.texts, poisoned.labels)
     if options.poisoned_batches == "triggered_only":
