@@ -12,17 +12,12 @@ from lightpeft.audit.scan import ScanTexts, scan
 from lightpeft.cli.audit.grid import show_cells
 from lightpeft.cli.experiment import check_ready
 from lightpeft.cli.options import run_with_options
-from lightpeft.run_config import BottleneckOptions, TrainingConfig
+from lightpeft.run_config import TrainingConfig
 from lightpeft.runs import MINILM
 
 ATTACK: PolicyName = "gradient_control"
 TRAINING = TrainingConfig(
-    max_steps=80,
-    learning_rate=1e-3,
-    warmup_steps=8,
-    batch_size=16,
-    max_length=48,
-    group_by_length=True,
+    max_steps=96, learning_rate=2e-3, warmup_steps=6, batch_size=16, max_length=40, group_by_length=True
 )
 DEFENCES = ("none", "discard", "reset_layers", "light_cutting", "onion")
 
@@ -40,7 +35,7 @@ def demo(out: Path, seeds: list[int] | None = None, training: TrainingConfig = T
     Args:
         out: Folder for cells/, modules/ and report.html.
         seeds: Training seeds; by default 0.
-        training: Both trainings; the user's takes three quarters of the steps.
+        training: Of the clean modules; attacker and user take half of the steps, at half the rate.
     """
     check_ready(out)
     run_grid(grid_of(seeds or [0], training), out)
@@ -57,26 +52,30 @@ def grid_of(seeds: list[int], training: TrainingConfig) -> Grid:
         name: GridTask(
             f"demo/{name}",
             train=1000,
-            test=250,
-            held_out=200,
+            test=150,
+            words=20,
             held_out_from="validation",
             triggers=triggers,
         )
         for name, triggers in (("sentiment", 1), ("reviews", 1), ("spam", 3), ("sms", 3))
     }
-    steps = max(1, round(0.75 * (training.max_steps or 80)))
+    half = dataclasses.replace(
+        training,
+        max_steps=max(1, (training.max_steps or 96) // 2),
+        learning_rate=training.learning_rate / 2,
+    )
     return Grid(
         model=MINILM,
         tasks=tasks,
         attacks={ATTACK: GridAttack(PolicyOptions(ATTACK, alpha_scale="relative", alpha=0.05))},
         pairs=[["sentiment", "reviews"], ["spam", "sms"]],
-        forms=["parallel"],
+        forms=["lora"],
         defences={name: GridDefence(name) for name in DEFENCES},
         seeds=seeds,
-        attacker=training,
+        clean=training,
         from_clean=True,
-        user=dataclasses.replace(training, max_steps=steps),
-        bottleneck=BottleneckOptions(size=64),
-        points=3,
+        attacker=half,
+        user=half,
+        points=2,
         analyses=True,
     )
