@@ -13,7 +13,7 @@ import yaml
 from tests.support import received_modules
 from tests.support.audit_runs import TRIGGERS, save_tiny_base, save_tiny_task
 
-from lightpeft.audit import TriggerRecipe
+from lightpeft.audit import TRIGGER_FORMS, TriggerRecipe
 from lightpeft.audit.cell import load_cells
 from lightpeft.audit.grid import Grid
 from lightpeft.audit.run import CELLS, MODULES
@@ -21,6 +21,7 @@ from lightpeft.cli.audit import VERBS
 from lightpeft.cli.audit import demo as demo_verb
 from lightpeft.cli.audit.demo import DEFENCES, TRAINING, grid_of
 from lightpeft.cli.main import main
+from lightpeft.cli.options import run_with_options
 from lightpeft.run_config import TrainingConfig
 
 
@@ -112,6 +113,19 @@ def test_the_file_says_what_is_measured(finished: Path) -> None:
     assert cell.settings["user"]["max_steps"] == 3
     assert cell.settings["peft"]["bottleneck"]["size"] == 8
     assert [point.step for point in cell.curve] == [0, 3]
+
+
+@pytest.mark.parametrize("form", TRIGGER_FORMS)
+def test_a_form_in_the_file_brings_its_own_pieces(form: str, room: Path, tmp_path: Path) -> None:
+    path = written(room, tmp_path, attacks={"one": {"trigger": {"target": 0, "form": form}}})
+    grids: list[Grid] = []
+
+    def keep(grid: Grid) -> None:
+        """Keep the grid."""
+        grids.append(grid)
+
+    run_with_options(keep, "test", ["--config", path])
+    assert grids[0].attacks["one"].recipe == TriggerRecipe(target=0, form=form)
 
 
 def test_a_run_goes_on_where_it_stopped(

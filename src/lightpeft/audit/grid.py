@@ -132,7 +132,7 @@ class Grid:
     def recipe(self, attack: str, attacker_task: str, user_task: str) -> TriggerRecipe:
         """The trigger recipe of an attack, with the tasks' numbers of triggers."""
         return dataclasses.replace(
-            self.attacks[attack].trigger,
+            self.attacks[attack].recipe,
             train_count=self.tasks[attacker_task].triggers,
             test_count=self.tasks[user_task].triggers,
         )

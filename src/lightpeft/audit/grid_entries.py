@@ -92,8 +92,9 @@ class GridAttack:
     policy: PolicyOptions = field(default_factory=lambda: PolicyOptions("vanilla"))
     """How the clean and the poisoned gradient become one."""
 
-    trigger: TriggerRecipe = field(default_factory=lambda: TriggerRecipe(target=1))
-    """Trigger, target and poisoned rows; the numbers of triggers come from the tasks."""
+    trigger: TriggerRecipe | None = None
+    """Trigger, target and poisoned rows, by default words for class 1; the numbers of triggers come from the
+    tasks."""
 
     optimizer: OptimizerName = "adamw"
     """See AttackOptions."""
@@ -103,6 +104,15 @@ class GridAttack:
 
     learning_rate: float | None = None
     """In place of the attacker's rate, for this attack."""
+
+    @property
+    def recipe(self) -> TriggerRecipe:
+        """The trigger.
+
+        `trigger` has no recipe as its default: a form given in a file would be merged with the pieces of
+        another form.
+        """
+        return self.trigger or TriggerRecipe(target=1)
 
     def options(self, training: TrainingConfig) -> AttackOptions:
         """The attacker's training."""

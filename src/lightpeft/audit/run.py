@@ -69,9 +69,9 @@ def _check_classes(grid: Grid, tasks: dict[str, AuditTask]) -> None:
             )
     for name, attack in grid.attacks.items():
         least = min(len(task.class_names) for task in tasks.values())
-        if attack.trigger.target >= least:
+        if attack.recipe.target >= least:
             raise AuditError(
-                f"attack {name!r} has the target class {attack.trigger.target}, a task has {least} classes."
+                f"attack {name!r} has the target class {attack.recipe.target}, a task has {least} classes."
             )
 
 
