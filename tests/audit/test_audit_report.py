@@ -16,7 +16,7 @@ from lightpeft.audit.report import (
     group_cells,
     markdown_table,
     render_audit_report,
-    summary_table,
+    summary_tables,
     write_audit_report,
 )
 from lightpeft.audit.report.findings import findings, headline
@@ -315,12 +315,13 @@ def test_the_same_cells_in_any_order_give_the_same_page(tmp_path: Path) -> None:
 
 
 def test_terminal_table_has_a_row_a_group() -> None:
-    table = summary_table(grid())
-    assert table.row_count == len(group_cells(grid())) == 14
-    console = Console(width=220, record=True)
-    console.print(table)
-    line = next(text for text in console.export_text().splitlines() if " fresh " in text)
-    assert "not distinguishable from the floor" in line
+    tables = summary_tables(grid())
+    assert sum(table.row_count for table in tables) == len(group_cells(grid())) == 14
+    console = Console(width=120, record=True)
+    console.print(*tables)
+    text = console.export_text()
+    assert "demo/a → demo/b" in text
+    line = next(line for line in text.splitlines() if " fresh " in line)
     assert "87.0 ± 0.0" in line
 
 

@@ -3,7 +3,7 @@
 from lightpeft.audit.report.aggregate import group_cells, missing_cells
 from lightpeft.audit.report.group import Group, OverSeeds
 from lightpeft.audit.report.page import render_audit_report, write_audit_report
-from lightpeft.audit.report.tables import markdown_table, summary_table
+from lightpeft.audit.report.tables import markdown_table, summary_tables
 
 __all__ = [
     "Group",
@@ -12,6 +12,6 @@ __all__ = [
     "markdown_table",
     "missing_cells",
     "render_audit_report",
-    "summary_table",
+    "summary_tables",
     "write_audit_report",
 ]

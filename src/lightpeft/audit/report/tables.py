@@ -80,22 +80,23 @@ def defence_tables(groups: Sequence[Group]) -> list[TextTable]:
     ]
 
 
-def summary_table(cells: Sequence[Cell]) -> Table:
-    """LFR, floor and CACC of every attack and defence, for the terminal.
+def summary_tables(cells: Sequence[Cell]) -> list[Table]:
+    """LFR, floor and CACC of every attack and defence, for the terminal: a table for each data and scenario.
 
     Raises:
         AuditError: no cells, or one key twice.
     """
-    table = Table(title=Text("Audit: LFR and CACC in %, mean ± standard deviation over seeds"))
-    headings = ("data", "form", "attack", "defence", "LFR", "floor", "LFR − floor, points", "CACC", "reading")
-    for place, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if place < 4 or place == 8 else "right")
-    for found in by_data(group_cells(cells)):
-        for group in found:
-            names = (block_title(group.key), group.key.form, group.key.attack, group.key.defence)
+    headings = ("form", "attack", "defence", "LFR, %", "floor, %", "LFR − floor, points", "CACC, %")
+    found = []
+    for groups in by_data(group_cells(cells)):
+        table = Table(title=Text(block_title(groups[0].key)))
+        for place, heading in enumerate(headings):
+            table.add_column(heading, justify="left" if place < 3 else "right")
+        for group in groups:
+            names = (group.key.form, group.key.attack, group.key.defence)
             table.add_row(*map(Text, (*names, *_summary(group))))
-        table.add_section()
-    return table
+        found.append(table)
+    return found
 
 
 def markdown_table(cells: Sequence[Cell], rows: Literal["attacks", "defences"] = "attacks") -> str:
@@ -158,7 +159,7 @@ def _markdown(table: TextTable) -> str:
 
 def _summary(group: Group) -> tuple[str, ...]:
     over = difference_text(group.over_floor)
-    return (_lfr(group), _floor(group), over, seeds_text(group.cacc), _reading(group))
+    return (_lfr(group), _floor(group), over, seeds_text(group.cacc))
 
 
 def _attack_row(group: Group) -> tuple[str, ...]:

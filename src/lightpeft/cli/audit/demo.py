@@ -38,9 +38,11 @@ def demo(out: Path, seeds: list[int] | None = None, training: TrainingConfig = T
         training: Of the clean modules; attacker and user take half of the steps, at half the rate.
     """
     check_ready(out)
-    run_grid(grid_of(seeds or [0], training), out)
+    grid = grid_of(seeds or [0], training)
+    run_grid(grid, out)
     folders = sorted(folder for folder in (out / MODULES).iterdir() if folder.is_dir())
-    scans = [scan(folder, texts=ScanTexts.built_in()) for folder in folders]
+    texts = {name: ScanTexts.of(name, task.load().train) for name, task in grid.tasks.items()}
+    scans = [scan(folder, texts=texts[folder.name.split("--")[0]]) for folder in folders]
     show_cells(out, [report.to_dict() for report in scans])
     for folder, report in zip(folders, scans, strict=True):
         print(f"scan {folder}: {'FOUND' if report.found else 'nothing found'}")

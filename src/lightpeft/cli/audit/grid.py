@@ -8,7 +8,7 @@ from rich.console import Console
 
 from lightpeft.audit.cell import CLEAN, CellKey, load_cells
 from lightpeft.audit.grid import Grid
-from lightpeft.audit.report import summary_table, write_audit_report
+from lightpeft.audit.report import summary_tables, write_audit_report
 from lightpeft.audit.run import CELLS, run_grid
 from lightpeft.cli.experiment import check_ready
 from lightpeft.cli.options import run_with_options
@@ -60,7 +60,7 @@ def show_cells(out: Path, scans: Sequence[Mapping[str, Any]] = ()) -> None:
     """Write the page of all cells in `out`, and of scans of modules, and print the cells' numbers."""
     cells = load_cells(out / CELLS)
     write_audit_report(out / "report.html", cells, scans)
-    Console().print(summary_table(cells))
+    Console().print(*summary_tables(cells))
     print(f"report: {out / 'report.html'}")
 
 

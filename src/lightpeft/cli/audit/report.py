@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from lightpeft.audit.cell import load_cells
-from lightpeft.audit.report import summary_table, write_audit_report
+from lightpeft.audit.report import summary_tables, write_audit_report
 from lightpeft.audit.run import CELLS
 from lightpeft.cli.options import run_with_options
 
@@ -26,5 +26,5 @@ def report(folder: Path, out: Path | None = None) -> None:
     cells = load_cells(folder / CELLS if (folder / CELLS).is_dir() else folder)
     page = out or folder / "report.html"
     write_audit_report(page, cells)
-    Console().print(summary_table(cells))
+    Console().print(*summary_tables(cells))
     print(page)
