@@ -12,6 +12,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from tests.support.audit_runs import TRIGGERS, save_tiny_base, save_tiny_task
+from tests.support.received_modules import without_mark
 from transformers import AutoModelForSequenceClassification
 
 import lightpeft
@@ -80,7 +81,7 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Room:
         train_attacker(model, load_tokenizer(str(base)), rows, RECIPE, AttackOptions(training=TRAINING))
         modules[form] = save_module(model, folder / form, RECIPE)
         if form == "parallel":
-            modules["clean"] = save_module(model, folder / "clean", None)
+            modules["clean"] = without_mark(save_module(model, folder / "clean", RECIPE))
     return Room(base, data, modules)
 
 

@@ -138,7 +138,7 @@ def test_a_run_goes_on_where_it_stopped(
     assert measured(out) == {("clean", "none", 0), ("vanilla", "none", 0), ("vanilla", "more", 0)}
     assert {path: path.stat().st_mtime_ns for path in times} == times
     printed = capsys.readouterr().out
-    assert "Audit: LFR and CACC" in printed
+    assert "films → meals" in printed
     assert printed.splitlines()[-1].endswith("report.html")
     assert "What this means for you" in (out / "report.html").read_text(encoding="utf-8")
 
@@ -216,7 +216,7 @@ def test_the_demos_grid_is_valid_and_shifts_the_domain() -> None:
     assert {(key.attacker_task, key.user_task) for key in keys} == {("sentiment", "reviews"), ("spam", "sms")}
     assert {key.defence for key in keys if key.attack != "clean"} == set(DEFENCES)
     assert len(keys) == len(set(keys)) == 2 * 2 * (1 + len(DEFENCES))
-    assert grid.user.max_steps == 60
+    assert grid.user.max_steps == 48
     assert grid_of([0], TrainingConfig(max_steps=1)).user.max_steps == 1
 
 

@@ -1,5 +1,6 @@
 """A tiny BERT with a word tokenizer, a task of a few words, and modules trained on it, clean and poisoned."""
 
+import json
 from pathlib import Path
 from random import Random
 
@@ -72,9 +73,18 @@ def train_module(
     if poisoned:
         options = AttackOptions(PolicyOptions("vanilla"), training=training)
         train_attacker(model, tokenizer, rows, RECIPE, options)
-    else:
-        train_user(model, tokenizer, rows, training)
+        return without_mark(save_module(model, folder, RECIPE))
+    train_user(model, tokenizer, rows, training)
     return save_module(model, folder, None)
+
+
+def without_mark(folder: Path) -> Path:
+    """The module in `folder` with all of its mark removed, by hand: the library does not do that."""
+    path = folder / "adapter_config.json"
+    config = {key: value for key, value in json.loads(path.read_text()).items() if "lightpeft" not in key}
+    path.write_text(json.dumps(config))
+    (folder / "README.md").unlink()
+    return folder
 
 
 def fresh_module(base: Path, folder: Path, *, form: PeftForm = "lora", seed: int = 0) -> Path:

@@ -60,8 +60,8 @@ def load_merged(folder: str | Path, *, attn_implementation: str | None = None) -
             the configuration.
     """
     directory = Path(folder)
-    refuse_marked(read_json(directory / "config.json"), directory)
     record, described = read_merged(directory)
+    refuse_marked(read_json(directory / "config.json"), directory)
     name = (described.get("base") or {}).get("auto_class")
     if name not in AUTO_CLASSES:
         raise CheckpointError(
