@@ -2,12 +2,12 @@
 
 import dataclasses
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 from tests.support.audit_cells import cell_of, grid, layers_of, share
+from tests.support.pages import Page
 
 from lightpeft.audit.cell import Cell, Point
 from lightpeft.audit.errors import AuditError
@@ -24,39 +24,6 @@ from lightpeft.audit.report.limits import how_sure, not_measured
 from lightpeft.audit.report.wording import difference_sentence, difference_text, points
 
 EVIL = "<script>alert('x')</script>"
-VOID = {"meta", "br", "hr", "img", "input", "link"}
-
-
-class Page(HTMLParser):
-    """Reads a page; notes its texts and ids, and that every element is closed in order."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[str] = []
-        self.ids: list[str] = []
-        self.words: list[str] = []
-        self.feed(text)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.ids += [value or "" for name, value in attrs if name == "id"]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        if tag not in VOID:
-            self.open.pop()
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if data.strip():
-            self.words.append(" ".join(data.split()))
 
 
 @pytest.fixture(scope="module")

@@ -55,13 +55,14 @@ class Classifier:
         with self._evaluating(), torch.inference_mode():
             found = torch.cat(
                 [
-                    read(self._encoded(texts, order[start : start + self.batch_size])).float().cpu()
+                    read(self.encoded(texts, order[start : start + self.batch_size])).float().cpu()
                     for start in range(0, len(order), self.batch_size)
                 ]
             )
         return found[torch.tensor(order).argsort()]
 
-    def _encoded(self, texts: Texts, rows: list[int]) -> dict[str, Tensor]:
+    def encoded(self, texts: Texts, rows: list[int]) -> dict[str, Tensor]:
+        """Some rows as one padded batch on the model's device."""
         columns = [[texts[name][row] for row in rows] for name in ("text", "text_pair") if name in texts]
         batch = self.tokenizer(
             *columns, truncation=True, max_length=self.max_length, padding=True, return_tensors="pt"

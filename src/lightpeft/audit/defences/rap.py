@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from random import Random
-from typing import Any, ClassVar, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from peft import PeftModel
@@ -19,7 +19,6 @@ from lightpeft.audit.rows import Rows, Texts
 from lightpeft.audit.training import precision_of
 from lightpeft.config import check_at_least, check_choice
 from lightpeft.errors import ConfigError
-from lightpeft.run_config import TrainingConfig
 from lightpeft.tasks.draw import permutation
 
 ScoreName = Literal["fall", "left"]
@@ -176,10 +175,8 @@ def learn_vector(
     was_training = model.training
     model.eval()
     for batch in _batches(len(rows), options, received.seed):
-        with word_vector(model, word, vector):
-            logits = _logits(
-                model, received, {name: [column[i] for i in batch] for name, column in texts.items()}
-            )
+        with word_vector(model, word, vector), precision_of(received.training, start.device):
+            logits = model(**classifier.encoded(texts, batch)).logits
         after = logits.float().softmax(-1)[:, label]
         drop = before[batch].to(after.device) - after
         loss = (options.least_drop - drop).relu() + (drop - options.most_drop).relu()
@@ -193,18 +190,6 @@ def learn_vector(
             vector.mul_(start.norm() / vector.norm())
     model.train(was_training)
     return vector.detach()
-
-
-def _logits(model: PeftModel, received: Received, texts: Texts) -> Tensor:
-    training: TrainingConfig = received.training
-    device = next(model.parameters()).device
-    columns = [list(texts[name]) for name in ("text", "text_pair") if name in texts]
-    encoded: Any = received.tokenizer(
-        *columns, truncation=True, max_length=training.max_length, padding=True, return_tensors="pt"
-    )
-    with precision_of(training, device):
-        logits: Tensor = model(**encoded.to(device)).logits
-    return logits
 
 
 def _batches(rows: int, options: Rap, seed: int) -> Iterator[list[int]]:

@@ -20,7 +20,7 @@ HARMLESS = frozenset({".gitattributes", ".gitignore", "LICENSE"})
 CODE_KEYS = ("auto_map", "trust_remote_code", "custom_pipelines", "custom_generate")
 """Configuration keys, at any depth, by which transformers would run a repository's own code."""
 MAX_BYTES = 2**31
-"""A text or JSON file gets a thousandth of it."""
+"""A text or JSON file gets a 64th of it."""
 
 _MAGICS = {
     b"PK\x03\x04": "a zip archive, as torch.save writes pickles",
