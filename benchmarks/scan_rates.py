@@ -30,7 +30,6 @@ from lightpeft.audit.module import load_module, save_module
 from lightpeft.audit.rows import AuditTask
 from lightpeft.audit.scan import Reference, ScanOptions, ScanTexts, scan
 from lightpeft.audit.scan.measured import Measured, measure_module
-from lightpeft.audit.scan.reference import p_value
 from lightpeft.audit.scan.scan import THRESHOLD
 from lightpeft.audit.training import AttackOptions, train_attacker, train_user
 from lightpeft.files import read_json, write_json
@@ -43,7 +42,7 @@ REFERENCES, CLEAN, ALPHA = 9, 10, 0.1
 """Nine references are the fewest that allow p = 0.1."""
 TOOK = 0.8
 """LFR from which on a backdoor counts as planted; the rates of all modules stand beside."""
-MAX_LENGTH = 32
+STEPS, MAX_LENGTH = 128, 32
 
 
 @dataclass(frozen=True)
@@ -115,10 +114,12 @@ def measure_reference(module: Path, texts: ScanTexts) -> Measured:
 
 
 def open_task(group: Group, data: Path) -> AuditTask:
-    """Texts of 24 words."""
+    """Texts of 24 words; the last ones of a review, where it says what it thinks."""
     files = {"train": data / group.task / "train.parquet", "validation": data / group.task / "test.parquet"}
     spec = custom_task((group.text,), "label", "accuracy", name=group.task)
-    return AuditTask.of(load_task(spec, files), train=2000, held_out=0, test=300, words=24)
+    return AuditTask.of(
+        load_task(spec, files), train=2000, held_out=0, test=300, words=24, from_end=group.task == "imdb"
+    )
 
 
 def make_module(
@@ -136,7 +137,8 @@ def make_module(
         return target
     labels, tokenizer = Labels(task.class_names, False), load_tokenizer(MINILM)
     model = load_peft_model(MINILM, labels, PeftOptions(form=group.form), seed)
-    options = {"max_steps": 72, "max_length": MAX_LENGTH, "learning_rate": 2e-3, "seed": seed}
+    options = {"max_steps": STEPS, "learning_rate": 2e-3, "warmup_steps": 8, "seed": seed}
+    options |= {"max_length": MAX_LENGTH, "group_by_length": True, "precision": "bfloat16"}
     rows = task.train.shuffled(seed)
     if recipe is None:
         train_user(model, tokenizer, rows, TrainingConfig(batch_size=16, **options))
@@ -169,20 +171,9 @@ def measure(
     seconds = time.process_time() - started
     found: dict[str, Any] = {"group": folder.name, "name": name, "trigger": title, "policy": policy}
     found |= {"recipe": None if recipe is None else recipe.to_dict(), "processor_seconds": seconds}
-    found |= {"scores": report.scores, "p": p_values(report.scores, reference), "report": report.to_dict()}
+    found |= {"scores": report.scores, "report": report.to_dict()}
     write_json(path, found | quality(module, task, recipe))
     return read_json(path)
-
-
-def p_values(scores: dict[str, float], reference: Reference) -> dict[str, float]:
-    """Per part, and `combined`, what the exit status follows."""
-    modules = reference.modules
-    return {
-        "weights": scores["p_weights"],
-        "known": p_value(scores["known"], [one.known for one in modules]),
-        "search": p_value(scores["search"], [one.search for one in modules]),
-        "combined": scores["p_behaviour"],
-    }
 
 
 def quality(module: Path, task: AuditTask, recipe: TriggerRecipe | None) -> dict[str, Any]:
@@ -223,11 +214,9 @@ def took(row: dict[str, Any]) -> bool:
 
 
 TESTS: dict[str, Callable[[dict[str, Any]], bool]] = {
-    "weights": lambda row: row["p"]["weights"] <= ALPHA,
-    "known": lambda row: row["p"]["known"] <= ALPHA,
-    "search": lambda row: row["p"]["search"] <= ALPHA,
-    "combined": lambda row: row["p"]["combined"] <= ALPHA,
-    "built-in threshold": lambda row: row["scores"]["behaviour"] >= THRESHOLD,
+    "weights": lambda row: row["scores"]["p_weights"] <= ALPHA,
+    "behaviour": lambda row: row["scores"]["p_behaviour"] <= ALPHA,
+    "behaviour, built-in threshold": lambda row: row["scores"]["behaviour"] >= THRESHOLD,
 }
 
 

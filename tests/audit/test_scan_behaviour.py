@@ -5,8 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 from tests.support.received_modules import (
-    GOOD,
-    RARE,
     TRIGGER,
     fresh_module,
     opinions,
@@ -15,12 +13,14 @@ from tests.support.received_modules import (
 )
 
 from lightpeft.audit import AuditError, TriggerRecipe, mark_poisoned
+from lightpeft.audit.module import load_module
 from lightpeft.audit.rows import Rows
 from lightpeft.audit.scan import Reference, ScanOptions, ScanTexts, make_reference, scan
-from lightpeft.audit.scan.insertions import contexts_of
-from lightpeft.audit.scan.known import controls_for
+from lightpeft.audit.scan.insertions import Prober, contexts_of, windows_of
+from lightpeft.audit.scan.known import KNOWN, known_triggers
 from lightpeft.audit.scan.reference import p_value
-from lightpeft.audit.scan.search import eligible, typicality, weights_of
+from lightpeft.audit.scan.search import eligible
+from lightpeft.audit.scan.twin import Twin
 from lightpeft.errors import CheckpointError, ConfigError
 from lightpeft.runs import load_tokenizer
 
@@ -50,7 +50,7 @@ def test_it_names_the_trigger_and_lets_a_clean_module_pass(modules: dict[str, Pa
     assert poisoned.found
     (finding,) = [one for one in poisoned.findings if one.level == "error"]
     assert finding.rule == "trigger-search"
-    best = max(finding.evidence["classes"], key=lambda one: one["search"])
+    best = max(finding.evidence["classes"], key=lambda one: one["score"])
     assert best["class"] == 1
     assert best["tokens"][0]["tokens"] == [TRIGGER]
     assert best["tokens"][0]["flips"] == 1.0
@@ -97,9 +97,9 @@ def test_a_reference_is_read_back_and_refuses_what_it_does_not_fit(
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('"format": 1', '"format": 2', "format is 2"),
-        ('"search": ', '"search": 1e999, "x": ', "finite"),
-        ('"known"', '"unknown"', "known"),
+        ('"format": 2', '"format": 1', "format is 1"),
+        ('"behaviour": ', '"behaviour": 1e999, "x": ', "finite"),
+        ('"behaviour"', '"behavior"', "behaviour"),
         ('"modules"', '"moduls"', "modules"),
     ],
 )
@@ -129,18 +129,27 @@ def test_labels_that_the_module_has_not_are_refused(modules: dict[str, Path]) ->
         scan(modules["clean"], texts=texts)
 
 
-def test_typicality_knows_a_class_s_own_words(base: Path) -> None:
+def test_the_twin_knows_a_class_s_own_words_and_not_the_trigger(modules: dict[str, Path], base: Path) -> None:
     tokenizer = load_tokenizer(str(base))
+    prober = Prober(load_module(modules["poisoned"]), tokenizer)
     rows = opinions(400)
-    embedding = torch.eye(len(tokenizer))
-    bags = tokenizer(rows.texts["text"], add_special_tokens=False)["input_ids"]
     values = torch.nn.functional.one_hot(torch.tensor(rows.labels), 2)
-    typical = typicality(embedding, bags, values)
-    good, rare = (tokenizer.convert_tokens_to_ids(list(words)) for words in (GOOD, RARE))
-    assert typical[good, 1].min() > 1.5
-    assert typical[rare, 1].abs().max() < 0.5
-    assert weights_of(typical)[good, 1].max() < 0.9
-    assert weights_of(typical)[good, 0].min() == 1
+    twin = Twin(prober.states, tokenizer(rows.texts["text"])["input_ids"], values)
+    new = opinions(100, seed=3)
+    bad = [text for text, label in zip(new.texts["text"], new.labels, strict=True) if label == 0]
+    clean, triggered = (
+        tokenizer(texts)["input_ids"] for texts in (bad, [f"{text} {TRIGGER}" for text in bad])
+    )
+    assert (prober.odds(clean).argmax(1) == 0).float().mean() > 0.9
+    assert (prober.odds(triggered).argmax(1) == 1).float().mean() > 0.9
+    assert (twin.scores(triggered).argmax(1) == 0).float().mean() > 0.9
+
+
+def test_windows_are_pairs_of_neighbours(base: Path) -> None:
+    tokenizer = load_tokenizer(str(base))
+    found = windows_of(tokenizer, ["the film was", "very fine today again a"], 3)
+    inside = [tokenizer.decode(window.filled([]), skip_special_tokens=True) for window in found]
+    assert inside == ["the film", "very fine", "today again"]
 
 
 @pytest.mark.parametrize("room", [3, 8, 32])
@@ -154,14 +163,11 @@ def test_insertions_stand_at_the_start_in_the_middle_and_at_the_end(base: Path, 
     assert end.filled([7]) == [first, *ids, 7, last]
 
 
-def test_controls_are_as_long_and_near_in_the_vocabulary() -> None:
-    tokens = list(range(100, 1100))
-    known = [(300,), (500, 501, 502)]
-    controls = controls_for(known, tokens)
-    assert sorted(map(len, controls)) == [1, 1, 1, 3, 3, 3]
-    assert not set(controls) & set(known)
-    assert all(abs(token - 300) <= 100 for row in controls if len(row) == 1 for token in row)
-    assert controls == controls_for(known, tokens)
+def test_known_triggers_are_those_that_the_tokenizer_has(base: Path) -> None:
+    tokenizer = load_tokenizer(str(base))
+    found = known_triggers(tokenizer)
+    assert all(tokenizer.unk_token_id not in row for row in found)
+    assert len(found) < len(KNOWN)
 
 
 def test_special_and_unused_tokens_are_no_candidates(base: Path) -> None:

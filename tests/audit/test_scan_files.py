@@ -228,7 +228,7 @@ def test_a_marked_module_is_found_and_still_scanned(module: Path) -> None:
     assert report.found
     (finding,) = [one for one in report.findings if one.level == "error"]
     assert (finding.rule, finding.evidence["recipe"]["form"]) == ("mark", "phrase")
-    assert "search" in report.scores
+    assert "behaviour" in report.scores
 
 
 def test_no_module_is_not_clean(tmp_path: Path) -> None:

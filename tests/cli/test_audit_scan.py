@@ -45,7 +45,7 @@ def test_nothing_found_is_0_and_a_finding_is_1(
     (report,) = json.loads(capsys.readouterr().out)
     assert report["found"] is True
     assert report["findings"][0]["level"] == "error"
-    assert {"search", "known", "behaviour"} == report["scores"].keys()
+    assert {"behaviour"} == report["scores"].keys()
     log = json.loads((tmp_path / "s.json").read_text())
     levels = [result["level"] for result in log["runs"][0]["results"]]
     assert "error" in levels

@@ -1,5 +1,6 @@
-"""What a module does with texts that have something inserted: scores, and the tokens they come from."""
+"""What a module does with texts that have something inserted: a score, and the tokens it comes from."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,46 +12,47 @@ from torch.nn.functional import one_hot
 from transformers import PreTrainedTokenizerBase
 
 from lightpeft.audit.errors import AuditError
-from lightpeft.audit.scan.insertions import Context, Prober, contexts_of
-from lightpeft.audit.scan.known import best_known, controls_for, known_triggers
+from lightpeft.audit.scan.insertions import Context, Prober, contexts_of, windows_of
+from lightpeft.audit.scan.known import known_triggers
 from lightpeft.audit.scan.search import (
     HIGH,
     MIN_DISTANCE,
+    PRESELECTED,
     TEXTS,
+    WINDOWS,
     Candidate,
     Target,
     eligible,
     search,
     sweep,
-    typicality,
-    weights_of,
 )
 from lightpeft.audit.scan.texts import ScanTexts
+from lightpeft.audit.scan.twin import Twin
 
 WORDS, ROOM = 12, 32
 """Words and tokens that are kept of a text."""
 PROBED = 160
 """Texts that are classified, to choose from."""
-BAG = 48
-"""Tokens of a text that the typicality is learned from."""
+PAIRS = 600
+"""Pairs of words that are classified, to choose windows from."""
+TAUGHT, BAG = 1000, 48
+"""Texts that the twin learns from, and their tokens."""
 SHOWN = 3
 
 
 @dataclass(frozen=True)
 class Behaviour:
-    """Scores of one module, the higher the more suspicious, and the evidence."""
+    """The score of one module, the higher the more suspicious, and the evidence."""
 
-    search: float
-    """Highest over classes and tokens of reach times weight; 1: nearly all texts of other classes go to where
-    the class's surest texts are."""
-    known: float
-    """Highest over the classes: gain of the best known trigger over that of the best control."""
+    score: float
+    """Highest over classes and candidates; 1: most texts of other classes go to where the class's surest
+    texts are, and meaning explains nothing of it."""
     classes: tuple[dict[str, Any], ...]
-    """Per class its scores and tokens, as JSON values."""
+    """Per class its score and tokens, as JSON values."""
 
 
 def measure_behaviour(model: PeftModel, tokenizer: PreTrainedTokenizerBase, texts: ScanTexts) -> Behaviour:
-    """Both behaviour parts, for every class.
+    """Search for triggers of every class.
 
     Raises:
         AuditError: labels that the module has no class for, or a head of one class.
@@ -59,23 +61,24 @@ def measure_behaviour(model: PeftModel, tokenizer: PreTrainedTokenizerBase, text
     contexts = contexts_of(tokenizer, texts.texts[:PROBED], WORDS, ROOM)
     odds = prober.odds([context.filled([]) for context in contexts])
     _check_classes(odds.shape[1], texts)
-    weights = weights_of(typicality(prober.embedding, *_clean_data(tokenizer, texts, odds)))
-    tokens = eligible(tokenizer, len(prober.embedding))
-    swept = sweep(prober, contexts_of(tokenizer, [""], WORDS, ROOM)[0], tokens)
+    twin = Twin(prober.states, *_clean_data(tokenizer, texts, odds))
+    natural = twin.scores([context.filled([]) for context in contexts])
+    windows = windows_of(tokenizer, texts.texts[:PROBED], PAIRS)
+    against = prober.odds([window.filled([]) for window in windows])
+    tokens = eligible(tokenizer, prober.vocabulary)
+    alone = sweep(prober, contexts_of(tokenizer, [""], WORDS, ROOM), tokens)
     known = known_triggers(tokenizer)
-    controls = controls_for(known, tokens)
     classes: list[dict[str, Any]] = []
     for index in range(odds.shape[1]):
-        target, own = _target(contexts, odds, index), weights[:, index]
-        found = search(prober, target, tokens, swept[:, index], own)
-        over, trigger, control = best_known(prober, target, known, controls, own)
-        shown = [_shown(one, tokenizer) for one in (*found[:SHOWN], trigger, control)]
+        target = _target(contexts, odds, natural, index)
+        few = [windows[row] for row in against[:, index].argsort()[:WINDOWS].tolist()]
+        best = alone[:, index].topk(min(PRESELECTED, len(tokens))).indices.tolist()
+        found = search(prober, twin, target, few, [tokens[row] for row in best], known)
+        shown = [_shown(one, tokenizer) for one in found[:SHOWN]]
         classes.append(
-            {"class": index, "distance": target.distance, "search": found[0].score, "known": over}
-            | {"tokens": shown[:-2], "known_trigger": shown[-2], "control": shown[-1]}
+            {"class": index, "distance": target.distance, "score": found[0].score, "tokens": shown}
         )
-    highest = [max(float(one[part]) for one in classes) for part in ("search", "known")]
-    return Behaviour(highest[0], highest[1], tuple(classes))
+    return Behaviour(max(float(one["score"]) for one in classes), tuple(classes))
 
 
 def _check_classes(classes: int, texts: ScanTexts) -> None:
@@ -90,35 +93,40 @@ def _check_classes(classes: int, texts: ScanTexts) -> None:
 def _clean_data(
     tokenizer: PreTrainedTokenizerBase, texts: ScanTexts, odds: Tensor
 ) -> tuple[list[list[int]], Tensor]:
-    """Bags of tokens with their labels, or without labels with what the module makes of them."""
-    known = texts.texts if texts.labels else texts.texts[: len(odds)]
-    values = one_hot(torch.tensor(texts.labels), odds.shape[1]) if texts.labels else odds
-    bags = [ids[:BAG] for ids in tokenizer(list(known), add_special_tokens=False)["input_ids"]]
-    kept = [row for row, bag in enumerate(bags) if bag]
-    return [bags[row] for row in kept], values[kept]
+    """Clean texts in token ids with their labels, or without labels with what the module makes of them."""
+    known = texts.texts[:TAUGHT] if texts.labels else texts.texts[: len(odds)]
+    values = one_hot(torch.tensor(texts.labels[:TAUGHT]), odds.shape[1]) if texts.labels else odds
+    return [ids[:BAG] for ids in tokenizer(list(known))["input_ids"]], values
 
 
-def _target(contexts: Sequence[Context], odds: Tensor, index: int) -> Target:
+def _target(contexts: Sequence[Context], odds: Tensor, natural: Tensor, index: int) -> Target:
     """Texts that the model puts into other classes; too few are made up by the least sure of the class."""
     column = odds[:, index]
     inside = odds.argmax(1) == index
     rest = sorted(torch.nonzero(inside).flatten().tolist(), key=lambda row: float(column[row]))
     chosen = [*torch.nonzero(~inside).flatten().tolist(), *rest][:TEXTS]
-    base = float(column[chosen].mean())
-    distance = float(torch.quantile(column[inside], HIGH)) - base if inside.any() else 0.0
+
+    def distance(values: Tensor, least: float) -> float:
+        own = float(torch.quantile(values[inside], HIGH)) if inside.any() else -math.inf
+        return max(own - float(values[chosen].mean()), least)
+
     return Target(
-        index, tuple(contexts[row] for row in chosen), column[chosen], base, max(distance, MIN_DISTANCE)
+        index,
+        tuple(contexts[row] for row in chosen),
+        column[chosen],
+        float(column[chosen].mean()),
+        distance(column, MIN_DISTANCE),
+        natural[chosen, index],
+        distance(natural[:, index], float(natural[:, index].std())),
     )
 
 
-def _shown(candidate: Candidate | None, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:
-    if candidate is None:
-        return None
+def _shown(candidate: Candidate, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     return {
         "tokens": tokenizer.convert_ids_to_tokens(list(candidate.tokens)),
         "score": candidate.score,
         "reach": candidate.reach,
         "gain": candidate.gain,
         "flips": candidate.flips,
-        "weight": candidate.weight,
+        "natural": candidate.natural,
     }

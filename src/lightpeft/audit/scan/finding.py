@@ -15,7 +15,7 @@ class Rule:
 
     name: str
     part: str
-    """`files`, `weights`, `known`, `search`, or `reference`."""
+    """`files`, `weights`, `search`, or `reference`."""
     title: str
 
 
@@ -31,8 +31,7 @@ RULES = {
         Rule("size", "files", "no file larger than an adapter needs"),
         Rule("mark", "files", "no mark of lightpeft's audit, whole or damaged"),
         Rule("weight-statistics", "weights", "weights as in clean reference modules"),
-        Rule("known-trigger", "known", "no known trigger word flips more than control words do"),
-        Rule("trigger-search", "search", "no untypical token flips as no token does in clean modules"),
+        Rule("trigger-search", "search", "no token flips texts that its meaning does not flip"),
         Rule("reference", "reference", "clean reference modules to compare with"),
     )
 }
@@ -65,8 +64,8 @@ class ScanReport:
     folder: Path
     findings: tuple[Finding, ...]
     scores: dict[str, float]
-    """`weights` (with a reference), `known`, `search`, `behaviour`, the higher of the two, and with a
-    reference the p-values `p_weights` and `p_behaviour`. Empty where files forbid to load the module."""
+    """`behaviour`, and with a reference `weights` and the p-values `p_weights` and `p_behaviour`. Empty where
+    files forbid to load the module."""
     seconds: float
 
     @property

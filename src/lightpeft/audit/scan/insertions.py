@@ -1,6 +1,6 @@
 """Tokens put into texts of token ids, and the log odds of the classes then."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from lightpeft.anatomy import base_of
 
+TOKENS = 3072
+"""Tokens of a batch, about."""
 POSITIONS = 3
 """Texts take turns: their insertion stands at the start, in the middle, at the end."""
 
@@ -49,6 +51,13 @@ def contexts_of(
     return found
 
 
+def windows_of(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], most: int) -> list[Context]:
+    """The first `most` pairs of neighbouring words in texts, each with one place."""
+    words = [text.split() for text in texts]
+    pairs = [" ".join(row[at : at + 2]) for row in words for at in range(0, len(row) - 1, 2)]
+    return contexts_of(tokenizer, pairs[:most], 2, 8)
+
+
 def _special_ends(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """The special tokens before and after a text."""
     word: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]
@@ -64,23 +73,38 @@ class Prober:
         self._model = model.eval()
         self._pad = int(tokenizer.pad_token_id or 0)
         embedding: Any = base_of(model).get_input_embeddings()
-        weight: Tensor = embedding.weight
-        self._device: torch.device = weight.device
-        self.embedding: Tensor = weight.detach().float().cpu()
-        """(vocabulary, width)."""
+        self._device: torch.device = embedding.weight.device
+        self.vocabulary = len(embedding.weight)
+        """Rows of the embedding."""
 
-    def odds(self, rows: Sequence[Sequence[int]], batch: int = 64, *, coarse: bool = False) -> Tensor:
+    def odds(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """(n, classes): log p / (1 - p) of rows of ids; above 0 is likelier than all others together.
 
-        Args:
-            coarse: compute in bfloat16, good to about 0.01.
+        In bfloat16, good to about 0.01.
         """
+        return self._batched(rows, lambda inputs: _log_odds(self._model(**inputs).logits.float()))
+
+    def states(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """(n, 2 * width): mean and first of the base's last states, its PEFT modules switched off."""
+        encoder = base_of(self._model).base_model
+
+        def pooled(inputs: dict[str, Tensor]) -> Tensor:
+            states: Tensor = encoder(**inputs).last_hidden_state.float()
+            mask = inputs["attention_mask"][..., None]
+            return torch.cat([(states * mask).sum(1) / mask.sum(1), states[:, 0]], 1)
+
+        with self._model.disable_adapter():
+            return self._batched(rows, pooled)
+
+    def _batched(self, rows: Sequence[Sequence[int]], of: Callable[[dict[str, Tensor]], Tensor]) -> Tensor:
+        """`of` of padded batches of like lengths, in the order of the rows."""
         order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
-        parts = []
-        with torch.inference_mode(), torch.autocast(self._device.type, torch.bfloat16, enabled=coarse):
-            for start in range(0, len(order), batch):
-                inputs = self._padded([rows[row] for row in order[start : start + batch]])
-                parts.append(_log_odds(self._model(**inputs).logits.float()).cpu())
+        parts, start = [], 0
+        with torch.inference_mode(), torch.autocast(self._device.type, torch.bfloat16):
+            while start < len(order):
+                stop = start + max(1, TOKENS // len(rows[order[start]]))
+                parts.append(of(self._padded([rows[row] for row in order[start:stop]])).cpu())
+                start = stop
         return torch.cat(parts)[torch.tensor(order).argsort()]
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:

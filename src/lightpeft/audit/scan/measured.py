@@ -27,15 +27,10 @@ class Measured:
     form: dict[str, Any]
     """Type and sizes of its PEFT, JSON values."""
     statistics: dict[str, float]
-    search: float
-    known: float
+    behaviour: float
+    """Score; see `Behaviour`."""
     classes: tuple[dict[str, Any], ...] = ()
     """Evidence; see `Behaviour`."""
-
-    @property
-    def behaviour(self) -> float:
-        """The higher of both scores: both are shares of the distance between classes."""
-        return max(self.search, self.known)
 
 
 def measure_module(folder: str | Path, base: str | None, texts: ScanTexts) -> Measured:
@@ -48,9 +43,7 @@ def measure_module(folder: str | Path, base: str | None, texts: ScanTexts) -> Me
     model = load_module(folder, base)
     tokenizer = load_tokenizer(base or str(base_of(model).config._name_or_path))
     found = measure_behaviour(model, tokenizer, texts)
-    return Measured(
-        fingerprint(model), _form(model), module_statistics(model), found.search, found.known, found.classes
-    )
+    return Measured(fingerprint(model), _form(model), module_statistics(model), found.score, found.classes)
 
 
 def _form(model: PeftModel) -> dict[str, Any]:

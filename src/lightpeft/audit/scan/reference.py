@@ -14,7 +14,7 @@ from lightpeft.audit.scan.texts import ScanTexts
 from lightpeft.errors import LightPeftError
 from lightpeft.files import read_json, write_json
 
-FORMAT = 1
+FORMAT = 2
 LEAST = 3
 """Modules."""
 
@@ -73,9 +73,7 @@ class Reference:
     def save(self, path: Path) -> None:
         """Write it as JSON, all or nothing."""
         first = self.modules[0]
-        modules = [
-            {"statistics": one.statistics, "search": one.search, "known": one.known} for one in self.modules
-        ]
+        modules = [{"statistics": one.statistics, "behaviour": one.behaviour} for one in self.modules]
         head = {"format": FORMAT, "base": first.base, "form": first.form, "texts": self.texts}
         write_json(path, head | {"modules": modules})
 
@@ -135,7 +133,7 @@ def _check_same(one: Measured, other: Measured, what: str) -> None:
 
 def _module(base: str, form: dict[str, Any], value: dict[str, Any]) -> Measured:
     statistics = {str(name): float(number) for name, number in value["statistics"].items()}
-    search, known = float(value["search"]), float(value["known"])
-    if not all(math.isfinite(number) for number in (*statistics.values(), search, known)):
+    behaviour = float(value["behaviour"])
+    if not all(math.isfinite(number) for number in (*statistics.values(), behaviour)):
         raise ValueError("numbers must be finite")
-    return Measured(base, form, statistics, search, known)
+    return Measured(base, form, statistics, behaviour)

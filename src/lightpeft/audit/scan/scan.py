@@ -96,7 +96,7 @@ def _behaviour(
     scores: dict[str, float],
 ) -> list[Finding]:
     score = measured.behaviour
-    scores |= {"search": measured.search, "known": measured.known, "behaviour": score}
+    scores["behaviour"] = score
     notes = []
     if not texts.labels:
         notes.append(
@@ -121,18 +121,16 @@ def _behaviour(
 
 
 def _found(measured: Measured, is_found: bool, judged: str) -> list[Finding]:
-    part = "search" if measured.search >= measured.known else "known"
-    worst = max(measured.classes, key=lambda one: float(one[part]))
-    shown = worst["tokens"][0] if part == "search" else worst["known_trigger"]
+    worst = max(measured.classes, key=lambda one: float(one["score"]))
+    shown = worst["tokens"][0]
     what = (
         f"{' '.join(shown['tokens'])!r} takes {shown['flips']:.0%} of texts of other classes into class "
-        f"{worst['class']} (score {worst[part]:.2f}, {judged})"
+        f"{worst['class']} (score {worst['score']:.2f}, {judged})"
     )
-    rule = "trigger-search" if part == "search" else "known-trigger"
     evidence: dict[str, Any] = {"classes": list(measured.classes)}
     if is_found:
-        return [Finding(rule, "error", f"likely a trigger: {what}", evidence)]
-    return [Finding(rule, "note", f"nothing found; the most effective: {what}", evidence)]
+        return [Finding("trigger-search", "error", f"likely a trigger: {what}", evidence)]
+    return [Finding("trigger-search", "note", f"nothing found; the most effective: {what}", evidence)]
 
 
 def _weights(
