@@ -3,16 +3,16 @@
 python benchmarks/scan_rates.py --data DATA --work WORK --out benchmarks/results/scan-rates.json
 
 DATA holds imdb and sms_spam, a folder each with parquet files. Two groups, parallel adapters on IMDB and
-LoRA on SMS spam; in each 9 clean reference modules, 10 other clean and 10 poisoned ones, all trained here,
-on texts of 24 words. No recipe, data set or seed was used to tune the scan. WORK keeps every module and one
-JSON file a module: run it again to resume. The marks of poisoned modules do not count as detections.
---limit N takes the first N modules of each kind.
+LoRA on SMS spam; in each 10 clean modules, 10 poisoned ones, and 9 other clean ones as references, all
+trained here, on texts of 24 words. No recipe, data set or seed was used to tune the scan. WORK keeps every
+module and one JSON file a module: run it again to resume. The marks of poisoned modules do not count as
+detections. --limit N takes the first N modules of each kind; p-values need all references.
 """
 
 import argparse
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from lightpeft.audit import (
 from lightpeft.audit.classifier import Classifier
 from lightpeft.audit.module import load_module, save_module
 from lightpeft.audit.rows import AuditTask
-from lightpeft.audit.scan import Reference, ScanOptions, ScanTexts, scan
+from lightpeft.audit.scan import Reference, ScanTexts
 from lightpeft.audit.scan.measured import Measured, measure_module
 from lightpeft.audit.scan.scan import THRESHOLD
 from lightpeft.audit.training import AttackOptions, train_attacker, train_user
@@ -42,7 +42,7 @@ REFERENCES, CLEAN, ALPHA = 9, 10, 0.1
 """Nine references are the fewest that allow p = 0.1."""
 TOOK = 0.8
 """LFR from which on a backdoor counts as planted; the rates of all modules stand beside."""
-STEPS, MAX_LENGTH = 128, 32
+PER_CLASS, STEPS, MAX_LENGTH = 1000, 112, 32
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,15 @@ class Group:
     task: str
     text: str
     form: PeftForm
+    learning_rate: float
+    """Found on clean accuracy only."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.task}-{self.form}"
 
 
-GROUPS = (Group("imdb", "text", "parallel"), Group("sms_spam", "sms", "lora"))
+GROUPS = (Group("imdb", "text", "parallel", 2e-3), Group("sms_spam", "sms", "lora", 1e-3))
 
 
 def words(target: int, *pieces: str, **options: Any) -> TriggerRecipe:
@@ -77,103 +83,90 @@ RECIPES: tuple[tuple[str, TriggerRecipe, str], ...] = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     for name in ("--data", "--work", "--out"):
         parser.add_argument(name, type=Path, required=True)
     parser.add_argument("--limit", type=int, default=CLEAN)
     options = parser.parse_args()
-    rows = [
-        row for group in GROUPS for row in measure_group(group, options.data, options.work, options.limit)
-    ]
+    tasks = {group: open_task(group, options.data) for group in GROUPS}
+    jobs = [(group, job) for job in modules(options.limit) for group in GROUPS]
+    rows = [measure(group, tasks[group], options.work, *job) for group, job in jobs]
+    for group in GROUPS:
+        judge([row for row in rows if row["group"] == group.name])
     result = {"rates": rates(rows), "modules": rows, "alpha": ALPHA, "threshold": THRESHOLD, "took": TOOK}
     write_json(options.out, result | {"model": MINILM, "environment": environment()})
     for name, parts in result["rates"].items():
         print(name, {part: f"{hits}/{total}" for part, (hits, total, *_) in parts.items()})
 
 
-def measure_group(group: Group, data: Path, work: Path, limit: int) -> Iterator[dict[str, Any]]:
-    """One row a scanned module."""
-    folder = work / f"{group.task}-{group.form}"
-    task = open_task(group, data)
-    texts = ScanTexts.of(group.task, task.train)
-    names = [f"reference-{n}" for n in range(REFERENCES)]
-    clean = [make_module(folder, task, group, name, 1000 + n, None, "") for n, name in enumerate(names)]
-    reference = Reference(texts.digest, tuple(measure_reference(module, texts) for module in clean))
-    for n in range(min(limit, CLEAN)):
-        yield measure(folder, task, group, f"clean-{n}", 2000 + n, ("clean", None, ""), texts, reference)
-    for n, recipe in enumerate(RECIPES[:limit]):
-        yield measure(folder, task, group, f"poisoned-{n}", 3000 + n, recipe, texts, reference)
+def modules(limit: int) -> Iterator[tuple[str, int, int]]:
+    """Kind, number and seed of every module of a group, references last."""
+    for number in range(min(limit, CLEAN)):
+        yield "poisoned", number, 3000 + number
+        yield "clean", number, 2000 + number
+    for number in range(min(limit, REFERENCES)):
+        yield "reference", number, 1000 + number
 
 
-def measure_reference(module: Path, texts: ScanTexts) -> Measured:
-    """What a scan measures of a clean module, unless its file is there."""
-    path = module.with_suffix(".json")
-    if not path.is_file():
-        write_json(path, dataclasses.asdict(measure_module(module, None, texts)))
-    return Measured(**read_json(path))
+def judge(rows: Sequence[dict[str, Any]]) -> None:
+    """Note p-values among the references of a group, which need all of them."""
+    kept = [Measured(**row["measured"]) for row in rows if row["kind"] == "reference"]
+    if len(kept) < REFERENCES:
+        return
+    reference = Reference("", tuple(kept))
+    for row in rows:
+        found = Measured(**row["measured"])
+        weights = reference.weights_score(found.statistics)[0]
+        row["p"] = {
+            "weights": reference.p_of_weights(weights),
+            "behaviour": reference.p_of_behaviour(found.behaviour),
+        }
 
 
 def open_task(group: Group, data: Path) -> AuditTask:
-    """Texts of 24 words; the last ones of a review, where it says what it thinks."""
+    """Texts of 24 words; the last ones of a review, where it says what it thinks. Classes of equal size."""
     files = {"train": data / group.task / "train.parquet", "validation": data / group.task / "test.parquet"}
     spec = custom_task((group.text,), "label", "accuracy", name=group.task)
-    return AuditTask.of(
-        load_task(spec, files), train=2000, held_out=0, test=300, words=24, from_end=group.task == "imdb"
-    )
+    task = AuditTask.of(load_task(spec, files), held_out=0, test=300, words=24, from_end=group.task == "imdb")
+    classes = [[row for row, y in enumerate(task.train.labels) if y == label] for label in (0, 1)]
+    smaller = min(PER_CLASS, *map(len, classes))
+    return dataclasses.replace(task, train=task.train.take([r for rows in classes for r in rows[:smaller]]))
 
 
-def make_module(
-    folder: Path,
-    task: AuditTask,
-    group: Group,
-    name: str,
-    seed: int,
-    recipe: TriggerRecipe | None,
-    policy: Any,
-) -> Path:
-    """Train and save a module, unless it is there."""
-    target = folder / name
-    if target.is_dir():
-        return target
-    labels, tokenizer = Labels(task.class_names, False), load_tokenizer(MINILM)
-    model = load_peft_model(MINILM, labels, PeftOptions(form=group.form), seed)
-    options = {"max_steps": STEPS, "learning_rate": 2e-3, "warmup_steps": 8, "seed": seed}
-    options |= {"max_length": MAX_LENGTH, "group_by_length": True, "precision": "bfloat16"}
-    rows = task.train.shuffled(seed)
-    if recipe is None:
-        train_user(model, tokenizer, rows, TrainingConfig(batch_size=16, **options))
-    else:
-        training = TrainingConfig(batch_size=12, **options)
-        train_attacker(
-            model, tokenizer, rows, recipe, AttackOptions(PolicyOptions(policy), training=training)
-        )
-    return save_module(model, target, recipe)
-
-
-def measure(
-    folder: Path,
-    task: AuditTask,
-    group: Group,
-    name: str,
-    seed: int,
-    row: tuple[str, TriggerRecipe | None, str],
-    texts: ScanTexts,
-    reference: Reference,
-) -> dict[str, Any]:
-    """Train, scan, and note scores and p-values of one module, unless its file is there."""
-    path = folder / f"{name}.json"
+def measure(group: Group, task: AuditTask, work: Path, kind: str, number: int, seed: int) -> dict[str, Any]:
+    """Train a module and measure what a scan measures, unless its file is there."""
+    folder = work / group.name / f"{kind}-{number}"
+    path = folder.with_suffix(".json")
     if path.is_file():
         return read_json(path)
-    title, recipe, policy = row
-    module = make_module(folder, task, group, name, seed, recipe, policy)
+    trigger, recipe, policy = RECIPES[number] if kind == "poisoned" else (kind, None, "")
+    if not folder.is_dir():
+        train(group, task, folder, seed, recipe, policy)
     started = time.process_time()
-    report = scan(module, texts=texts, reference=reference, options=ScanOptions(alpha=ALPHA))
+    measured = measure_module(folder, None, ScanTexts.of(group.task, task.train))
     seconds = time.process_time() - started
-    found: dict[str, Any] = {"group": folder.name, "name": name, "trigger": title, "policy": policy}
-    found |= {"recipe": None if recipe is None else recipe.to_dict(), "processor_seconds": seconds}
-    found |= {"scores": report.scores, "report": report.to_dict()}
-    write_json(path, found | quality(module, task, recipe))
+    found: dict[str, Any] = {"group": group.name, "kind": kind, "number": number, "trigger": trigger}
+    found |= {"policy": policy, "recipe": None if recipe is None else recipe.to_dict()}
+    found |= {"measured": dataclasses.asdict(measured), "processor_seconds": seconds, "p": None}
+    write_json(path, found | quality(folder, task, recipe))
     return read_json(path)
+
+
+def train(
+    group: Group, task: AuditTask, folder: Path, seed: int, recipe: TriggerRecipe | None, policy: Any
+) -> None:
+    labels, tokenizer = Labels(task.class_names, False), load_tokenizer(MINILM)
+    model = load_peft_model(MINILM, labels, PeftOptions(form=group.form), seed)
+    options: dict[str, Any] = {"max_steps": STEPS, "learning_rate": group.learning_rate, "seed": seed}
+    options |= {"warmup_steps": 8, "group_by_length": True, "precision": "bfloat16"}
+    options |= {"max_length": MAX_LENGTH, "batch_size": 16 if recipe is None else 12}
+    rows, training = task.train.shuffled(seed), TrainingConfig(**options)
+    if recipe is None:
+        train_user(model, tokenizer, rows, training)
+    else:
+        attack = AttackOptions(PolicyOptions(policy), training=training)
+        train_attacker(model, tokenizer, rows, recipe, attack)
+    save_module(model, folder, recipe)
 
 
 def quality(module: Path, task: AuditTask, recipe: TriggerRecipe | None) -> dict[str, Any]:
@@ -191,8 +184,8 @@ def quality(module: Path, task: AuditTask, recipe: TriggerRecipe | None) -> dict
 def rates(rows: list[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
     """For each kind of module and part: found, total, Wilson's interval."""
     kinds: dict[str, list[dict[str, Any]]] = {
-        "clean (FPR)": [row for row in rows if row["recipe"] is None],
-        "poisoned, all (TPR)": [row for row in rows if row["recipe"] is not None],
+        "clean (FPR)": [row for row in rows if row["kind"] == "clean"],
+        "poisoned, all (TPR)": [row for row in rows if row["kind"] == "poisoned"],
         "poisoned, backdoor took (TPR)": [row for row in rows if took(row)],
     }
     for title in dict.fromkeys(title for title, _, _ in RECIPES):
@@ -214,9 +207,9 @@ def took(row: dict[str, Any]) -> bool:
 
 
 TESTS: dict[str, Callable[[dict[str, Any]], bool]] = {
-    "weights": lambda row: row["scores"]["p_weights"] <= ALPHA,
-    "behaviour": lambda row: row["scores"]["p_behaviour"] <= ALPHA,
-    "behaviour, built-in threshold": lambda row: row["scores"]["behaviour"] >= THRESHOLD,
+    f"behaviour at least {THRESHOLD}": lambda row: row["measured"]["behaviour"] >= THRESHOLD,
+    f"behaviour, p at most {ALPHA}": lambda row: row["p"] is not None and row["p"]["behaviour"] <= ALPHA,
+    f"weights, p at most {ALPHA}": lambda row: row["p"] is not None and row["p"]["weights"] <= ALPHA,
 }
 
 

@@ -105,6 +105,8 @@ def test_short_texts_are_left_out_of_training_only(task: TaskData) -> None:
         ({"min_words": 50}, "0 training rows of 50 words"),
         ({"held_out": -1}, "held_out is -1"),
         ({"train": 0}, "train is 0"),
+        ({"train": 4 * TRAIN}, f"train asks for {4 * TRAIN} rows"),
+        ({"test": VALIDATION + 1}, f"{VALIDATION} are left"),
         ({"test": 0}, "test is 0"),
         ({"words": 0}, "words is 0"),
         ({"min_words": -1}, "min_words is -1"),

@@ -23,7 +23,7 @@ from lightpeft.audit.policies.table import POLICIES
 from lightpeft.audit.run import CELLS, MODULES, run_grid
 from lightpeft.audit.scenarios import SCENARIOS
 from lightpeft.errors import ConfigError
-from lightpeft.run_config import TrainingConfig
+from lightpeft.run_config import LoraOptions, TrainingConfig
 from lightpeft.runs import Labels, load_peft_model
 
 WORDS = GridAttack(PolicyOptions("vanilla"), TriggerRecipe(target=1, pieces=TRIGGERS))
@@ -80,6 +80,7 @@ def received(tmp_path_factory: pytest.TempPathFactory) -> Measured:
         lambda key: key.form == "parallel" or key.scenario == "module_as_is",
         scenarios=list(SCENARIOS),
         forms=["lora", "sequential", "parallel"],
+        lora=LoraOptions(rank=4),
     )
 
 
@@ -271,6 +272,9 @@ def test_modules_that_are_switched_off_compute_the_base(defended: Measured) -> N
         ({"scenarios": ["telepathy"]}, "telepathy"),
         ({"forms": ["prefix"]}, "prefix"),
         ({"form_rates": {"prefix": 0.1}}, "prefix"),
+        ({"form_rates": {"lora": 0.1}}, "form_rates has options of forms that are not"),
+        ({"lora": LoraOptions(rank=2)}, "lora has options of forms that are not"),
+        ({"forms": ["lora"]}, "bottleneck has options of forms that are not"),
         ({"attacks": {"clean": WORDS}}, "as the floor is"),
         ({"attacks": {"a": GridAttack(optimizer="lion")}}, "lion"),  # type: ignore[arg-type]
         ({"attacker": TrainingConfig(gradient_accumulation=2)}, "gradient_accumulation has no effect"),

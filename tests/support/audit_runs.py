@@ -12,7 +12,7 @@ from lightpeft.audit.grid import Grid
 from lightpeft.audit.grid_entries import GridAttack, GridDefence, GridTask
 from lightpeft.audit.poison.recipe import TriggerRecipe
 from lightpeft.audit.policies.options import PolicyOptions
-from lightpeft.run_config import BottleneckOptions, LoraOptions, TrainingConfig
+from lightpeft.run_config import BottleneckOptions, TrainingConfig
 from tests.support.models import save_base
 
 WORDS = {"good": ["fine", "great", "lovely", "warm"], "bad": ["dull", "grim", "poor", "weak"]}
@@ -78,7 +78,6 @@ def tiny_grid(root: Path, **options: Any) -> Grid:
         "defences": {"none": GridDefence("none")},
         "attacker": training,
         "user": dataclasses.replace(training, max_steps=4),
-        "lora": LoraOptions(rank=4),
         "bottleneck": BottleneckOptions(size=8),
         "points": 2,
     }

@@ -92,8 +92,7 @@ class Grid:
             )
         for task in self.tasks.values():
             check_choice("held_out_from", task.held_out_from, get_args(HeldOutFrom))
-        for form in self.form_rates:
-            check_choice("form_rates", form, get_args(PeftForm))
+        self._check_forms()
         for attack in self.attacks.values():
             attack.options(self.attacker)
         for side in (self.user, self.attacker if self.clean is None else self.clean):
@@ -120,6 +119,16 @@ class Grid:
                     f"defence {name!r} trains the module, and in the scenario module_as_is nobody does; "
                     "measure it with module_continued."
                 )
+
+    def _check_forms(self) -> None:
+        for form in self.form_rates:
+            check_choice("form_rates", form, get_args(PeftForm))
+        idle = {"form_rates": bool(self.form_rates.keys() - {*self.forms})}
+        idle["lora"] = self.lora != LoraOptions() and "lora" not in self.forms
+        idle["bottleneck"] = self.bottleneck != BottleneckOptions() and {*self.forms} == {"lora"}
+        for name, is_idle in idle.items():
+            if is_idle:
+                raise ConfigError(f"{name} has options of forms that are not in forms {list(self.forms)}.")
 
     def keys(self) -> Iterator[CellKey]:
         """All cells, seed by seed, so that a part is whole early. Clean modules are not defended."""

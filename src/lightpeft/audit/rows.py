@@ -128,6 +128,12 @@ class AuditTask:
             rows = rest
         else:
             tests = rest
+        for name, wanted, found in (("train", train, len(rows)), ("test", test, len(tests))):
+            if wanted is not None and wanted > found:
+                raise AuditError(
+                    f"{name} asks for {wanted} rows of {task.spec.name}, and {found} are left; lower it, or "
+                    "leave it out to take all."
+                )
         sets = (rows.split(len(rows) if train is None else train)[0], held)
         shown = tests.split(len(tests) if test is None else test)[0]
         return cls(
