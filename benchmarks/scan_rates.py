@@ -6,7 +6,8 @@ DATA holds imdb and sms_spam, a folder each with parquet files. Two groups, para
 LoRA on SMS spam; in each 10 clean modules, 10 poisoned ones, and 9 other clean ones as references, all
 trained here, on texts of 24 words. No recipe, data set or seed was used to tune the scan. WORK keeps every
 module and one JSON file a module: run it again to resume. The marks of poisoned modules do not count as
-detections. --limit N takes the first N modules of each kind; p-values need all references.
+detections. --limit N takes the first N clean and poisoned modules; --references 0 leaves out the references, and with
+them the p-values.
 """
 
 import argparse
@@ -87,9 +88,10 @@ def main() -> None:
     for name in ("--data", "--work", "--out"):
         parser.add_argument(name, type=Path, required=True)
     parser.add_argument("--limit", type=int, default=CLEAN)
+    parser.add_argument("--references", type=int, choices=(0, REFERENCES), default=REFERENCES)
     options = parser.parse_args()
     tasks = {group: open_task(group, options.data) for group in GROUPS}
-    jobs = [(group, job) for job in modules(options.limit) for group in GROUPS]
+    jobs = [(group, job) for job in modules(options.limit, options.references) for group in GROUPS]
     rows = [measure(group, tasks[group], options.work, *job) for group, job in jobs]
     for group in GROUPS:
         judge([row for row in rows if row["group"] == group.name])
@@ -99,19 +101,19 @@ def main() -> None:
         print(name, {part: f"{hits}/{total}" for part, (hits, total, *_) in parts.items()})
 
 
-def modules(limit: int) -> Iterator[tuple[str, int, int]]:
+def modules(limit: int, references: int) -> Iterator[tuple[str, int, int]]:
     """Kind, number and seed of every module of a group, references last."""
     for number in range(min(limit, CLEAN)):
         yield "poisoned", number, 3000 + number
         yield "clean", number, 2000 + number
-    for number in range(min(limit, REFERENCES)):
+    for number in range(references):
         yield "reference", number, 1000 + number
 
 
 def judge(rows: Sequence[dict[str, Any]]) -> None:
-    """Note p-values among the references of a group, which need all of them."""
+    """Note p-values among the references of a group, if there are any."""
     kept = [Measured(**row["measured"]) for row in rows if row["kind"] == "reference"]
-    if len(kept) < REFERENCES:
+    if not kept:
         return
     reference = Reference("", tuple(kept))
     for row in rows:
@@ -195,8 +197,9 @@ def rates(rows: list[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
             f"{name}, {group}": [row for row in kinds[name] if row["group"] == group]
             for name in ("clean (FPR)", "poisoned, backdoor took (TPR)")
         }
+    tests = {part: test for part, test in TESTS.items() if part.startswith("score") or rows[0]["p"]}
     return {
-        name: {part: rate(chosen, test) for part, test in TESTS.items()}
+        name: {part: rate(chosen, test) for part, test in tests.items()}
         for name, chosen in kinds.items()
         if chosen
     }
@@ -207,9 +210,9 @@ def took(row: dict[str, Any]) -> bool:
 
 
 TESTS: dict[str, Callable[[dict[str, Any]], bool]] = {
-    f"behaviour at least {THRESHOLD}": lambda row: row["measured"]["behaviour"] >= THRESHOLD,
-    f"behaviour, p at most {ALPHA}": lambda row: row["p"] is not None and row["p"]["behaviour"] <= ALPHA,
-    f"weights, p at most {ALPHA}": lambda row: row["p"] is not None and row["p"]["weights"] <= ALPHA,
+    f"score at least {THRESHOLD}": lambda row: row["measured"]["behaviour"] >= THRESHOLD,
+    f"p of the score at most {ALPHA}": lambda row: row["p"]["behaviour"] <= ALPHA,
+    f"p of the weights at most {ALPHA}": lambda row: row["p"]["weights"] <= ALPHA,
 }
 
 
