@@ -6,8 +6,8 @@ DATA holds imdb and sms_spam, a folder each with parquet files. Two groups, para
 LoRA on SMS spam; in each 10 clean modules, 10 poisoned ones, and 9 other clean ones as references, all
 trained here, on texts of 24 words. No recipe, data set or seed was used to tune the scan. WORK keeps every
 module and one JSON file a module: run it again to resume. The marks of poisoned modules do not count as
-detections. --limit N takes the first N clean and poisoned modules; --references 0 leaves out the references, and with
-them the p-values.
+detections. --limit N takes the first N clean and poisoned modules; --references 0 leaves out the references,
+and with them the p-values.
 """
 
 import argparse
