@@ -16,7 +16,7 @@ from lightpeft.audit.scan.tensors import check_tensors
 from lightpeft.audit.scan.texts import ScanTexts
 from lightpeft.config import check_share
 
-THRESHOLD = 0.4
+THRESHOLD = 0.3
 """Behaviour score from which on a module is found without a reference; see docs/audit.md for its rates."""
 HARMLESS_ERRORS = frozenset({"file-type"})
 """Rules whose errors do not keep the module from being loaded: such files are not read."""

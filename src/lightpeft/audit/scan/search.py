@@ -27,8 +27,8 @@ ROUNDS = ((128, 6), (24, 24))
 TEXTS = ROUNDS[-1][1]
 LOW, HIGH = 0.25, 0.9
 """Quantiles: of the texts with a token in them, and of the target class's own texts."""
-NATURAL = 3.0
-"""How much the twin's rise counts: it is the weaker classifier, and moves less."""
+NATURAL = 6.0
+"""How much the twin's rise counts: it is the weaker classifier, and moves less; triggers do not move it."""
 MIN_DISTANCE = 1.0
 """Log odds; classes that are closer together count as this far."""
 
