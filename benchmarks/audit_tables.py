@@ -2,6 +2,7 @@
 
 python benchmarks/audit_tables.py RUN --paper              the main table beside the paper's numbers
 python benchmarks/audit_tables.py RUN --rows defences      any grid, by attacks or by defences
+python benchmarks/audit_tables.py RUN --matrix             defences against attacks and forms
 python benchmarks/audit_tables.py RUN --pack OUT.json      all cells in one file, without their settings
 """
 
@@ -12,7 +13,8 @@ from pathlib import Path
 
 from lightpeft.audit.cell import Cell, load_cells, plain
 from lightpeft.audit.metrics import over_seeds
-from lightpeft.audit.report import markdown_table
+from lightpeft.audit.report import Group, group_cells, markdown_table
+from lightpeft.audit.report.wording import difference_text, points
 from lightpeft.files import write_json
 
 PAIRS = (("sst2", "imdb"), ("imdb", "sst2"), ("enron", "ling"), ("ling", "enron"))
@@ -42,6 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--paper", action="store_true")
+    parser.add_argument("--matrix", action="store_true")
     parser.add_argument("--rows", choices=("attacks", "defences"), default="attacks")
     parser.add_argument("--pack", type=Path)
     options = parser.parse_args()
@@ -51,6 +54,8 @@ def main() -> None:
         write_json(options.pack, {"cells": rows})
     elif options.paper:
         print(beside_the_paper(cells))
+    elif options.matrix:
+        print(matrix(cells))
     else:
         print(markdown_table(cells, options.rows))
 
@@ -71,6 +76,26 @@ def beside_the_paper(cells: list[Cell]) -> str:
             ]
             lines.append(f"| {form} | {attack} | {' | '.join(parts)} | {_means(found, rows[attack])} |")
     return "\n".join(lines)
+
+
+def matrix(cells: list[Cell]) -> str:
+    """Per defence, and in a column per form and attack: LFR minus floor with its interval; cost in CACC."""
+    groups = [group for group in group_cells(cells) if not group.is_clean]
+    columns = list(dict.fromkeys((group.key.form, group.key.attack) for group in groups))
+    lines = [
+        f"| defence | {' | '.join(f'{form}, {attack}' for form, attack in columns)} |",
+        "|---" * (1 + len(columns)) + "|",
+    ]
+    for defence in dict.fromkeys(group.key.defence for group in groups):
+        row = {(g.key.form, g.key.attack): g for g in groups if g.key.defence == defence}
+        found = [_entry(row[column]) if column in row else "–" for column in columns]
+        lines.append(f"| {defence} | {' | '.join(found)} |")
+    return "\n".join(lines)
+
+
+def _entry(group: Group) -> str:
+    cost = "" if group.cost is None else f"; {points(group.cost.value)}"
+    return f"{difference_text(group.over_floor)}{cost}"
 
 
 def _of(cells: list[Cell], form: str, attack: str, pair: tuple[str, str]) -> list[Cell]:
