@@ -3,11 +3,11 @@
 python benchmarks/scan_rates.py --data DATA --work WORK --out benchmarks/results/scan-rates.json
 
 DATA holds imdb and sms_spam, a folder each with parquet files. Two groups, parallel adapters on IMDB and
-LoRA on SMS spam; in each 10 clean modules, 10 poisoned ones, and 9 other clean ones as references, all
-trained here, on texts of 24 words. No recipe, data set or seed was used to tune the scan. WORK keeps every
-module and one JSON file a module: run it again to resume. The marks of poisoned modules do not count as
-detections. --limit N takes the first N clean and poisoned modules; --references 0 leaves out the references,
-and with them the p-values.
+LoRA on SMS spam; in each 10 clean and 10 poisoned modules, all trained here, on texts of 24 words. No recipe,
+data set or seed was used to tune the scan, nor was its threshold changed after. Each module is judged twice:
+by the threshold, and with the clean modules of its group as references, itself left out. The marks of
+poisoned modules do not count as detections. WORK keeps every module and one JSON file a module: run it again
+to resume. --limit N takes the first N modules of each kind.
 """
 
 import argparse
@@ -39,8 +39,8 @@ from lightpeft.run_config import PeftForm, PeftOptions, TrainingConfig
 from lightpeft.runs import MINILM, Labels, load_peft_model, load_tokenizer
 from lightpeft.tasks import custom_task, load_task
 
-REFERENCES, CLEAN, ALPHA = 9, 10, 0.1
-"""Nine references are the fewest that allow p = 0.1."""
+MODULES, ALPHA = 10, 0.1
+"""Of each kind; nine references are the fewest that allow p = 0.1."""
 TOOK = 0.8
 """LFR from which on a backdoor counts as planted; the rates of all modules stand beside."""
 PER_CLASS, STEPS, MAX_LENGTH = 1000, 112, 32
@@ -87,11 +87,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     for name in ("--data", "--work", "--out"):
         parser.add_argument(name, type=Path, required=True)
-    parser.add_argument("--limit", type=int, default=CLEAN)
-    parser.add_argument("--references", type=int, choices=(0, REFERENCES), default=REFERENCES)
+    parser.add_argument("--limit", type=int, default=MODULES)
     options = parser.parse_args()
     tasks = {group: open_task(group, options.data) for group in GROUPS}
-    jobs = [(group, job) for job in modules(options.limit, options.references) for group in GROUPS]
+    jobs = [(group, job) for job in modules(options.limit) for group in GROUPS]
     rows = [measure(group, tasks[group], options.work, *job) for group, job in jobs]
     for group in GROUPS:
         judge([row for row in rows if row["group"] == group.name])
@@ -101,27 +100,23 @@ def main() -> None:
         print(name, {part: f"{hits}/{total}" for part, (hits, total, *_) in parts.items()})
 
 
-def modules(limit: int, references: int) -> Iterator[tuple[str, int, int]]:
-    """Kind, number and seed of every module of a group, references last."""
-    for number in range(min(limit, CLEAN)):
+def modules(limit: int) -> Iterator[tuple[str, int, int]]:
+    """Kind, number and seed of every module of a group."""
+    for number in range(min(limit, MODULES)):
         yield "poisoned", number, 3000 + number
         yield "clean", number, 2000 + number
-    for number in range(references):
-        yield "reference", number, 1000 + number
 
 
 def judge(rows: Sequence[dict[str, Any]]) -> None:
-    """Note p-values among the references of a group, if there are any."""
-    kept = [Measured(**row["measured"]) for row in rows if row["kind"] == "reference"]
-    if not kept:
-        return
-    reference = Reference("", tuple(kept))
+    """Note p-values among the clean modules of a group, each without itself."""
+    clean = [row for row in rows if row["kind"] == "clean"]
     for row in rows:
+        reference = Reference("", tuple(Measured(**one["measured"]) for one in clean if one is not row))
         found = Measured(**row["measured"])
         weights = reference.weights_score(found.statistics)[0]
         row["p"] = {
             "weights": reference.p_of_weights(weights),
-            "behaviour": reference.p_of_behaviour(found.behaviour),
+            "score": reference.p_of_behaviour(found.behaviour),
         }
 
 
@@ -197,9 +192,8 @@ def rates(rows: list[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
             f"{name}, {group}": [row for row in kinds[name] if row["group"] == group]
             for name in ("clean (FPR)", "poisoned, backdoor took (TPR)")
         }
-    tests = {part: test for part, test in TESTS.items() if part.startswith("score") or rows[0]["p"]}
     return {
-        name: {part: rate(chosen, test) for part, test in tests.items()}
+        name: {part: rate(chosen, test) for part, test in TESTS.items()}
         for name, chosen in kinds.items()
         if chosen
     }
@@ -211,8 +205,8 @@ def took(row: dict[str, Any]) -> bool:
 
 TESTS: dict[str, Callable[[dict[str, Any]], bool]] = {
     f"score at least {THRESHOLD}": lambda row: row["measured"]["behaviour"] >= THRESHOLD,
-    f"p of the score at most {ALPHA}": lambda row: row["p"]["behaviour"] <= ALPHA,
-    f"p of the weights at most {ALPHA}": lambda row: row["p"]["weights"] <= ALPHA,
+    f"score, p at most {ALPHA}": lambda row: row["p"]["score"] <= ALPHA,
+    f"weights, p at most {ALPHA}": lambda row: row["p"]["weights"] <= ALPHA,
 }
 
 
