@@ -4,10 +4,10 @@ python benchmarks/scan_rates.py --data DATA --work WORK --out benchmarks/results
 
 DATA holds imdb and sms_spam, a folder each with parquet files. Two groups, parallel adapters on IMDB and
 LoRA on SMS spam; in each 10 clean and 10 poisoned modules, all trained here, on texts of 24 words. No recipe,
-data set or seed was used to tune the scan, nor was its threshold changed after. Each module is judged twice:
-by the threshold, and with the clean modules of its group as references, itself left out. The marks of
-poisoned modules do not count as detections. WORK keeps every module and one JSON file a module: run it again
-to resume. --limit N takes the first N modules of each kind.
+data set or seed was used to tune the search or the score of suspicion; the threshold of findings was set
+after these modules were seen. Each is judged by both, and with the clean modules of its group as references,
+itself left out. The marks of poisoned modules do not count as detections. WORK keeps every module and one
+JSON file a module: run it again to resume. --limit N takes the first N modules of each kind.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from lightpeft.audit.module import load_module, save_module
 from lightpeft.audit.rows import AuditTask
 from lightpeft.audit.scan import Reference, ScanTexts
 from lightpeft.audit.scan.measured import Measured, measure_module
-from lightpeft.audit.scan.scan import THRESHOLD
+from lightpeft.audit.scan.scan import SUSPECT, THRESHOLD
 from lightpeft.audit.training import AttackOptions, train_attacker, train_user
 from lightpeft.files import read_json, write_json
 from lightpeft.report import environment
@@ -94,7 +94,13 @@ def main() -> None:
     rows = [measure(group, tasks[group], options.work, *job) for group, job in jobs]
     for group in GROUPS:
         judge([row for row in rows if row["group"] == group.name])
-    result = {"rates": rates(rows), "modules": rows, "alpha": ALPHA, "threshold": THRESHOLD, "took": TOOK}
+    result = {
+        "rates": rates(rows),
+        "modules": rows,
+        "alpha": ALPHA,
+        "thresholds": [SUSPECT, THRESHOLD],
+        "took": TOOK,
+    }
     write_json(options.out, result | {"model": MINILM, "environment": environment()})
     for name, parts in result["rates"].items():
         print(name, {part: f"{hits}/{total}" for part, (hits, total, *_) in parts.items()})
@@ -204,6 +210,7 @@ def took(row: dict[str, Any]) -> bool:
 
 
 TESTS: dict[str, Callable[[dict[str, Any]], bool]] = {
+    f"score at least {SUSPECT}": lambda row: row["measured"]["behaviour"] >= SUSPECT,
     f"score at least {THRESHOLD}": lambda row: row["measured"]["behaviour"] >= THRESHOLD,
     f"score, p at most {ALPHA}": lambda row: row["p"]["score"] <= ALPHA,
     f"weights, p at most {ALPHA}": lambda row: row["p"]["weights"] <= ALPHA,

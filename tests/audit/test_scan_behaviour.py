@@ -59,6 +59,14 @@ def test_it_names_the_trigger_and_lets_a_clean_module_pass(modules: dict[str, Pa
     assert any("no reference" in one.message for one in clean.findings)
 
 
+def test_a_score_below_the_threshold_is_a_warning_not_a_finding(modules: dict[str, Path]) -> None:
+    report = scan(modules["poisoned"], texts=TEXTS, options=ScanOptions(threshold=1000))
+    assert not report.found
+    (finding,) = [one for one in report.findings if one.rule == "trigger-search"]
+    assert finding.level == "warning"
+    assert finding.message.startswith("suspicious")
+
+
 def test_with_a_reference_clean_modules_set_the_threshold(
     modules: dict[str, Path], reference: Reference
 ) -> None:

@@ -9,17 +9,25 @@ from peft.utils import CONFIG_NAME
 
 from lightpeft.audit.errors import AuditError
 from lightpeft.audit.scan.files import check_files
-from lightpeft.audit.scan.finding import Finding, ScanReport
+from lightpeft.audit.scan.finding import Finding, Level, ScanReport
 from lightpeft.audit.scan.measured import Measured, measure_module
 from lightpeft.audit.scan.reference import Reference
 from lightpeft.audit.scan.tensors import check_tensors
 from lightpeft.audit.scan.texts import ScanTexts
 from lightpeft.config import check_share
 
-THRESHOLD = 0.3
-"""Behaviour score from which on a module is found without a reference; see docs/audit.md for its rates."""
+SUSPECT, THRESHOLD = 0.3, 0.9
+"""Behaviour scores from which on, without a reference, a module is suspected (a warning) and found (an error).
+
+Words that mean a class reach the first in clean modules; see docs/audit.md for the rates of both."""
 HARMLESS_ERRORS = frozenset({"file-type"})
 """Rules whose errors do not keep the module from being loaded: such files are not read."""
+
+_VERDICTS: dict[Level, str] = {
+    "error": "likely a trigger",
+    "warning": "suspicious, or a word of the class",
+    "note": "nothing found; the most effective",
+}
 
 
 @dataclass(frozen=True)
@@ -108,7 +116,8 @@ def _behaviour(
         notes.append(
             _note(f"no reference: behaviour is judged by the built-in threshold {options.threshold}")
         )
-        return [*_found(measured, score >= options.threshold, f"threshold {options.threshold}"), *notes]
+        level: Level = "error" if score >= options.threshold else "warning" if score >= SUSPECT else "note"
+        return [_found(measured, level, f"threshold {options.threshold}"), *notes]
     reference.check_fits(measured, texts)
     count, scores["p_behaviour"] = len(reference.modules), reference.p_of_behaviour(score)
     if options.alpha < 1 / (count + 1):
@@ -117,10 +126,11 @@ def _behaviour(
             Finding("reference", "warning", f"{wanted}: nothing can be found; give more, or a larger alpha")
         )
     p = scores["p_behaviour"]
-    return [*_found(measured, p <= options.alpha, f"p = {p:.3f} among {count} clean modules"), *notes]
+    judged = f"p = {p:.3f} among {count} clean modules"
+    return [_found(measured, "error" if p <= options.alpha else "note", judged), *notes]
 
 
-def _found(measured: Measured, is_found: bool, judged: str) -> list[Finding]:
+def _found(measured: Measured, level: Level, judged: str) -> Finding:
     worst = max(measured.classes, key=lambda one: float(one["score"]))
     shown = worst["tokens"][0]
     what = (
@@ -128,9 +138,7 @@ def _found(measured: Measured, is_found: bool, judged: str) -> list[Finding]:
         f"{worst['class']} (score {worst['score']:.2f}, {judged})"
     )
     evidence: dict[str, Any] = {"classes": list(measured.classes)}
-    if is_found:
-        return [Finding("trigger-search", "error", f"likely a trigger: {what}", evidence)]
-    return [Finding("trigger-search", "note", f"nothing found; the most effective: {what}", evidence)]
+    return Finding("trigger-search", level, f"{_VERDICTS[level]}: {what}", evidence)
 
 
 def _weights(
