@@ -17,7 +17,7 @@ from lightpeft.audit.scan.texts import ScanTexts
 from lightpeft.config import check_share
 
 SUSPECT, THRESHOLD = 0.3, 0.9
-"""Behaviour scores from which on, without a reference, a module is suspected (a warning) and found (an error).
+"""Behaviour scores that, without a reference, make a module suspicious (a warning), and found (an error).
 
 Words that mean a class reach the first in clean modules; see docs/audit.md for the rates of both."""
 HARMLESS_ERRORS = frozenset({"file-type"})
