@@ -30,7 +30,8 @@ def run(arguments: Sequence[str]) -> None:
 def demo(out: Path, seeds: list[int] | None = None, training: TrainingConfig = TRAINING) -> None:
     """Plant a backdoor in a module, train on as its user would, defend, scan, and write the page.
 
-    Everything is generated text and stays on this machine; the poisoned module is marked in its own files.
+    Everything is generated text and stays on this machine; poisoned modules are marked in their own files.
+    Those of the first task are scanned, the clean one and the poisoned one.
 
     Args:
         out: Folder for cells/, modules/ and report.html.
@@ -40,9 +41,10 @@ def demo(out: Path, seeds: list[int] | None = None, training: TrainingConfig = T
     check_ready(out)
     grid = grid_of(seeds or [0], training)
     run_grid(grid, out)
-    folders = sorted(folder for folder in (out / MODULES).iterdir() if folder.is_dir())
-    texts = {name: ScanTexts.of(name, task.load().train) for name, task in grid.tasks.items()}
-    scans = [scan(folder, texts=texts[folder.name.split("--")[0]]) for folder in folders]
+    first = grid.pairs[0][0]
+    folders = sorted(folder for folder in (out / MODULES).iterdir() if folder.name.startswith(f"{first}--"))
+    texts = ScanTexts.of(first, grid.tasks[first].load().train)
+    scans = [scan(folder, texts=texts) for folder in folders]
     show_cells(out, [report.to_dict() for report in scans])
     for folder, report in zip(folders, scans, strict=True):
         print(f"scan {folder}: {'FOUND' if report.found else 'nothing found'}")
