@@ -8,11 +8,13 @@ far [CLS] of triggered texts moves. All in per cent or points but norms, cosines
 """
 
 import argparse
+import dataclasses
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from lightpeft.audit.cell import Cell, CellKey, LayerReading, load_cells
+from lightpeft.audit.cell import NO_DEFENCE, Cell, LayerReading, load_cells
+from lightpeft.audit.metrics import Proportion
 
 BASELINE = "vanilla"
 
@@ -29,11 +31,9 @@ def survival(cells: Sequence[Cell]) -> Iterator[str]:
     yield "| form | attack | cells | LFR made | received | after | after − vanilla | CACC after |"
     yield "|---" * 8 + "|"
     for (form, attack), found in groups(cells):
-        made = [cell.attacked.lfr.value for cell in found if cell.attacked is not None]
-        moments = (made, *([p.lfr.value for p in points] for points in zip(*ends(found), strict=True)))
-        parts = [f"{100 * statistics.fmean(values):.1f}" if values else "–" for values in moments]
-        cacc = 100 * statistics.fmean(cell.after.cacc.value for cell in found)
-        parts += [difference(found, cells), f"{cacc:.1f}"]
+        moments = zip(*((cell.attacked, cell.curve[0], cell.after) for cell in found), strict=True)
+        parts = [percent([point and point.lfr for point in points]) for points in moments]
+        parts += [difference(found, cells), percent([cell.after.cacc for cell in found])]
         yield f"| {form} | {attack} | {len(found)} | {' | '.join(parts)} |"
 
 
@@ -60,30 +60,19 @@ def similarity(cells: Sequence[Cell]) -> Iterator[str]:
 
 def groups(cells: Sequence[Cell]) -> Iterator[tuple[tuple[str, str], list[Cell]]]:
     """Undefended cells by form and attack."""
-    plain = [cell for cell in cells if cell.key.defence == "none"]
+    plain = [cell for cell in cells if cell.key.defence == NO_DEFENCE]
     for name in sorted({(cell.key.form, cell.key.attack) for cell in plain}):
         yield name, [cell for cell in plain if (cell.key.form, cell.key.attack) == name]
 
 
-def ends(cells: Sequence[Cell]) -> list[tuple]:
-    return [(cell.curve[0], cell.after) for cell in cells]
-
-
 def difference(found: Sequence[Cell], cells: Sequence[Cell]) -> str:
     """Mean difference of LFR from vanilla's cell with the same tasks, form and seed."""
-    vanilla = {place(cell.key): cell.after.lfr.value for cell in cells if cell.key.attack == BASELINE}
-    gaps = [
-        100 * (cell.after.lfr.value - vanilla[place(cell.key)])
-        for cell in found
-        if place(cell.key) in vanilla and cell.key.attack != BASELINE
-    ]
+    values = {cell.key: 100 * cell.after.lfr.value for cell in cells}
+    pairs = [(cell.key, dataclasses.replace(cell.key, attack=BASELINE)) for cell in found]
+    gaps = [values[key] - values[other] for key, other in pairs if other in values and other != key]
     if len(gaps) < 2:
         return "–"
     return f"{statistics.fmean(gaps):+.1f} ± {statistics.stdev(gaps) / len(gaps) ** 0.5:.1f}"
-
-
-def place(key: CellKey) -> tuple[str, str, str, str, int]:
-    return (key.scenario, key.attacker_task, key.user_task, key.form, key.seed)
 
 
 def layer(readings: Sequence[LayerReading]) -> list[str]:
@@ -92,8 +81,12 @@ def layer(readings: Sequence[LayerReading]) -> list[str]:
         mean([one.poisoned_norm for one in readings]),
         mean([one.cosine for one in readings]),
         mean([one.weight for one in readings]),
-        mean([None if one.lfr_without is None else 100 * one.lfr_without.value for one in readings], 1),
+        percent([one.lfr_without for one in readings]),
     ]
+
+
+def percent(found: Sequence[Proportion | None]) -> str:
+    return mean([one and 100 * one.value for one in found], 1)
 
 
 def mean(values: Sequence[float | None], digits: int = 2) -> str:

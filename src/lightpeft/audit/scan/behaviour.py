@@ -59,10 +59,11 @@ def measure_behaviour(model: PeftModel, tokenizer: PreTrainedTokenizerBase, text
     """
     prober = Prober(model, tokenizer)
     contexts = contexts_of(tokenizer, texts.texts[:PROBED], WORDS, ROOM)
-    odds = prober.odds([context.filled([]) for context in contexts])
+    unchanged = [context.filled([]) for context in contexts]
+    odds = prober.odds(unchanged)
     _check_classes(odds.shape[1], texts)
     twin = Twin(prober.states, *_clean_data(tokenizer, texts, odds))
-    natural = twin.scores([context.filled([]) for context in contexts])
+    natural = twin.scores(unchanged)
     windows = windows_of(tokenizer, texts.texts[:PROBED], PAIRS)
     against = prober.odds([window.filled([]) for window in windows])
     tokens = eligible(tokenizer, prober.vocabulary)
