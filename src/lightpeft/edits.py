@@ -28,11 +28,12 @@ class Journal:
         old, old_grad = parameter.data, parameter.grad
 
         def restore() -> None:
-            parameter.data, parameter.grad = old, old_grad
+            _give(parameter, old)
+            parameter.grad = old_grad
 
         self._undo.append(restore)
         parameter.grad = None
-        parameter.data = value
+        _give(parameter, value)
 
     def slice(self, parameter: Tensor, dim: int, kept: Tensor) -> None:
         """Keep the indices `kept` (int64, ascending) of dimension `dim` of `parameter`."""
@@ -98,6 +99,18 @@ class Journal:
             self._undo.pop()()
         self.slices.clear()
         self.dropped.clear()
+
+
+def _give(parameter: Tensor, value: Tensor) -> None:
+    """Let `parameter` have the data `value`, also while an old graph is alive.
+
+    Whoever keeps a loss or outputs keeps the parameter's gradient accumulator, which expects the old shape,
+    and which torch takes anew only where the dtype changes.
+    """
+    if parameter.requires_grad and parameter.shape != value.shape:
+        other = torch.float32 if parameter.dtype == torch.float64 else torch.float64
+        parameter.data = value.new_empty(0, dtype=other)
+    parameter.data = value
 
 
 def index_tensor(indices: Iterable[int]) -> Tensor:

@@ -217,6 +217,39 @@ def test_other_ways_to_train_run_through(mode: str, base: Path, tmp_path: Path) 
     assert run.light.report.encoder_after < run.light.report.encoder_before
 
 
+class KeepsOutputs(Trainer):
+    """Holds on to the graph of the last step, as trainers do that log from their outputs."""
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        self.kept = model(**inputs)
+        return self.kept.loss
+
+
+class KeepsRunningLoss(Trainer):
+    """Sums the losses without detaching them."""
+
+    running: Any = 0.0
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        loss = model(**inputs).loss
+        self.running = self.running + loss
+        return loss
+
+
+@pytest.mark.parametrize("config", [DEFAULT, PAPER], ids=["default", "paper"])
+@pytest.mark.parametrize("kind", [KeepsOutputs, KeepsRunningLoss])
+def test_a_trainer_that_keeps_its_graphs_trains_as_one_that_does_not(
+    kind: type, config: LightConfig, base: Path, tmp_path: Path
+) -> None:
+    """An old graph keeps what autograd knows of the parameters, their uncut shapes too."""
+    found = []
+    for name, one in (("keeping", kind), ("plain", Trainer)):
+        run = trainer(base, tmp_path / name, kind=one, callbacks=[LightCallback(config)])
+        run.train()
+        found.append(weights(run.model))
+    assert_identical(*found)
+
+
 @pytest.mark.parametrize("name", ["roberta", "electra", "distilbert"])
 def test_every_architecture_runs_through(name: str, tmp_path: Path) -> None:
     run = trainer(save_base(name, tmp_path / "base", dropout=0.1), tmp_path / "run", PAPER)
