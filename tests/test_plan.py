@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightpeft import Anatomy, Budget, EstimationError, Plan, PlanError, Scores, make_plan
 from lightpeft.config import Scope, exact_count
+from lightpeft.plan import Count
 from lightpeft.planning import limits
 from tests.support.anatomies import attention_units, ffn_units
 from tests.support.anatomies import layer as plain_layer
@@ -405,7 +406,68 @@ def test_describe_says_what_goes_and_why() -> None:
     )
     text = plan.describe()
     assert "bert from 7 estimation steps" in text
-    assert "heads: 4 of 8 go, lowest by fisher (cut up to 0.2, kept from 0.3)" in text
+    assert "heads: 4 of 8 go, in each layer the lowest by fisher (cut up to 0.2, kept from 0.3)" in text
     assert "layer 0: heads 2/4 (without 0,2), neurons 6/8" in text
     assert "m: rank 1/2" in text
     assert "n: removed" in text
+
+
+def test_a_module_that_loses_its_last_rank_counts_as_gone_everywhere() -> None:
+    anatomy = anatomy_of([4], [8])
+    ranks = {"a": torch.tensor([0.1, 0.2]), "b": torch.tensor([5.0, 6.0]), "c": torch.tensor([0.3, 7.0])}
+    modules = {"a": 3.0, "b": 2.0, "c": 1.0}
+    budget = Budget(heads=0, neurons=0, modules=1 / 3, ranks=0.5)
+    plan = make_plan(scores_of([torch.rand(4)], [torch.rand(8)], ranks, modules), anatomy, budget)
+    assert [module.name for module in plan.kept_modules] == ["b"]
+    assert (plan.counts.modules, plan.counts.ranks) == (Count(1, 3), Count(2, 6))
+    assert plan.reasons == (
+        "heads: 0 of 4 go",
+        "neurons: 0 of 8 go",
+        "PEFT modules: 2 of 3 go: the 1 lowest by activation (cut up to 1, kept from 2), "
+        "and 1 with their last rank",
+        "ranks: 4 of 6 go: 2 with their modules, and 2 of the other 4, the lowest by taylor "
+        "(cut up to 0.2, kept from 5)",
+    )
+
+
+@pytest.mark.parametrize(
+    ("budget", "kind", "words"),
+    [
+        (Budget(heads_scope="layer"), 0, "in each layer the lowest by"),
+        (Budget(heads_scope="global"), 0, "over all layers (each keeps at least 1) the lowest by"),
+        (Budget(neurons_scope="global", align_neurons=4), 1, ", 4 by 4"),
+        (Budget(depth_cost=0.25), 2, "· ((layer + 1) / layers)^0.25"),
+        (
+            Budget(heads=0.9, min_heads=0, heads_scope="global", modules=0.9),
+            2,
+            "those on blocks that go first",
+        ),
+    ],
+)
+@pytest.mark.parametrize("seed", range(4))
+def test_a_reason_names_what_was_compared_and_no_order_that_did_not_hold(
+    budget: Budget, kind: int, words: str, seed: int
+) -> None:
+    anatomy = anatomy_of([4] * 3, [12] * 3)
+    linears = [name for layer in anatomy.layers for units in layer.units for name in units.linears]
+    ranks = {name: torch.rand(4) for name in linears}
+    modules = {name: float(torch.rand(())) for name in linears}
+    drawn_scores = replace(drawn(anatomy, seed), ranks=ranks, modules=modules)
+    plan = make_plan(drawn_scores, anatomy, budget)
+    assert words in plan.reasons[kind]
+    for cutoff in plan.cutoffs:
+        found = (cutoff.highest_cut, cutoff.lowest_kept)
+        assert None in found or found == cutoff.sides
+
+
+def test_an_order_that_did_not_hold_is_not_shown() -> None:
+    plan = make_plan(drawn(anatomy_of([4] * 2, [8] * 2), 0), anatomy_of([4] * 2, [8] * 2), Budget())
+    overlapping = replace(plan.cutoffs[0], highest_cut=2.0, lowest_kept=1.0)
+    older = replace(plan, cutoffs=(overlapping, *plan.cutoffs[1:]))
+    assert overlapping.sides is None
+    assert "(cut up to" not in older.reasons[0]
+
+
+def test_a_plan_without_its_rankings_still_counts() -> None:
+    plan = make_plan(drawn(anatomy_of([4] * 2, [8] * 2), 0), anatomy_of([4] * 2, [8] * 2), Budget(heads=0.5))
+    assert replace(plan, cutoffs=()).reasons[0] == "heads: 4 of 8 go"

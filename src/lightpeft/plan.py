@@ -2,11 +2,12 @@
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from lightpeft.anatomy import Anatomy
-from lightpeft.config import Budget
+from lightpeft.config import Budget, Scope
 from lightpeft.errors import PlanError
 from lightpeft.indices import format_indices, parse_indices
 
@@ -54,21 +55,57 @@ class ModulePlan:
 
 @dataclass(frozen=True)
 class Cutoff:
-    """Why the units of one kind went: the scores on both sides of the cut."""
+    """What one ranking decided: how many went by it, and the scores on both sides of the cut."""
 
     kind: str
     method: str
     cut: int
     total: int
+    """Units that were ranked; of ranks, those of the modules that the ranking of modules left."""
+
     highest_cut: float | None
     lowest_kept: float | None
+    """Both as they were compared (of modules, with the depth cost); None where no single score parts the two:
+    each layer was ranked by itself, or a floor or whole blocks decided."""
 
-    def describe(self) -> str:
-        """One line."""
-        text = f"{self.kind}: {self.cut} of {self.total} go, lowest by {self.method}"
-        if self.highest_cut is not None and self.lowest_kept is not None:
-            text += f" (cut up to {self.highest_cut:.3g}, kept from {self.lowest_kept:.3g})"
-        return text
+    @property
+    def sides(self) -> tuple[float, float] | None:
+        """Highest that went and lowest that stayed, where one score parts them."""
+        if self.highest_cut is None or self.lowest_kept is None or self.highest_cut > self.lowest_kept:
+            return None
+        return self.highest_cut, self.lowest_kept
+
+
+class Count(NamedTuple):
+    """How many units of one kind stay; a PEFT module stays with at least one rank."""
+
+    kept: int
+    total: int
+
+    @property
+    def cut(self) -> int:
+        """Units that go."""
+        return self.total - self.kept
+
+
+class Counts(NamedTuple):
+    """The one count of what stays, for everything that shows it."""
+
+    heads: Count
+    neurons: Count
+    modules: Count
+    ranks: Count
+
+    @classmethod
+    def of(cls, layers: Iterable[LayerPlan], modules: Iterable[ModulePlan]) -> "Counts":
+        """Count the units of these layers and PEFT modules."""
+        layers, modules = list(layers), list(modules)
+        return cls(
+            heads=_count_pairs((len(one.heads), one.head_count) for one in layers),
+            neurons=_count_pairs((len(one.neurons), one.neuron_count) for one in layers),
+            modules=_count_pairs((int(bool(one.ranks)), 1) for one in modules),
+            ranks=_count_pairs((len(one.ranks), one.rank_count) for one in modules),
+        )
 
 
 @dataclass(frozen=True)
@@ -110,10 +147,29 @@ class Plan:
             units |= {("rank", module.name, i) for i in range(module.rank_count) if i not in ranks}
         return frozenset(units)
 
+    @property
+    def counts(self) -> Counts:
+        """How many units of each kind stay."""
+        return Counts.of(self.layers, self.modules)
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """How many heads, neurons, PEFT modules and ranks go, and by which ranking: a sentence each."""
+        kinds = ["heads", "neurons", "PEFT modules", "ranks"]
+        if len(self.cutoffs) == len(kinds):
+            kinds[0] = self.cutoffs[0].kind
+            how = _rankings(self)
+        else:
+            how = ["", "", "", ""]
+        return tuple(
+            f"{kind}: {count.cut:,} of {count.total:,} go{ranking if count.cut else ''}"
+            for kind, count, ranking in zip(kinds, self.counts, how, strict=True)
+        )
+
     def describe(self) -> str:
         """What goes and why, for a terminal."""
         lines = [f"Plan for {self.model_type} from {self.estimation_steps} estimation steps"]
-        lines += [f"  {cutoff.describe()}" for cutoff in self.cutoffs]
+        lines += [f"  {reason}" for reason in self.reasons]
         for layer in self.layers:
             lines.append(f"  {layer.describe()}")
         lines += [
@@ -234,6 +290,42 @@ class Plan:
         for name in names:
             if names.count(name) > 1:
                 raise PlanError(f"the plan names the module {name} twice.")
+
+
+def _count_pairs(pairs: Iterable[tuple[int, int]]) -> Count:
+    kept, total = (sum(numbers) for numbers in zip((0, 0), *pairs, strict=True))
+    return Count(kept, total)
+
+
+def _rankings(plan: Plan) -> list[str]:
+    """What was compared to choose the units of each kind, and what went along with others."""
+    budget, counts = plan.budget, plan.counts
+    heads, neurons, modules, ranks = plan.cutoffs
+    emptied, along = counts.modules.cut - modules.cut, counts.ranks.total - ranks.total
+    aligned = f", {budget.align_neurons} by {budget.align_neurons}" if budget.align_neurons > 1 else ""
+    height = f" · ((layer + 1) / layers)^{budget.depth_cost:g}" if budget.depth_cost else ""
+    blocks = ", those on blocks that go first" if any(map(_loses_a_block, plan.layers)) else ""
+    first = f"the {modules.cut:,} lowest by {modules.method}{height}{blocks}{_sides(modules)}"
+    after = f"{ranks.cut:,} of the other {ranks.total:,}, the lowest by {ranks.method}{_sides(ranks)}"
+    return [
+        _base_ranking(heads, budget.heads_scope, budget.min_heads, ""),
+        _base_ranking(neurons, budget.neurons_scope, budget.min_neurons, aligned),
+        f": {first}" + (f", and {emptied:,} with their last rank" if emptied > 0 else ""),
+        f": {f'{along:,} with their modules, and ' if along > 0 else ''}{after}",
+    ]
+
+
+def _base_ranking(cutoff: Cutoff, scope: Scope, floor: int, aligned: str) -> str:
+    where = "in each layer" if scope == "layer" else f"over all layers (each keeps at least {floor})"
+    return f", {where} the lowest by {cutoff.method}{aligned}{_sides(cutoff)}"
+
+
+def _sides(cutoff: Cutoff) -> str:
+    return "" if cutoff.sides is None else " (cut up to {:.3g}, kept from {:.3g})".format(*cutoff.sides)
+
+
+def _loses_a_block(layer: LayerPlan) -> bool:
+    return bool((layer.head_count and not layer.heads) or (layer.neuron_count and not layer.neurons))
 
 
 _PLAN_KEYS = {"format_version", "model_type", "estimation_steps", "budget", "cutoffs", "layers", "modules"}

@@ -48,7 +48,12 @@ def make_plan(scores: Scores, anatomy: Anatomy, budget: Budget) -> Plan:
         ),
         budget=budget,
         estimation_steps=scores.steps,
-        cutoffs=_explain(scores, heads, neurons, survivors, ranks, how_heads_go(anatomy, budget)),
+        cutoffs=_explain(
+            scores,
+            *(heads, neurons, survivors, ranks),
+            worth=_worth(scores, anatomy, budget),
+            heads_label=how_heads_go(anatomy, budget),
+        ),
     )
 
 
@@ -244,10 +249,17 @@ def _choose_modules(scores: Scores, anatomy: Anatomy, budget: Budget, idle: set[
     """The PEFT modules that survive the coarse cut, in the scores' order; those on idle linears go first."""
     names = list(scores.ranks)
     gone = max(exact_count(budget.modules, len(names)), sum(name in idle for name in names))
-    worth = {name: scores.modules[name] * anatomy.height_of(name) ** budget.depth_cost for name in names}
+    worth = _worth(scores, anatomy, budget)
     by_importance = sorted(names, key=lambda name: (name in idle, -worth[name], names.index(name)))
     survivors = set(by_importance[: len(names) - gone])
     return [name for name in names if name in survivors]
+
+
+def _worth(scores: Scores, anatomy: Anatomy, budget: Budget) -> dict[str, float]:
+    """The scores of PEFT modules as they are compared."""
+    return {
+        name: score * anatomy.height_of(name) ** budget.depth_cost for name, score in scores.modules.items()
+    }
 
 
 def _choose_ranks(scores: Scores, survivors: Sequence[str], budget: Budget) -> dict[str, tuple[int, ...]]:
@@ -275,13 +287,16 @@ def _explain(
     neurons: Kept,
     survivors: Sequence[str],
     ranks: dict[str, tuple[int, ...]],
+    worth: dict[str, float],
     heads_label: str,
 ) -> tuple[Cutoff, ...]:
     def cutoff(kind: str, method: str, units: Iterable[tuple[float, bool]]) -> Cutoff:
         pairs = list(units)
         cut = [score for score, stays in pairs if not stays]
         kept = [score for score, stays in pairs if stays]
-        return Cutoff(kind, method, len(cut), len(pairs), max(cut, default=None), min(kept, default=None))
+        highest, lowest = max(cut, default=None), min(kept, default=None)
+        parted = highest is None or lowest is None or highest <= lowest
+        return Cutoff(kind, method, len(cut), len(pairs), *((highest, lowest) if parted else (None, None)))
 
     def flat(values: Iterable[Tensor], kept: Iterable[tuple[int, ...]]) -> list[tuple[float, bool]]:
         return [
@@ -297,7 +312,7 @@ def _explain(
         cutoff(
             "PEFT modules",
             scores.methods["module"],
-            [(score, name in survivors) for name, score in scores.modules.items()],
+            [(score, name in survivors) for name, score in worth.items()],
         ),
         cutoff(
             "ranks of surviving modules",

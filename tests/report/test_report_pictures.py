@@ -88,10 +88,8 @@ def test_score_groups_hold_every_unit_on_its_side(scores: Scores, plan: Plan) ->
     assert (len(neurons.cut), len(neurons.kept)) == (15, 33)
     assert len(modules.cut) == len(plan.removed_modules)
     assert sorted(modules.kept) == sorted(scores.modules[one.name] for one in plan.kept_modules)
-    assert len(ranks.kept) == 18
-    assert len(ranks.cut) + 18 == 4 * len(plan.kept_modules)
-    assert min(ranks.kept) == plan.cutoffs[3].lowest_kept
-    assert max(ranks.cut) <= min(ranks.kept)
+    assert (len(ranks.cut), len(ranks.kept)) == (54, 18)
+    assert ranks.line == plan.cutoffs[3].sides == (plan.cutoffs[3].highest_cut, min(ranks.kept))
 
 
 def test_a_module_that_lost_its_last_rank_counts_as_cut(
@@ -102,12 +100,12 @@ def test_a_module_that_lost_its_last_rank_counts_as_cut(
     ranks = {low: torch.tensor([1.0, 2.0]), high: torch.tensor([3.0, 4.0])}
     scores = dataclasses.replace(drawn, ranks=ranks, modules={low: 9.0, high: 5.0})
     plan = planned(scores, Budget(heads=0, neurons=0, modules=0, ranks=0.5))
-    modules, kept_ranks = score_groups(scores, plan)[2:]
+    modules, all_ranks = score_groups(scores, plan)[2:]
     assert (modules.kept, modules.cut) == ((5.0,), (9.0,))
-    assert (kept_ranks.kept, kept_ranks.cut) == ((3.0, 4.0), ())
+    assert (all_ranks.kept, all_ranks.cut) == ((3.0, 4.0), (1.0, 2.0))
 
 
-def test_modules_follow_the_plan_where_depth_counts_too(
+def test_no_line_is_drawn_through_scores_that_were_not_compared_as_they_are(
     make_scores: Callable[..., Scores], planned: Callable[..., Plan]
 ) -> None:
     scores = make_scores(layers=4, places=("attention.self.query",), constant=1.0)
@@ -117,6 +115,8 @@ def test_modules_follow_the_plan_where_depth_counts_too(
     plan = planned(scores, budget)
     modules = score_groups(scores, plan)[2]
     assert modules.cut == pytest.approx((1.2, 1.1))
+    assert modules.line is None
+    assert plan.cutoffs[2].sides == pytest.approx((0.55, 0.75))
     assert "PEFT modules: 2 cut, 2 kept" in texts(scores_picture(scores, plan))
 
 

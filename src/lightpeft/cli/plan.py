@@ -45,5 +45,5 @@ def plan(
     if json:
         print_json(made.to_dict())
         return
-    print("\n".join(cutoff.describe() for cutoff in made.cutoffs))
+    print("\n".join(made.reasons))
     Console().print(plan_table(made))

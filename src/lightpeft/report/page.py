@@ -107,10 +107,9 @@ def _plan_figures(plan: Plan, scores: Scores | None) -> list[Figure]:
         figures.append(Figure(modules_picture(plan), caption))
     if scores is not None:
         caption = (
-            "How important the units were found, further right is more: orange was cut, blue stays. "
-            "The dashed line is the cut; a grey band means that no single score parts the two, as "
-            "when each layer is cut by itself. A PEFT module in orange right of the line lost its "
-            "last rank in the cut of ranks."
+            "How important the units were found, further right is more: orange goes, blue stays. The "
+            "dashed line is drawn where one score decided for all units; elsewhere more than the score "
+            "counted, as said above. Modules also go with their last rank, and ranks with their module."
         )
         figures.append(Figure(scores_picture(scores, plan), caption))
     return figures

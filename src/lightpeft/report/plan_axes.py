@@ -1,9 +1,9 @@
 """What a plan keeps, drawn into axes: heads, neurons, PEFT modules. Layer 0 is on top."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from lightpeft.plan import LayerPlan, ModulePlan, Plan
+from lightpeft.plan import Count, LayerPlan, ModulePlan, Plan
 from lightpeft.report.figures import CUT, FAINT, INK, KEPT
 
 if TYPE_CHECKING:
@@ -27,21 +27,20 @@ SMALLEST_TEXT = 4.5
 
 def heads_title(plan: Plan) -> str:
     """`Attention heads: 48 of 72 stay`."""
-    return _title("Attention heads", ((len(one.heads), one.head_count) for one in plan.layers))
+    return _title("Attention heads", plan.counts.heads)
 
 
 def neurons_title(plan: Plan) -> str:
     """`FFN neurons: 6,144 of 9,216 stay`."""
-    return _title("FFN neurons", ((len(one.neurons), one.neuron_count) for one in plan.layers))
+    return _title("FFN neurons", plan.counts.neurons)
 
 
 def modules_title(plan: Plan) -> str:
     """`PEFT modules: 18 of 36 stay, with 72 of 288 ranks`."""
-    modules = _title("PEFT modules", ((bool(one.ranks), 1) for one in plan.modules))
     if not plan.modules:
         return "PEFT modules: none"
-    kept = sum(len(one.ranks) for one in plan.modules)
-    return f"{modules}, with {kept:,} of {sum(one.rank_count for one in plan.modules):,} ranks"
+    ranks = plan.counts.ranks
+    return f"{_title('PEFT modules', plan.counts.modules)}, with {ranks.kept:,} of {ranks.total:,} ranks"
 
 
 def draw_heads(axes: "Axes", plan: Plan, row: float) -> None:
@@ -106,9 +105,8 @@ def layer_labels(plan: Plan) -> list[str]:
     return [layer.name.removeprefix("layer ") for layer in plan.layers]
 
 
-def _title(what: str, pairs: Iterable[tuple[int, int]]) -> str:
-    kept, total = (sum(numbers) for numbers in zip((0, 0), *pairs, strict=True))
-    return f"{what}: {kept:,} of {total:,} stay"
+def _title(what: str, count: Count) -> str:
+    return f"{what}: {count.kept:,} of {count.total:,} stay"
 
 
 def _cut_heads(layer: LayerPlan) -> list[int]:

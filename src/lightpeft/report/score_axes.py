@@ -1,9 +1,11 @@
 """Score distributions of kept and cut units, drawn into axes."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from lightpeft.plan import Cutoff, Plan
 from lightpeft.report.figures import CUT, INK, KEPT, MUTED
@@ -29,7 +31,9 @@ class ScoreGroup:
     title: str
     kept: tuple[float, ...]
     cut: tuple[float, ...]
-    cutoff: Cutoff | None
+    method: str | None
+    line: tuple[float, float] | None
+    """Highest score cut and lowest kept, where these scores were compared and one of them parts the two."""
 
 
 @dataclass(frozen=True)
@@ -57,39 +61,23 @@ class _Scale:
 
 
 def score_groups(scores: Scores, plan: Plan) -> list[ScoreGroup]:
-    """Heads, neurons, PEFT modules, and ranks of the modules that stay.
-
-    A module that lost its last rank counts as cut, though its cutoff counts it as surviving.
-    """
-    heads = [
-        (value, index in layer.heads)
-        for layer, tensor in zip(plan.layers, scores.heads, strict=True)
-        for index, value in enumerate(tensor.tolist())
-    ]
-    neurons = [
-        (value, index in kept)
-        for kept, tensor in zip(
-            [frozenset(layer.neurons) for layer in plan.layers], scores.neurons, strict=True
-        )
-        for index, value in enumerate(tensor.tolist())
-    ]
-    cutoffs: list[Cutoff | None] = [*plan.cutoffs, *([None] * 4)][:4]
+    """Heads, neurons, PEFT modules and ranks, each cut or kept as in `plan.counts`."""
+    heads = zip(scores.heads, (layer.heads for layer in plan.layers), strict=True)
+    neurons = zip(scores.neurons, (layer.neurons for layer in plan.layers), strict=True)
+    ranks = ((scores.ranks[one.name], one.ranks) for one in plan.modules)
     modules = [(scores.modules[one.name], bool(one.ranks)) for one in plan.modules]
-    ranks = [
-        (value, index in module.ranks)
-        for module in plan.kept_modules
-        for index, value in enumerate(scores.ranks[module.name].tolist())
-    ]
+    of_heads, of_neurons, of_modules, of_ranks = [*plan.cutoffs, *([None] * 4)][:4]
+    ranked_by_depth = plan.budget.depth_cost > 0
     return [
-        _group("Heads", heads, cutoffs[0]),
-        _group("FFN neurons", neurons, cutoffs[1]),
-        _group("PEFT modules", modules, cutoffs[2]),
-        _group("Ranks of kept modules", ranks, cutoffs[3]),
+        _group("Heads", _flat(heads), of_heads),
+        _group("FFN neurons", _flat(neurons), of_neurons),
+        _group("PEFT modules", modules, of_modules, is_compared=not ranked_by_depth),
+        _group("Ranks", _flat(ranks), of_ranks),
     ]
 
 
 def draw_scores(axes: "Axes", group: ScoreGroup) -> None:
-    """Histogram of one kind, cut below kept, with the cut line."""
+    """Histogram of one kind, cut below kept, with the cut line where there is one."""
     axes.set(title=f"{group.title}: {len(group.cut):,} cut, {len(group.kept):,} kept")
     if not group.kept and not group.cut:
         axes.text(0.5, 0.5, "none", ha="center", color=MUTED, transform=axes.transAxes)
@@ -108,25 +96,20 @@ def draw_scores(axes: "Axes", group: ScoreGroup) -> None:
         label=["cut", "kept"],
         rwidth=0.9,
     )
-    _draw_cutoff(axes, group.cutoff, scale)
+    _draw_line(axes, group, scale)
     _label(axes, scale, group)
 
 
-def _draw_cutoff(axes: "Axes", cutoff: Cutoff | None, scale: _Scale) -> None:
-    """One line, or a band where no single score parts cut from kept."""
-    if cutoff is None or cutoff.highest_cut is None or cutoff.lowest_kept is None:
-        return
-    cut, kept = scale.at(cutoff.highest_cut), scale.at(cutoff.lowest_kept)
-    if cutoff.highest_cut <= cutoff.lowest_kept:
-        axes.axvline((cut + kept) / 2, color=INK, linestyle="--", linewidth=1.2)
-    else:
-        axes.axvspan(kept, cut, color=INK, alpha=0.25, linewidth=0)
+def _draw_line(axes: "Axes", group: ScoreGroup, scale: _Scale) -> None:
+    if group.line is not None:
+        place = sum(map(scale.at, group.line)) / 2
+        axes.axvline(place, color=INK, linestyle="--", linewidth=1.2)
 
 
 def _label(axes: "Axes", scale: _Scale, group: ScoreGroup) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    method = "" if group.cutoff is None else f" ({group.cutoff.method})"
+    method = "" if group.method is None else f" ({group.method})"
     axes.set(xlabel=f"score{method}{', log scale' if scale.log else ''}", ylabel="units")
     axes.yaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
     if scale.log:
@@ -150,6 +133,19 @@ def _scale_for(values: Sequence[float]) -> _Scale:
     return _Scale(low, high, log=False)
 
 
-def _group(title: str, units: Sequence[tuple[float, bool]], cutoff: Cutoff | None) -> ScoreGroup:
+def _flat(pairs: Iterable[tuple[Tensor, tuple[int, ...]]]) -> list[tuple[float, bool]]:
+    return [
+        (value, index in stay)
+        for tensor, kept in pairs
+        for stay in (frozenset(kept),)
+        for index, value in enumerate(tensor.tolist())
+    ]
+
+
+def _group(
+    title: str, units: Sequence[tuple[float, bool]], cutoff: Cutoff | None, *, is_compared: bool = True
+) -> ScoreGroup:
     kept = tuple(score for score, stays in units if stays)
-    return ScoreGroup(title, kept, tuple(score for score, stays in units if not stays), cutoff)
+    cut = tuple(score for score, stays in units if not stays)
+    line = cutoff.sides if cutoff is not None and is_compared else None
+    return ScoreGroup(title, kept, cut, None if cutoff is None else cutoff.method, line)

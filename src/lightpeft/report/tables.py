@@ -6,7 +6,7 @@ from typing import NamedTuple
 from rich.table import Table
 from rich.text import Text
 
-from lightpeft.plan import LayerPlan, ModulePlan, Plan
+from lightpeft.plan import Counts, LayerPlan, ModulePlan, Plan
 from lightpeft.report.data import Measurement, Result
 from lightpeft.report.plan_axes import layer_labels
 from lightpeft.report.units import MISSING, count, difference, lower_is_better, metric, seconds, size, times
@@ -87,17 +87,8 @@ def plan_rows(plan: Plan) -> list[PlanRow]:
 
 
 def _plan_row(name: str, layers: Sequence[LayerPlan], modules: Sequence[ModulePlan]) -> PlanRow:
-    heads = [(len(layer.heads), layer.head_count) for layer in layers]
-    neurons = [(len(layer.neurons), layer.neuron_count) for layer in layers]
-    kept = [(int(bool(module.ranks)), 1) for module in modules]
-    ranks = [(len(module.ranks), module.rank_count) for module in modules]
-    return PlanRow(name, *map(_kept_of, (heads, neurons, kept, ranks)))
-
-
-def _kept_of(pairs: Sequence[tuple[int, int]]) -> str:
-    if not any(total for _, total in pairs):
-        return MISSING
-    return f"{sum(kept for kept, _ in pairs)}/{sum(total for _, total in pairs)}"
+    counts = Counts.of(layers, modules)
+    return PlanRow(name, *(f"{one.kept}/{one.total}" if one.total else MISSING for one in counts))
 
 
 def _change(result: Result) -> str:
