@@ -19,6 +19,8 @@ class Journal:
     def __init__(self) -> None:
         self.slices: dict[Tensor, list[tuple[int, Tensor]]] = {}
         """Per parameter, the (dimension, kept indices) it was sliced by, in order."""
+        self.shapes: dict[Tensor, torch.Size] = {}
+        """Of these parameters, the shape before."""
         self.dropped: list[Tensor] = []
         """Parameters that are no longer part of the model."""
         self._undo: list[Callable[[], None]] = []
@@ -38,6 +40,7 @@ class Journal:
     def slice(self, parameter: Tensor, dim: int, kept: Tensor) -> None:
         """Keep the indices `kept` (int64, ascending) of dimension `dim` of `parameter`."""
         index = kept.to(parameter.device)
+        self.shapes.setdefault(parameter, parameter.shape)
         self.assign(parameter, parameter.data.index_select(dim, index).contiguous())
         self.slices.setdefault(parameter, []).append((dim, kept))
 
@@ -98,6 +101,7 @@ class Journal:
         while self._undo:
             self._undo.pop()()
         self.slices.clear()
+        self.shapes.clear()
         self.dropped.clear()
 
 

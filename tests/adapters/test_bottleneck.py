@@ -369,7 +369,7 @@ def test_names_decide_on_load_even_where_there_are_many(
     config = BottleneckConfig(form="parallel", size=2)
     model = get_peft_model(build(animal), config)
     names = {f"bert.encoder.layer.{i}.{part}output.dense" for i in range(12) for part in ("attention.", "")}
-    assert config.target_modules == set(layers(model)) == names
+    assert model.peft_config["default"].target_modules == set(layers(model)) == names
     model.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "adapter_config.json").read_text())
     assert set(saved["target_modules"]) == names
@@ -406,7 +406,7 @@ def test_a_model_that_is_not_of_transformers() -> None:
     config = BottleneckConfig(form="parallel", input_modules={"down": "up"}, **given)
     model = get_peft_model(nn.Sequential(block), config)
     layer = layers(model)["0.down"]
-    assert config.input_modules == {"down": "up", "0.down": "0.up"}
+    assert model.peft_config["default"].input_modules == {"down": "up", "0.down": "0.up"}
     assert (layer.input_features, layer.in_features, layer.out_features) == (6, 9, 4)
     added = layer.bottleneck_up["default"](layer.bottleneck_down["default"](x).relu())
     torch.testing.assert_close(model(x), expected + added)

@@ -147,7 +147,7 @@ LATE_STEPS = [
     f"{CUT}.largest_difference",
     f"{CUT}.prepare_to_follow",
     f"{CUT}.attach_record",
-    "lightpeft.surgery.optimizer._sliced",
+    "lightpeft.surgery.optimizer.find_layout",
 ]
 
 

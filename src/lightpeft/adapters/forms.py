@@ -1,5 +1,6 @@
 """The table of PEFT types: which can be cut and how, and why others cannot."""
 
+import copy
 from collections.abc import Sequence
 
 from peft import PeftConfig, PeftModel
@@ -141,8 +142,12 @@ def find_followers(model: nn.Module) -> dict[str, Follower]:
 
 
 def describe_in_config(model: PeftModel, modules: Sequence[PeftModule], journal: Journal) -> None:
-    """Make the active adapter's configuration say exactly what is left, so that PEFT rebuilds it."""
+    """Make the active adapter's configuration say exactly what is left, so that PEFT rebuilds it.
+
+    It is a copy that changes: PEFT keeps the very object that the user made, who may use it again.
+    """
     adapter = active_adapter(model)
+    journal.set_item(model.peft_config, adapter, copy.deepcopy(model.peft_config[adapter]))
     form_of(model.peft_config[adapter]).describe(model, adapter, modules, journal)
 
 

@@ -4,6 +4,7 @@ from lightpeft.surgery.base import kept_channels, kept_rows
 from lightpeft.surgery.cut import CutReport, cut, parameter_counts, reapply, reshape
 from lightpeft.surgery.fingerprint import fingerprint
 from lightpeft.surgery.operation import require_allowed
+from lightpeft.surgery.optimizer import require_followable
 from lightpeft.surgery.probe import ProbeReport, probe_cuts, verify_discovered
 from lightpeft.surgery.record import CutRecord, attach_record, record_of
 from lightpeft.surgery.verify import largest_difference, observe, padded_batch
@@ -25,6 +26,7 @@ __all__ = [
     "reapply",
     "record_of",
     "require_allowed",
+    "require_followable",
     "reshape",
     "verify_discovered",
 ]

@@ -15,9 +15,10 @@ from lightpeft.config import LightConfig, Preset
 from lightpeft.errors import ConfigError
 from lightpeft.plan import Plan
 from lightpeft.scores import Scores
-from lightpeft.surgery import CutReport
+from lightpeft.surgery import CutReport, require_followable
 from lightpeft.training.schedule import (
     require_restartable,
+    require_scalable,
     restart_schedule,
     scale_rates,
     stretch_schedule,
@@ -77,6 +78,10 @@ class LightCallback(TrainerCallback):
             require_restartable(scheduler)
             if self.session.cut_step is not None:
                 stretch_schedule(scheduler, args, state.max_steps - self.session.cut_step)
+        if self.session.plan is None:
+            require_followable(kwargs["optimizer"], model)
+            if config.learning_rate_factor != 1:
+                require_scalable(scheduler, config.learning_rate_factor, state.max_steps - state.global_step)
         self.session.begin(model, state.max_steps, not args.disable_tqdm)
 
     def on_pre_optimizer_step(

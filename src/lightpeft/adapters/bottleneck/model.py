@@ -1,5 +1,6 @@
 """Bottleneck adapters as a peft tuner."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -31,9 +32,10 @@ class BottleneckModel(BaseTuner):
         Raises:
             ConfigError: see `targets.complete`; nothing was changed then.
         """
-        config = self.peft_config[adapter_name]
+        config = copy.deepcopy(self.peft_config[adapter_name])  # the user's object may serve other models
         assert isinstance(config, BottleneckConfig)
         complete(config, model)
+        self.peft_config[adapter_name] = config
         names = config.target_modules
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         # peft shortens long lists to ends of names that are unique in this very model.
