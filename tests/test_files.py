@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightpeft.errors import CheckpointError
+from lightpeft.errors import CheckpointError, OutputError
 from lightpeft.files import (
     read_json,
     read_tensors,
     write_json,
     write_tensors,
-    written_beside,
 )
+from lightpeft.outputs import written_beside
 
 
 def test_json_comes_back(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_what_fails_half_way_leaves_the_old_and_no_litter(kind: str, tmp_path: P
                 beside.write_text("ne")
             raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(OutputError, match="disk full"):
         write()
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
     assert (target / "old" if kind == "folder" else target).read_text() == "old"

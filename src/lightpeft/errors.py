@@ -27,3 +27,7 @@ class VerificationError(LightPeftError, RuntimeError):
 
 class CheckpointError(LightPeftError, RuntimeError):
     """A light checkpoint that is incomplete, damaged, unknown, or belongs to another base."""
+
+
+class OutputError(CheckpointError):
+    """A place that cannot be written to, or that holds what writing would destroy. Nothing was changed."""

@@ -2,10 +2,6 @@
 
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lightpeft.errors import CheckpointError
-
-
-@contextmanager
-def written_beside(target: Path) -> Iterator[Path]:
-    """A path beside `target` to write a file or folder to; it takes the place of `target` on success."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
-    _remove(beside)
-    try:
-        yield beside
-        _take_place(beside, target)
-    finally:
-        _remove(beside)
+from lightpeft.outputs import Output, written_beside, written_file
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -34,6 +18,16 @@ def write_json(path: Path, value: Any) -> None:
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     with written_beside(path) as beside:
         beside.write_text(text + "\n", encoding="utf-8")
+
+
+def save_json(path: Path, value: Any, holds: Output) -> None:
+    """`write_json` for a file of its own, whose name somebody chose.
+
+    Raises:
+        OutputError: something else is there, or it cannot be written.
+    """
+    with written_file(path, holds) as beside:
+        write_json(beside, value)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -95,25 +89,3 @@ def under(tensors: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
     """The tensors named `kind.NAME`, by NAME."""
     start = f"{kind}."
     return {key[len(start) :]: tensor for key, tensor in tensors.items() if key.startswith(start)}
-
-
-def _take_place(beside: Path, target: Path) -> None:
-    if target.is_dir():
-        old = target.with_name(f".{target.name}.{os.getpid()}.old")
-        _remove(old)
-        target.rename(old)
-        try:
-            beside.rename(target)
-        except BaseException:
-            old.rename(target)
-            raise
-        _remove(old)
-    else:
-        beside.replace(target)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

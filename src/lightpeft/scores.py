@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightpeft.errors import CheckpointError, EstimationError
 from lightpeft.files import read_tensors, under, write_tensors
+from lightpeft.outputs import Output, written_file
 
 FORMAT_VERSION = 1
 
@@ -66,7 +67,8 @@ class Scores:
             "steps": self.steps,
             "methods": self.methods,
         }
-        write_tensors(Path(path), tensors, header)
+        with written_file(Path(path), Output.SCORES) as beside:
+            write_tensors(beside, tensors, header)
 
     @classmethod
     def load(cls, path: str | Path) -> "Scores":

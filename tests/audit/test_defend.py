@@ -25,7 +25,8 @@ from lightpeft.audit.module import load_module, mark_base, save_module
 from lightpeft.audit.rows import AuditTask
 from lightpeft.audit.training import AttackOptions, train_attacker
 from lightpeft.cli.main import main
-from lightpeft.errors import CheckpointError, ConfigError
+from lightpeft.errors import CheckpointError, ConfigError, OutputError
+from lightpeft.outputs import RECORD
 from lightpeft.run_config import BottleneckOptions, LoraOptions, PeftOptions, TrainingConfig
 from lightpeft.runs import Labels, load_peft_model, load_tokenizer
 from lightpeft.surgery import record_of
@@ -100,7 +101,12 @@ def test_a_marked_module_is_defended_and_stays_marked(
     result = json.loads((out / "result.json").read_text())
     assert json.loads(capsys.readouterr().out) == result
     assert (result["method"], result["kind"]) == (method, DEFENCES[method].kind)
-    assert sorted(path.name for path in out.iterdir()) == ["module", "predictions.jsonl", "result.json"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        RECORD,
+        "module",
+        "predictions.jsonl",
+        "result.json",
+    ]
     assert read_mark(out / "module") == read_mark_of(room.modules[form], out / "module")
     loaded = load_module(out / "module")
     task, tokenizer = room.task, load_tokenizer(str(room.base))
@@ -286,7 +292,7 @@ def test_an_interruption_leaves_nothing_half_written(
         raise OSError("no space left")
 
     monkeypatch.setattr("lightpeft.audit.module.mark_poisoned", fail)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(OutputError, match="no space"):
         found.save(tmp_path / "out" / "module", found.classifier.tokenizer)
     assert list((tmp_path / "out").iterdir()) == []
 

@@ -22,6 +22,7 @@ from lightpeft.cli.audit import demo as demo_verb
 from lightpeft.cli.audit.demo import DEFENCES, TRAINING, grid_of
 from lightpeft.cli.main import main
 from lightpeft.cli.options import run_with_options
+from lightpeft.outputs import RECORD
 from lightpeft.run_config import TrainingConfig
 
 
@@ -99,7 +100,7 @@ def finished(room: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_filters_leave_the_floor(finished: Path) -> None:
     assert measured(finished / "out") == {("clean", "none", 0), ("vanilla", "more", 0)}
-    assert {path.name for path in (finished / "out").iterdir()} == {CELLS, MODULES, "report.html"}
+    assert {path.name for path in (finished / "out").iterdir()} == {CELLS, MODULES, RECORD, "report.html"}
     names = {path.name for path in (finished / "out" / MODULES).iterdir()}
     assert names == {"films--clean--parallel--0", "films--vanilla--parallel--0"}
 
@@ -132,7 +133,7 @@ def test_a_run_goes_on_where_it_stopped(
     finished: Path, room: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = Path(shutil.copytree(finished / "out", tmp_path / "out"))
-    times = {path: path.stat().st_mtime_ns for path in (out / CELLS).iterdir()}
+    times = {path: path.stat().st_mtime_ns for path in (out / CELLS).glob("*.json")}
     words = ["--out", str(out), "--data", str(room / "data"), "--seeds", "[0]", "--attacks", '["vanilla"]']
     assert main(["audit", "run", "--config", str(finished / "grid.yaml"), *words]) == 0
     assert measured(out) == {("clean", "none", 0), ("vanilla", "none", 0), ("vanilla", "more", 0)}

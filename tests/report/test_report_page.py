@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from tests.support.pages import Page
 
-from lightpeft.errors import ConfigError
+from lightpeft.errors import ConfigError, OutputError
+from lightpeft.outputs import RECORD
 from lightpeft.plan import Plan
 from lightpeft.report import Curve, Measurement, Result, render_report, write_report
 from lightpeft.report import figures as drawing
@@ -132,10 +133,10 @@ def test_report_is_written_whole_or_not_at_all(
         raise OSError("disk full")
 
     monkeypatch.setattr(Path, "write_text", broken)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(OutputError, match="disk full"):
         write_report(target, result)
     assert target.read_text(encoding="utf-8") == before
-    assert [one.name for one in target.parent.iterdir()] == ["report.html"]
+    assert sorted(one.name for one in target.parent.iterdir()) == [RECORD, "report.html"]
 
 
 def test_missing_jinja_names_the_extra(result: Result, monkeypatch: pytest.MonkeyPatch) -> None:

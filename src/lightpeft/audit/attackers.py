@@ -37,7 +37,8 @@ from lightpeft.audit.policies.joint_step import StepRecord
 from lightpeft.audit.policies.layers import map_layers
 from lightpeft.audit.rows import AuditTask
 from lightpeft.audit.training import train_attacker, train_user
-from lightpeft.files import read_json, write_json, written_beside
+from lightpeft.files import read_json, write_json
+from lightpeft.outputs import Output, written_folder
 from lightpeft.run_config import TrainingConfig
 from lightpeft.runs import Labels, load_peft_model, resolve_model
 
@@ -79,7 +80,7 @@ class Workshop:
         folder = self.folder / name.replace("/", "_")
         wanted = self._settings(key, form)
         if not (folder / _RECORD).is_file():
-            with written_beside(folder) as beside:
+            with written_folder(folder, Output.MODULE) as beside:
                 record = make(key, beside)
                 write_json(beside / _RECORD, {"settings": wanted, **record})
         value = read_json(folder / _RECORD)

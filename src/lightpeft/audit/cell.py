@@ -9,7 +9,8 @@ from typing import Any, Literal, get_args
 from lightpeft.audit.errors import AuditError
 from lightpeft.audit.metrics import Proportion
 from lightpeft.errors import LightPeftError
-from lightpeft.files import read_json, write_json
+from lightpeft.files import read_json, save_json
+from lightpeft.outputs import Output
 
 FORMAT = 1
 Scenario = Literal["module_continued", "module_as_is", "poisoned_base", "poisoned_data"]
@@ -111,7 +112,7 @@ class Cell:
 
     def save(self, folder: Path) -> None:
         """Write it under its key's name, all or nothing."""
-        write_json(folder / self.key.file_name, {"format": FORMAT, **plain(self)})
+        save_json(folder / self.key.file_name, {"format": FORMAT, **plain(self)}, Output.CELL)
 
     @classmethod
     def load(cls, path: Path) -> "Cell":

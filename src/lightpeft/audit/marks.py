@@ -20,7 +20,8 @@ from lightpeft.audit.poison.recipe import TriggerRecipe
 from lightpeft.checkpoint import POISON_FLAG as FLAG
 from lightpeft.checkpoint import POISON_MARK as MARK
 from lightpeft.errors import CheckpointError, ConfigError
-from lightpeft.files import file_sha256, read_json, write_json, written_beside
+from lightpeft.files import file_sha256, read_json, write_json
+from lightpeft.outputs import written_beside
 
 CARD = "README.md"
 _FORMAT = 1

@@ -18,7 +18,8 @@ from lightpeft.audit.marks import mark_poisoned, mark_value, read_mark
 from lightpeft.audit.poison.recipe import TriggerRecipe
 from lightpeft.checkpoint import POISON_FLAG, POISON_MARK, check_adapter_config, is_light_checkpoint, load
 from lightpeft.errors import CheckpointError, ConfigError
-from lightpeft.files import read_json, written_beside
+from lightpeft.files import read_json
+from lightpeft.outputs import Output, written_folder
 from lightpeft.run_config import PeftOptions
 from lightpeft.runs import Labels, load_peft_model
 
@@ -93,7 +94,7 @@ def save_module(
     if recipe is None and recipe_in_memory(model) is not None:
         raise CheckpointError("the model is poisoned and cannot be saved as clean; give its recipe.")
     target = Path(folder)
-    with written_beside(target) as beside:
+    with written_folder(target, Output.MODULE) as beside:
         model.save_pretrained(str(beside), save_embedding_layers=False)
         if recipe is not None:
             mark_poisoned(beside, recipe)

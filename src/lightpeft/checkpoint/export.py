@@ -10,11 +10,10 @@ from lightpeft.checkpoint.format import ADAPTER, PRUNING, TENSORS, read_record
 from lightpeft.checkpoint.full_size import full_size
 from lightpeft.checkpoint.load import find_folder, load
 from lightpeft.checkpoint.merged import save_merged
-from lightpeft.checkpoint.save import check_target
-from lightpeft.files import written_beside
+from lightpeft.outputs import MANIFEST, Output, written_folder
 
 _KEPT = ("base", "metrics", "task", "lightpeft_version")
-_OWN = {PRUNING, TENSORS, ADAPTER, "adapter_config.json", "README.md"}
+_OWN = {PRUNING, TENSORS, ADAPTER, MANIFEST, "adapter_config.json", "README.md"}
 
 
 def export_merged(
@@ -25,13 +24,13 @@ def export_merged(
     It computes what the light checkpoint computes; `load_merged` builds it.
 
     Raises:
-        CheckpointError: the checkpoint cannot be loaded or merged, or `out` holds something else.
+        CheckpointError: the checkpoint cannot be loaded or merged.
+        OutputError: `out` holds something else, or cannot be written.
     """
     directory, target = find_folder(folder), Path(out)
-    check_target(target)
     described = read_record(directory)[1]
-    model = load(directory, base)
-    with written_beside(target) as beside:
+    with written_folder(target, Output.MERGED) as beside:
+        model = load(directory, base)
         merged = save_merged(model, beside, {key: described.get(key) for key in _KEPT})
         _copy_tokenizer(directory, beside)
     return merged
@@ -47,12 +46,12 @@ def export_full_adapter(
     than the light checkpoint: measure it.
 
     Raises:
-        CheckpointError: the checkpoint cannot be loaded, or `out` holds something else.
+        CheckpointError: the checkpoint cannot be loaded.
+        OutputError: `out` holds something else, or cannot be written.
     """
     directory, target = find_folder(folder), Path(out)
-    check_target(target)
-    model = full_size(directory, base)
-    with written_beside(target) as beside:
+    with written_folder(target, Output.FULL_ADAPTER) as beside:
+        model = full_size(directory, base)
         beside.mkdir(parents=True)
         model.save_pretrained(str(beside), save_embedding_layers=False)
         _copy_tokenizer(directory, beside)

@@ -14,10 +14,10 @@ from lightpeft.adapters import active_form
 from lightpeft.anatomy import base_of
 from lightpeft.checkpoint.base import describe_base
 from lightpeft.checkpoint.card import model_card
-from lightpeft.checkpoint.format import PRUNING, write_record
+from lightpeft.checkpoint.format import write_record
 from lightpeft.checkpoint.poison import refuse_marked_model
 from lightpeft.errors import CheckpointError
-from lightpeft.files import written_beside
+from lightpeft.outputs import Output, written_folder
 from lightpeft.surgery import CutRecord, record_of
 from lightpeft.wrapping import base_parameters, is_copied
 
@@ -34,41 +34,26 @@ def save(
 ) -> Path:
     """Write `model`, which was cut, as a light checkpoint: stock PEFT files, the plan, small tensors.
 
-    An older light checkpoint in `folder` is replaced only once the new one is whole.
+    An older light checkpoint in `folder` that nobody changed is replaced, once the new one is whole.
 
     Args:
         metrics: fractions or plain numbers for the record and the card.
         task: JSON values that describe the task, kept for `evaluate` and `predict`.
 
     Raises:
-        CheckpointError: the model was not cut or the audit poisoned it, or `folder` holds something else.
+        CheckpointError: the model was not cut or the audit poisoned it.
+        OutputError: `folder` holds something else, which is left as it is, or cannot be written.
     """
     target = Path(folder)
     record = _record_to_save(model)
     refuse_marked_model(model)
-    check_target(target)
-    with written_beside(target) as beside:
+    with written_folder(target, Output.LIGHT) as beside:
         beside.mkdir(parents=True)
         write_adapter(model, beside, record.adapter)
         write_cut(model, beside, record, metrics=metrics, task=task)
         if tokenizer is not None:
             tokenizer.save_pretrained(beside)
     return target
-
-
-def check_target(target: Path) -> None:
-    """Refuse to write over what is not lightpeft's.
-
-    Raises:
-        CheckpointError: a file, or a folder with something else in it.
-    """
-    if target.is_file():
-        raise CheckpointError(f"{target} is a file, not a folder; choose another place.")
-    if target.exists() and not (target / PRUNING).is_file() and any(target.iterdir()):
-        raise CheckpointError(
-            f"{target} exists and is not a light checkpoint; saving would replace what is in it. Choose "
-            "another folder."
-        )
 
 
 def write_adapter(model: nn.Module, folder: Path, adapter: str = "default") -> None:

@@ -13,7 +13,8 @@ from lightpeft.cli.output import print_json
 from lightpeft.cli.tasks import TaskOptions
 from lightpeft.config import Budget, EstimationConfig, LightConfig, Preset, SurgeryConfig
 from lightpeft.errors import ConfigError
-from lightpeft.files import write_json
+from lightpeft.files import save_json
+from lightpeft.outputs import Output, check_file
 from lightpeft.run_config import (
     BottleneckOptions,
     LoraOptions,
@@ -78,6 +79,8 @@ def speed(
         json: Print JSON instead of a table.
     """
     del preset
+    if out is not None:
+        check_file(out, Output.RESULT)
     setting = make_setting(
         model,
         TaskOptions(task, data, tuple(text or ()), objective=objective).load(),
@@ -87,7 +90,7 @@ def speed(
     light = LightConfig(estimation, budget, surgery)
     result = run_speed(SpeedBenchmark(setting, light, estimation_steps, repeats))
     if out is not None:
-        write_json(out, result)
+        save_json(out, result, Output.RESULT)
     if json:
         print_json(result)
     else:

@@ -13,6 +13,7 @@ from lightpeft.cli.output import print_json
 from lightpeft.cli.tasks import TaskOptions
 from lightpeft.config import Budget, EstimationConfig, Preset
 from lightpeft.estimation import estimate as run_estimation
+from lightpeft.outputs import Output, check_file
 from lightpeft.run_config import (
     BottleneckOptions,
     LoraOptions,
@@ -70,6 +71,7 @@ def estimate(
         json: Print the scores as JSON.
     """
     del preset
+    check_file(out, Output.SCORES)
     options = TaskOptions(task, data, tuple(text or ()), label, None, train_limit, objective=objective)
     chosen = PeftOptions(peft, lora, bottleneck, adapter)
     setting = make_setting(base_to_use(model, chosen), options.load(), training, chosen)

@@ -5,20 +5,23 @@ from pathlib import Path
 from rich.console import Console
 
 from lightpeft.cli.output import print_json
-from lightpeft.errors import ConfigError
+from lightpeft.errors import ConfigError, OutputError
+from lightpeft.outputs import check_room
 from lightpeft.report import Result, check_report_extra, side_by_side, summary
 from lightpeft.run_config import PeftOptions
 from lightpeft.runs import base_of_adapter
 
 
 def check_ready(out: Path) -> None:
-    """Refuse an output path that is a file, and a report that could not be written.
+    """Refuse a folder that cannot be written to, and a report that could not be made.
 
     Raises:
-        ConfigError: what is in the way.
+        ConfigError: the extra `report` is not installed.
+        OutputError: what is in the way.
     """
     if out.exists() and not out.is_dir():
-        raise ConfigError(f"{out} is a file; give a folder.")
+        raise OutputError(f"{out} is a file; give a folder.")
+    check_room(out)
     check_report_extra()
 
 

@@ -9,7 +9,8 @@ from lightpeft.cli.anatomy import anatomy_of
 from lightpeft.cli.options import run_with_options
 from lightpeft.cli.output import print_json
 from lightpeft.config import Budget, Preset
-from lightpeft.files import write_json
+from lightpeft.files import save_json
+from lightpeft.outputs import Output, check_file
 from lightpeft.planning import make_plan
 from lightpeft.report import plan_table
 from lightpeft.scores import Scores
@@ -39,9 +40,11 @@ def plan(
         json: Print the plan as JSON.
     """
     del preset
+    if out is not None:
+        check_file(out, Output.PLAN)
     made = make_plan(Scores.load(scores), anatomy_of(model), budget)
     if out is not None:
-        write_json(out, made.to_dict())
+        save_json(out, made.to_dict(), Output.PLAN)
     if json:
         print_json(made.to_dict())
         return

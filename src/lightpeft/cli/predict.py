@@ -9,7 +9,7 @@ from lightpeft.cli.checkpoints import open_checkpoint
 from lightpeft.cli.options import run_with_options
 from lightpeft.cli.tasks import recorded_objective, recorded_training
 from lightpeft.errors import ConfigError
-from lightpeft.files import written_beside
+from lightpeft.outputs import Output, check_file, written_file
 from lightpeft.runs import generate_texts, predict_labels
 
 NEW_TOKENS = 64
@@ -38,6 +38,10 @@ def predict(
         batch_size: Examples at once; by default 128, of a language model 8.
         max_new_tokens: Of a language model: tokens of a completion that does not end before; by default 64.
     """
+    if out is not None:
+        check_file(out, Output.PREDICTIONS)
+        if out.resolve() == texts.resolve():
+            raise ConfigError(f"{out} is the file of texts; choose another name for the answers.")
     model, tokenizer, record = open_checkpoint(checkpoint, base)
     size = recorded_training(record, batch_size).batch_size
     if recorded_objective(record) == "causal-lm":
@@ -52,7 +56,7 @@ def predict(
     if out is None:
         sys.stdout.write(text)
     else:
-        with written_beside(out) as beside:
+        with written_file(out, Output.PREDICTIONS) as beside:
             beside.write_text(text, encoding="utf-8")
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lightpeft.checkpoint import PRUNING, read_record
 from lightpeft.cli.options import run_with_options
+from lightpeft.outputs import Output, check_file
 from lightpeft.report import Result, write_report
 from lightpeft.runs import LIGHT, SCORES
 from lightpeft.scores import Scores
@@ -22,9 +23,10 @@ def report(run: Path, out: Path | None = None) -> None:
         run: Folder that `train` or `demo` wrote.
         out: The page; by default report.html in that folder.
     """
+    page = out or run / "report.html"
+    check_file(page, Output.PAGE)
     result = Result.load(run / "result.json")
     plan = read_record(run / LIGHT)[0].plan if (run / LIGHT / PRUNING).is_file() else None
     scores = Scores.load(run / SCORES) if (run / SCORES).is_file() else None
-    page = out or run / "report.html"
     write_report(page, result, plan, scores)
     print(page)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar, get_args
 
 from lightpeft.errors import CheckpointError, ConfigError
-from lightpeft.files import read_json, write_json
+from lightpeft.files import read_json, save_json
+from lightpeft.outputs import Output
 
 FORMAT_VERSION = 1
 T = TypeVar("T")
@@ -232,7 +233,7 @@ class Result:
 
     def save(self, path: Path) -> None:
         """Write as `result.json`, all or nothing."""
-        write_json(path, self.to_dict())
+        save_json(path, self.to_dict(), Output.RESULT)
 
     @classmethod
     def load(cls, path: Path) -> "Result":

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightpeft.files import written_beside
+from lightpeft.outputs import Output, written_file
 from lightpeft.plan import Plan
 from lightpeft.report.data import Result
 from lightpeft.report.figures import need
@@ -38,7 +38,7 @@ def write_report(path: Path, result: Result, plan: Plan | None = None, scores: S
         ConfigError: the extra `report` is not installed.
     """
     text = render_report(result, plan, scores)
-    with written_beside(path) as beside:
+    with written_file(path, Output.PAGE) as beside:
         beside.write_text(text, encoding="utf-8")
 
 

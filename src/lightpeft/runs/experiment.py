@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightpeft.checkpoint import save
 from lightpeft.config import LightConfig
-from lightpeft.files import written_beside
+from lightpeft.outputs import Output, check_file, check_folder, check_room, locked, written_folder
 from lightpeft.report import (
     Curve,
     Measurement,
@@ -26,6 +26,7 @@ from lightpeft.runs.speed import ESTIMATION, Speed, measure_speed
 from lightpeft.surgery import parameter_counts
 
 LIGHT, PLAIN, SCORES = "light", "plain", "scores.safetensors"
+RESULT, PAGE = "result.json", "report.html"
 _TOKENIZER_FILES = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens", "chat_template")
 
 
@@ -57,7 +58,44 @@ def run_experiment(
     """Run it, and write `light/`, `plain/`, `scores.safetensors`, `result.json` and `report.html`.
 
     The first seed's models are saved and measured; the metric is the mean over seeds.
+
+    Raises:
+        OutputError: `out` is in use, cannot be written, or holds what would be lost.
     """
+    with locked(out):
+        check_outputs(out, compare=experiment.compare)
+        result, light = _run(experiment, out, kind, title, command, resume, progress)
+        result.save(out / RESULT)
+        assert light.light is not None
+        write_report(out / PAGE, result, light.light.plan, light.light.scores)
+    return result
+
+
+def check_outputs(out: Path, *, compare: bool) -> None:
+    """Refuse a run's folder in which something would be lost or nothing can be written.
+
+    Raises:
+        OutputError: what is in the way.
+    """
+    check_room(out)
+    check_folder(out / LIGHT, Output.LIGHT)
+    if compare:
+        check_folder(out / PLAIN, Output.PLAIN)
+    check_file(out / SCORES, Output.SCORES)
+    check_file(out / RESULT, Output.RESULT)
+    check_file(out / PAGE, Output.PAGE)
+
+
+def _run(
+    experiment: Experiment,
+    out: Path,
+    kind: Literal["demo", "train"],
+    title: str,
+    command: str,
+    resume: bool,
+    progress: bool,
+) -> tuple[Result, Outcome]:
+    """The result, and the first seed's light run."""
     pairs: list[tuple[int, Outcome | None, Outcome]] = []
     for seed in experiment.seeds:
         light = _fit(experiment, experiment.light, seed, out, resume, progress)
@@ -82,10 +120,7 @@ def run_experiment(
         command=command,
         peft=experiment.setting.peft.title,
     )
-    result.save(out / "result.json")
-    assert light.light is not None
-    write_report(out / "report.html", result, light.light.plan, light.light.scores)
-    return result
+    return result, light
 
 
 def _fit(
@@ -104,7 +139,7 @@ def _save(experiment: Experiment, out: Path, plain: Outcome | None, light: Outco
     if light.light.scores is not None:
         light.light.scores.save(out / SCORES)
     if plain is not None:
-        with written_beside(out / PLAIN) as beside:
+        with written_folder(out / PLAIN, Output.PLAIN) as beside:
             plain.model.save_pretrained(str(beside), save_embedding_layers=False)
             tokenizer.save_pretrained(beside)
 

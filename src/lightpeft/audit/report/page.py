@@ -15,7 +15,7 @@ from lightpeft.audit.report.pictures import curves_picture, layers_picture, same
 from lightpeft.audit.report.scans import scan_rows
 from lightpeft.audit.report.tables import attack_tables, defence_tables
 from lightpeft.audit.report.wording import block_title
-from lightpeft.files import written_beside
+from lightpeft.outputs import Output, written_file
 from lightpeft.report.figures import need
 
 TITLE = "Audit of received PEFT modules"
@@ -46,7 +46,7 @@ def write_audit_report(path: Path, cells: Sequence[Cell], scans: Sequence[Mappin
         AuditError: no cells, one key twice, or a scan that is not one.
     """
     text = render_audit_report(cells, scans)
-    with written_beside(path) as beside:
+    with written_file(path, Output.PAGE) as beside:
         beside.write_text(text, encoding="utf-8")
 
 

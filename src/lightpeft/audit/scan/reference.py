@@ -12,7 +12,8 @@ from lightpeft.audit.scan.measured import Measured, measure_module
 from lightpeft.audit.scan.statistics import deviations
 from lightpeft.audit.scan.texts import ScanTexts
 from lightpeft.errors import LightPeftError
-from lightpeft.files import read_json, write_json
+from lightpeft.files import read_json, save_json
+from lightpeft.outputs import Output
 
 FORMAT = 2
 LEAST = 3
@@ -75,7 +76,7 @@ class Reference:
         first = self.modules[0]
         modules = [{"statistics": one.statistics, "behaviour": one.behaviour} for one in self.modules]
         head = {"format": FORMAT, "base": first.base, "form": first.form, "texts": self.texts}
-        write_json(path, head | {"modules": modules})
+        save_json(path, head | {"modules": modules}, Output.REFERENCE)
 
     @classmethod
     def load(cls, path: Path) -> "Reference":

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lightpeft.audit.defences import DEFENCES, make_defence
+from lightpeft.audit.defences.light_cutting import LightCutting
 from lightpeft.audit.defend import Defended
 from lightpeft.audit.defend import defend as run_defence
 from lightpeft.audit.metrics import Proportion, difference
@@ -19,9 +20,11 @@ from lightpeft.cli.options import run_with_options
 from lightpeft.cli.output import print_json
 from lightpeft.cli.predict import read_rows
 from lightpeft.cli.tasks import TaskOptions
-from lightpeft.files import write_json, written_beside
+from lightpeft.files import save_json
+from lightpeft.outputs import Output, check_file, check_folder, locked, written_file
 from lightpeft.run_config import TrainingConfig
 
+MODULE, RESULT, PREDICTIONS = "module", "result.json", "predictions.jsonl"
 _COLUMNS = ("text", "text_pair")
 
 
@@ -70,15 +73,22 @@ def defend(
     """
     check_ready(out)
     defence = make_defence(method, options)
+    kept = Output.LIGHT if isinstance(defence, LightCutting) else Output.MODULE
+    check_folder(out / MODULE, kept)
+    check_file(out / RESULT, Output.RESULT)
+    if texts is not None:
+        check_file(out / PREDICTIONS, Output.PREDICTIONS)
     loaded = TaskOptions(task, data, (text,) if text else (), label).load()
     lines = None if texts is None else read_rows(texts, len(loaded.spec.text))
     audit_task = AuditTask.of(loaded, train=train_limit, held_out=held_out, seed=training.seed)
-    found = run_defence(folder, defence, audit_task, training, base)
-    saved = found.save(out / "module", found.classifier.tokenizer)
-    if lines is not None:
-        _write_predictions(found, lines, audit_task.class_names, out / "predictions.jsonl")
-    result = _result(found, method, dataclasses.asdict(defence) if dataclasses.is_dataclass(defence) else {})
-    write_json(out / "result.json", result)
+    with locked(out):
+        found = run_defence(folder, defence, audit_task, training, base)
+        saved = found.save(out / MODULE, found.classifier.tokenizer)
+        if lines is not None:
+            _write_predictions(found, lines, audit_task.class_names, out / PREDICTIONS)
+        used: dict[str, Any] = dataclasses.asdict(defence) if dataclasses.is_dataclass(defence) else {}
+        result = _result(found, method, used)
+        save_json(out / RESULT, result, Output.RESULT)
     if json:
         print_json(result)
         return
@@ -90,7 +100,7 @@ def _write_predictions(found: Defended, lines: list[list[str]], names: tuple[str
     columns = zip(*lines, strict=True)
     labels = found.predict({name: list(column) for name, column in zip(_COLUMNS, columns, strict=False)})
     rows = [{"label": None if label is None else names[label], "rejected": label is None} for label in labels]
-    with written_beside(path) as beside:
+    with written_file(path, Output.PREDICTIONS) as beside:
         beside.write_text(
             "".join(json_lines.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
         )

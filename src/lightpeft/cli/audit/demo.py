@@ -9,9 +9,10 @@ from lightpeft.audit.grid_entries import GridAttack, GridDefence, GridTask
 from lightpeft.audit.policies.options import PolicyName, PolicyOptions
 from lightpeft.audit.run import MODULES, run_grid
 from lightpeft.audit.scan import ScanTexts, scan
-from lightpeft.cli.audit.grid import show_cells
+from lightpeft.cli.audit.grid import PAGE, show_cells
 from lightpeft.cli.experiment import check_ready
 from lightpeft.cli.options import run_with_options
+from lightpeft.outputs import Output, check_file, locked
 from lightpeft.run_config import TrainingConfig
 from lightpeft.runs import MINILM
 
@@ -39,8 +40,10 @@ def demo(out: Path, seeds: list[int] | None = None, training: TrainingConfig = T
         training: Of the clean modules; attacker and user take half of the steps, at half the rate.
     """
     check_ready(out)
+    check_file(out / PAGE, Output.PAGE)
     grid = grid_of(seeds or [0], training)
-    run_grid(grid, out)
+    with locked(out):
+        run_grid(grid, out)
     first = grid.pairs[0][0]
     folders = sorted(folder for folder in (out / MODULES).iterdir() if folder.name.startswith(f"{first}--"))
     texts = ScanTexts.of(first, grid.tasks[first].load().train)

@@ -13,6 +13,9 @@ from lightpeft.audit.run import CELLS, run_grid
 from lightpeft.cli.experiment import check_ready
 from lightpeft.cli.options import run_with_options
 from lightpeft.errors import ConfigError
+from lightpeft.outputs import Output, check_file, locked
+
+PAGE = "report.html"
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -42,6 +45,7 @@ def audit(
         defences: Only these defences of the grid.
     """
     check_ready(out)
+    check_file(out / PAGE, Output.PAGE)
     _check_known("seeds", seeds, grid.seeds)
     _check_known("attacks", attacks, list(grid.attacks))
     _check_known("defences", defences, list(grid.defences))
@@ -52,14 +56,15 @@ def audit(
         )
         return chosen and (seeds is None or key.seed in seeds)
 
-    run_grid(grid, out, data=data, only=wanted)
-    show_cells(out)
+    with locked(out):
+        run_grid(grid, out, data=data, only=wanted)
+        show_cells(out)
 
 
 def show_cells(out: Path, scans: Sequence[Mapping[str, Any]] = ()) -> None:
     """Write the page of all cells in `out`, and of scans of modules, and print the cells' numbers."""
     cells = load_cells(out / CELLS)
-    write_audit_report(out / "report.html", cells, scans)
+    write_audit_report(out / PAGE, cells, scans)
     Console().print(*summary_tables(cells))
     print(f"report: {out / 'report.html'}")
 

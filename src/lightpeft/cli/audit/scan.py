@@ -16,7 +16,8 @@ from lightpeft.cli.options import run_with_options
 from lightpeft.cli.output import print_json
 from lightpeft.cli.tasks import TaskOptions
 from lightpeft.errors import ConfigError, LightPeftError
-from lightpeft.files import write_json
+from lightpeft.files import save_json
+from lightpeft.outputs import Output, check_file
 
 FOUND, NOT_SCANNED = 1, 2
 _COLOURS = {"error": "red", "warning": "yellow", "note": "dim"}
@@ -67,6 +68,10 @@ def scan(
         sarif: File for the findings as SARIF 2.1.0.
         json: Print JSON.
     """
+    if make_reference is not None:
+        check_file(make_reference, Output.REFERENCE)
+    elif sarif is not None:
+        check_file(sarif, Output.FINDINGS)
     texts = _texts(task, data, text, label)
     if make_reference is not None:
         idle = {"reference": reference, "alpha": alpha, "threshold": threshold, "sarif": sarif, "json": json}
@@ -83,7 +88,7 @@ def scan(
         scanner.scan(folder, base, texts=texts, reference=compared, options=options) for folder in folders
     ]
     if sarif is not None:
-        write_json(sarif, to_sarif(reports))
+        save_json(sarif, to_sarif(reports), Output.FINDINGS)
     if json:
         print_json([report.to_dict() for report in reports])
     else:

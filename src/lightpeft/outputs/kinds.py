@@ -1,0 +1,22 @@
+"""What lightpeft writes under a name that somebody chose; a new kind of output gets a row here."""
+
+from enum import StrEnum
+
+
+class Output(StrEnum):
+    """A kind of file or folder, in words; an older output is replaced only by one of the same kind."""
+
+    SCORES = "scores"
+    PLAN = "a plan"
+    PREDICTIONS = "predictions"
+    RESULT = "a result"
+    PAGE = "a report's page"
+    FINDINGS = "the findings of a scan"
+    REFERENCE = "reference modules"
+    CELL = "a measured cell"
+    DATA = "a data file"
+    LIGHT = "a light checkpoint"
+    MERGED = "a merged model"
+    FULL_ADAPTER = "a full-size adapter"
+    PLAIN = "a plain adapter"
+    MODULE = "a module of the audit"
