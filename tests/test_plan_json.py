@@ -56,7 +56,7 @@ def without(*path: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (changed("format_version", to=2), "version 2"),
+        (changed("format_version", to=3), "version 3"),
         (changed("format_version", to="1"), "version '1'"),
         (without("format_version"), "version None"),
         (changed("layers", 0, "heads", to="0-6"), "index 6 is out of range, there are only 6"),

@@ -6,11 +6,9 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Literal, get_args
 
-from lightpeft.errors import ConfigError
+from lightpeft.errors import ConfigError, did_you_mean
+from lightpeft.score_tables import BASE_SCORES, MODULE_SCORES, RANK_SCORES
 
-BaseScore = Literal["mask", "taylor", "fisher", "magnitude", "random"]
-ModuleScore = Literal["activation", "taylor", "fisher"]
-RankScore = Literal["paper", "taylor", "fisher"]
 Scope = Literal["layer", "global"]
 KVGroups = Literal["whole", "equal"]
 Preset = Literal["default", "paper"]
@@ -23,7 +21,8 @@ def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
         ConfigError: it is.
     """
     if value not in allowed:
-        raise ConfigError(f"{name} is {value!r}; choose one of {', '.join(allowed)}.")
+        hint = did_you_mean(value, allowed) if isinstance(value, str) else ""
+        raise ConfigError(f"{name} is {value!r}; choose one of {', '.join(allowed)}.{hint}")
 
 
 def check_number(name: str, value: float) -> None:
@@ -75,14 +74,14 @@ class EstimationConfig:
     patience: int = 3
     """`auto`: comparisons in a row within the tolerance before it stops."""
 
-    base_score: BaseScore = "fisher"
+    base_score: str = "fisher"
     """Score of heads and neurons: `mask` (the paper's trained gates), `taylor`, `fisher`, or the baselines
     `magnitude` and `random`."""
 
-    module_score: ModuleScore = "activation"
+    module_score: str = "activation"
     """Score of PEFT modules: `activation` (the paper's ‖ΔWx‖/‖Wx‖), `taylor` or `fisher` of a module gate."""
 
-    rank_score: RankScore = "taylor"
+    rank_score: str = "taylor"
     """Score of ranks: `taylor` |s_r|, `paper` |s_r|·(1/d_in + 1/d_out), which punishes wide modules, or
     `fisher`."""
 
@@ -96,9 +95,9 @@ class EstimationConfig:
     """Seed of base_score `random`."""
 
     def __post_init__(self) -> None:
-        check_choice("estimation.base_score", self.base_score, get_args(BaseScore))
-        check_choice("estimation.module_score", self.module_score, get_args(ModuleScore))
-        check_choice("estimation.rank_score", self.rank_score, get_args(RankScore))
+        check_choice("estimation.base_score", self.base_score, tuple(BASE_SCORES))
+        check_choice("estimation.module_score", self.module_score, tuple(MODULE_SCORES))
+        check_choice("estimation.rank_score", self.rank_score, tuple(RANK_SCORES))
         if self.steps != "auto":
             check_at_least("estimation.steps", self.steps, 1)
         check_at_least("estimation.interval", self.interval, 1)
@@ -113,6 +112,12 @@ class EstimationConfig:
     def most_steps(self) -> int:
         """The largest number of optimizer steps that estimation can take."""
         return self.max_steps if self.steps == "auto" else self.steps
+
+    @property
+    def checks(self) -> tuple[int, ...]:
+        """Numbers of steps after which estimation may end."""
+        most = self.most_steps
+        return (*range(self.interval, most, self.interval), most) if self.steps == "auto" else (most,)
 
 
 @dataclass(frozen=True)

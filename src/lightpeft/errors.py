@@ -1,5 +1,8 @@
 """The errors lightpeft raises on purpose. Each message says what was found and what to do."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class LightPeftError(Exception):
     """Base of every error that lightpeft raises on purpose."""
@@ -31,3 +34,10 @@ class CheckpointError(LightPeftError, RuntimeError):
 
 class OutputError(CheckpointError):
     """A place that cannot be written to, or that holds what writing would destroy. Nothing was changed."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`` Did you mean 'sst2'?`` for the nearest known name, or an empty string."""
+    by_lowercase = {candidate.lower(): candidate for candidate in known}
+    nearest = get_close_matches(name.lower(), by_lowercase, n=1, cutoff=0.5)
+    return f" Did you mean {by_lowercase[nearest[0]]!r}?" if nearest else ""

@@ -9,9 +9,12 @@ from typing import Any, NamedTuple, TypeVar
 from lightpeft.anatomy import Anatomy
 from lightpeft.config import Budget, Scope
 from lightpeft.errors import PlanError
+from lightpeft.evidence import Evidence
 from lightpeft.indices import format_indices, parse_indices
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""1 had no evidence; it is still read."""
+
 T = TypeVar("T")
 
 
@@ -118,6 +121,8 @@ class Plan:
     budget: Budget
     estimation_steps: int
     cutoffs: tuple[Cutoff, ...]
+    evidence: Evidence | None = None
+    """What the scores rest on; None in plans of earlier versions, and of scores that were not estimated."""
 
     @property
     def kept_modules(self) -> tuple[ModulePlan, ...]:
@@ -169,6 +174,8 @@ class Plan:
     def describe(self) -> str:
         """What goes and why, for a terminal."""
         lines = [f"Plan for {self.model_type} from {self.estimation_steps} estimation steps"]
+        if self.evidence is not None:
+            lines.append(f"  {self.evidence.describe()}")
         lines += [f"  {reason}" for reason in self.reasons]
         for layer in self.layers:
             lines.append(f"  {layer.describe()}")
@@ -185,6 +192,7 @@ class Plan:
             "format_version": FORMAT_VERSION,
             "model_type": self.model_type,
             "estimation_steps": self.estimation_steps,
+            "evidence": None if self.evidence is None else dataclasses.asdict(self.evidence),
             "budget": dataclasses.asdict(self.budget),
             "cutoffs": [dataclasses.asdict(cutoff) for cutoff in self.cutoffs],
             "layers": [
@@ -221,11 +229,13 @@ class Plan:
         Raises:
             PlanError: unknown version, missing or unknown field, or a bad index.
         """
-        if value.get("format_version") != FORMAT_VERSION:
+        if value.get("format_version") not in (1, FORMAT_VERSION):
             raise PlanError(
-                f"the plan has version {value.get('format_version')!r}, this lightpeft reads version "
+                f"the plan has version {value.get('format_version')!r}, this lightpeft reads versions 1 to "
                 f"{FORMAT_VERSION}."
             )
+        if value["format_version"] == 1:
+            value = {**value, "format_version": FORMAT_VERSION, "evidence": None}
         try:
             _check_keys(value, _PLAN_KEYS, "the plan")
             plan = cls(
@@ -235,6 +245,7 @@ class Plan:
                 budget=Budget(**value["budget"]),
                 estimation_steps=_typed(value["estimation_steps"], int, "estimation_steps"),
                 cutoffs=tuple(Cutoff(**cutoff) for cutoff in value["cutoffs"]),
+                evidence=None if value["evidence"] is None else Evidence.from_dict(value["evidence"]),
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             if isinstance(error, PlanError):
@@ -328,7 +339,7 @@ def _loses_a_block(layer: LayerPlan) -> bool:
     return bool((layer.head_count and not layer.heads) or (layer.neuron_count and not layer.neurons))
 
 
-_PLAN_KEYS = {"format_version", "model_type", "estimation_steps", "budget", "cutoffs", "layers", "modules"}
+_PLAN_KEYS = {"format_version", *(field.name for field in dataclasses.fields(Plan))}
 _MOST_UNITS = 2**20
 
 

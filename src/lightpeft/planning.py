@@ -1,7 +1,8 @@
 """`make_plan`: scores, anatomy and budget -> plan. A pure function."""
 
+import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -9,7 +10,9 @@ from torch import Tensor
 from lightpeft.anatomy import Anatomy, Units
 from lightpeft.config import Budget, Scope, exact_count
 from lightpeft.errors import PlanError
+from lightpeft.evidence import Agreement, Evidence
 from lightpeft.plan import Cutoff, LayerPlan, ModulePlan, Plan
+from lightpeft.score_tables import TABLES
 from lightpeft.scores import Scores
 
 Kept = list[tuple[int, ...]]
@@ -18,6 +21,8 @@ Kept = list[tuple[int, ...]]
 def make_plan(scores: Scores, anatomy: Anatomy, budget: Budget) -> Plan:
     """Choose the units that stay: the most important ones that the budget allows.
 
+    Where the scores have halves, the plan also says how far these would cut the same.
+
     Ties go to the lower index, so the same scores always give the same plan. Shares are of the units that
     can be cut. Query heads that share keys and values go in whole KV groups, or, with
     `budget.kv_groups="equal"`, in equal numbers from every group.
@@ -25,6 +30,15 @@ def make_plan(scores: Scores, anatomy: Anatomy, budget: Budget) -> Plan:
     Raises:
         PlanError: scores of another model, or a budget that the floors or the architecture forbid.
     """
+    plan = _choose(scores, anatomy, budget)
+    if scores.scored_steps is None:
+        return plan
+    halves = [_choose(half, anatomy, budget) for half in scores.halves]
+    agreed = agreements(scores.methods, *halves) if halves else ()
+    return dataclasses.replace(plan, evidence=Evidence(scores.scored_steps, agreed))
+
+
+def _choose(scores: Scores, anatomy: Anatomy, budget: Budget) -> Plan:
     _check_same_shape(scores, anatomy)
     heads, neurons = _choose_base(scores, anatomy, budget)
     survivors = _choose_modules(scores, anatomy, budget, _idle_linears(anatomy, heads, neurons))
@@ -55,6 +69,35 @@ def make_plan(scores: Scores, anatomy: Anatomy, budget: Budget) -> Plan:
             heads_label=how_heads_go(anatomy, budget),
         ),
     )
+
+
+def agreements(methods: Mapping[str, str], even: Plan, odd: Plan) -> tuple[Agreement, ...]:
+    """How far two plans of one model and budget cut the same, for the kinds whose score depends on the steps.
+
+    Args:
+        methods: as `Scores.methods`.
+    """
+    measured = {kind for kind, table in TABLES.items() if table[methods[kind]].statistics}
+    found = []
+    for kind, method, mine, others, total in _cut_by_kind(even, odd):
+        if method in measured and mine | others:
+            size = (len(mine) + len(others)) / 2
+            chance = len(mine) * len(others) / total / size
+            found.append(Agreement(kind, len(mine & others) / size, chance))
+    return tuple(found)
+
+
+def _cut_by_kind(
+    even: Plan, odd: Plan
+) -> Iterator[tuple[str, str, frozenset[object], frozenset[object], int]]:
+    """Kind, kind of score, what goes by the one and by the other plan, and how many units there are."""
+    units, counts = [plan.cut_units() for plan in (even, odd)], even.counts
+    totals = {"head": counts.heads.total, "neuron": counts.neurons.total, "rank": counts.ranks.total}
+    for kind, total in totals.items():
+        mine, others = (frozenset(unit for unit in cut if unit[0] == kind) for cut in units)
+        yield f"{kind}s", "rank" if kind == "rank" else "base", mine, others, total
+    names = [frozenset(module.name for module in plan.removed_modules) for plan in (even, odd)]
+    yield "PEFT modules", "module", names[0], names[1], counts.modules.total
 
 
 def how_heads_go(anatomy: Anatomy, budget: Budget) -> str:

@@ -1,5 +1,6 @@
 """Scores: one importance number per unit, and what else estimation learned."""
 
+import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from lightpeft.errors import CheckpointError, EstimationError
 from lightpeft.files import read_tensors, under, write_tensors
 from lightpeft.outputs import Output, written_file
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""1 had neither `scored_steps` nor halves."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +44,13 @@ class Scores:
     means: dict[str, Tensor] = field(default_factory=dict)
     """Mean input of each output projection, and of each bottleneck's, per channel, padding left out."""
 
+    scored_steps: int | None = None
+    """Optimizer steps that the statistics are of, the last of `steps`; None where it was not noted."""
+
+    halves: "tuple[Scores, ...]" = ()
+    """Scores of the even and of the odd of those steps on their own; none where one of them had no step with
+    finite gradients. What does not come from the steps (`Score.statistics`) is the same in both."""
+
     def __post_init__(self) -> None:
         for kind, tensors in self._by_kind():
             for place, tensor in tensors:
@@ -54,19 +63,12 @@ class Scores:
 
     def save(self, path: str | Path) -> None:
         """Write as one safetensors file."""
-        tensors: dict[str, Tensor] = {}
-        for index, (heads, neurons) in enumerate(zip(self.heads, self.neurons, strict=True)):
-            tensors[f"heads.{index}"] = heads
-            tensors[f"neurons.{index}"] = neurons
-        for kind, group in (("ranks", self.ranks), ("gates", self.gates), ("means", self.means)):
-            tensors |= {f"{kind}.{name}": tensor for name, tensor in group.items()}
-        header = {
-            "format_version": FORMAT_VERSION,
-            "layers": len(self.heads),
-            "modules": self.modules,
-            "steps": self.steps,
-            "methods": self.methods,
-        }
+        tensors, header = self._to_parts()
+        halves = [half._to_parts() for half in self.halves]
+        for number, (parts, _) in enumerate(halves):
+            # Both halves may hold one tensor, which safetensors does not write twice.
+            tensors |= {f"half.{number}.{name}": tensor.clone() for name, tensor in parts.items()}
+        header |= {"format_version": FORMAT_VERSION, "halves": [part for _, part in halves]}
         with written_file(Path(path), Output.SCORES) as beside:
             write_tensors(beside, tensors, header)
 
@@ -78,15 +80,34 @@ class Scores:
             CheckpointError: missing, damaged, or of an unknown version.
         """
         tensors, header = read_tensors(Path(path))
-        if header.get("format_version") != FORMAT_VERSION:
+        if header.get("format_version") not in (1, FORMAT_VERSION):
             raise CheckpointError(
                 f"{path} has scores of version {header.get('format_version')!r}, this lightpeft reads "
                 f"version {FORMAT_VERSION}. Estimate again."
             )
         try:
-            return cls._from_parts(tensors, header)
+            halves = tuple(
+                cls._from_parts(under(tensors, f"half.{number}"), part)
+                for number, part in enumerate(header.get("halves", []))
+            )
+            return dataclasses.replace(cls._from_parts(tensors, header), halves=halves)
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"{path} lacks {error}; it is damaged.") from error
+
+    def _to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors: dict[str, Tensor] = {}
+        for index, (heads, neurons) in enumerate(zip(self.heads, self.neurons, strict=True)):
+            tensors[f"heads.{index}"] = heads
+            tensors[f"neurons.{index}"] = neurons
+        for kind, group in (("ranks", self.ranks), ("gates", self.gates), ("means", self.means)):
+            tensors |= {f"{kind}.{name}": tensor for name, tensor in group.items()}
+        return tensors, {
+            "layers": len(self.heads),
+            "modules": self.modules,
+            "steps": self.steps,
+            "scored_steps": self.scored_steps,
+            "methods": self.methods,
+        }
 
     @classmethod
     def _from_parts(cls, tensors: dict[str, Tensor], header: dict[str, Any]) -> "Scores":
@@ -97,6 +118,7 @@ class Scores:
             ranks={name: tensors[f"ranks.{name}"] for name in header["modules"]},
             modules={name: float(value) for name, value in header["modules"].items()},
             steps=int(header["steps"]),
+            scored_steps=header.get("scored_steps"),
             methods=dict(header["methods"]),
             gates=under(tensors, "gates"),
             means=under(tensors, "means"),

@@ -88,6 +88,7 @@ def estimate(
         print_json(
             {
                 "steps": scores.steps,
+                "scored_steps": scores.scored_steps,
                 "methods": scores.methods,
                 "heads": [values.tolist() for values in scores.heads],
                 "neurons": [values.tolist() for values in scores.neurons],
@@ -96,7 +97,10 @@ def estimate(
             }
         )
     else:
-        print(f"{scores.steps} steps; scores of {len(scores.heads)} layers in {out}")
+        print(
+            f"{scores.steps} steps; scores of the last {scores.scored_steps} for {len(scores.heads)} layers "
+            f"in {out}"
+        )
 
 
 def endless_batches(setting: Setting) -> Iterator[dict[str, Any]]:

@@ -49,4 +49,6 @@ def plan(
         print_json(made.to_dict())
         return
     print("\n".join(made.reasons))
+    if made.evidence is not None:
+        print("\n".join(filter(None, (made.evidence.describe(), made.evidence.weakness()))))
     Console().print(plan_table(made))

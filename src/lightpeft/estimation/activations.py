@@ -12,7 +12,7 @@ from lightpeft.adapters import PeftModule
 from lightpeft.anatomy import Anatomy
 from lightpeft.errors import EstimationError
 from lightpeft.estimation.sites import Site
-from lightpeft.estimation.statistics import BlockSums
+from lightpeft.estimation.statistics import WindowSums
 
 IGNORED = -100
 """The label of tokens that no loss counts."""
@@ -78,7 +78,7 @@ def _readers_of_the_encoder(anatomy: Anatomy) -> frozenset[str]:
 
 
 def measure_mean_inputs(
-    base: PreTrainedModel, sites: Sequence[Site], sums: BlockSums, tokens: TokenWeights
+    base: PreTrainedModel, sites: Sequence[Site], sums: WindowSums, tokens: TokenWeights
 ) -> list[RemovableHandle]:
     """Sum the inputs of gated linears over the tokens that count.
 
@@ -92,8 +92,8 @@ def measure_mean_inputs(
             with torch.no_grad():
                 flat = inputs[0].detach().flatten(0, -2).float()
                 weights = tokens.of(inputs[0], name)
-                sums.current["input_sum"][start:stop] += weights @ flat
-                sums.current["input_count"][position] += weights.sum()
+                sums.current("input_sum")[start:stop] += weights @ flat
+                sums.current("input_count")[position] += weights.sum()
 
         return hook
 
@@ -107,19 +107,19 @@ def measure_mean_inputs(
 
 
 def measure_contributions(
-    modules: Sequence[PeftModule], sums: BlockSums, tokens: TokenWeights
+    modules: Sequence[PeftModule], sums: WindowSums, tokens: TokenWeights
 ) -> list[RemovableHandle]:
     """Sum each module's share, ‖ΔW_k x‖₂ / ‖W_k x‖₂ or its like, over the tokens that count.
 
-    Sums go to `ratio_sum` and `ratio_count`, one entry per module. A forward that gradient checkpointing
+    Sums go to `share_sum` and `share_count`, one entry per module. A forward that gradient checkpointing
     repeats adds to both alike, so the mean stays.
     """
 
     def note_for(position: int, module: PeftModule) -> Callable[[Tensor, Tensor], None]:
         def note(ratio: Tensor, activations: Tensor) -> None:
             weights = tokens.of(activations, module.name)
-            sums.current["ratio_sum"][position] += ratio @ weights
-            sums.current["ratio_count"][position] += weights.sum()
+            sums.current("share_sum")[position] += ratio @ weights
+            sums.current("share_count")[position] += weights.sum()
 
         return note
 

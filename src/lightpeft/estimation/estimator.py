@@ -1,5 +1,6 @@
 """The estimator: puts gates into a model, gathers statistics step by step, and turns them into scores."""
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -15,10 +16,11 @@ from lightpeft.estimation.activations import (
     measure_contributions,
     measure_mean_inputs,
 )
-from lightpeft.estimation.baselines import baseline_scores
 from lightpeft.estimation.gates import Gate, Mask, Probe, spread
+from lightpeft.estimation.readout import Readout
 from lightpeft.estimation.sites import Site, find_sites
-from lightpeft.estimation.statistics import Block, BlockSums
+from lightpeft.estimation.statistics import WindowSums
+from lightpeft.score_tables import GRADIENT_STATISTICS
 from lightpeft.scores import Scores
 
 
@@ -33,19 +35,33 @@ class Estimator:
     """
 
     def __init__(self, model: nn.Module, config: EstimationConfig) -> None:
-        self.config, self.steps = config, 0
+        self.config = config
         self._base = base_of(model)
         self.anatomy: Anatomy = find_anatomy(model)
         self.modules: tuple[PeftModule, ...] = find_modules(model)
-        device = next(self._base.parameters()).device
+        self._device = next(self._base.parameters()).device
         self._sites = find_sites(self.anatomy, self.modules)
-        self._gates = [self._make_gate(site, device) for site in self._sites]
-        self._sums = BlockSums(self._sizes(), device)
+        base_sites = [site for site in self._sites if site.kind != "ranks"]
+        self._rank_start = base_sites[-1].stop
+        self._rank_owners = self._owners_of_ranks()
+        self._readout = Readout(self._base, self.anatomy, self.modules, base_sites, config)
+        self._gates = [self._make_gate(site) for site in self._sites]
+        self._sums = WindowSums(
+            self._sizes(),
+            whole=("input_sum", "input_count"),
+            starts={check // 2 for check in config.checks},
+            device=self._device,
+        )
         self._handles: list[RemovableHandle] = []
         self.last_batch: dict[str, Any] | None = None
         """Keyword arguments of the model's last training forward."""
         trained = [gate.values for gate in self._gates if isinstance(gate, Mask)]
         self._gate_optimizer = torch.optim.AdamW(trained, weight_decay=0.0) if trained else None
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps that were taken."""
+        return self._sums.steps
 
     def attach(self) -> None:
         """Put the hooks in, once."""
@@ -54,10 +70,12 @@ class Estimator:
         note = self._base.register_forward_pre_hook(self._note_batch, with_kwargs=True)
         self._handles = [*tokens.handles, note]
         for site, gate in zip(self._sites, self._gates, strict=True):
-            module = self._base.get_submodule(site.module)
-            self._handles.append(module.register_forward_pre_hook(gate))
+            if self._is_needed(site):
+                module = self._base.get_submodule(site.module)
+                self._handles.append(module.register_forward_pre_hook(gate))
         self._handles += measure_mean_inputs(self._base, self._averaged_sites, self._sums, tokens)
-        self._handles += measure_contributions(self.modules, self._sums, tokens)
+        if self._readout.needs_shares:
+            self._handles += measure_contributions(self.modules, self._sums, tokens)
 
     def detach(self) -> None:
         """Take the hooks out."""
@@ -76,55 +94,51 @@ class Estimator:
         grads = torch.cat([self._take_grad(gate) for gate in self._gates]) / loss_scale
         finite = torch.isfinite(grads).all()
         grads = torch.where(finite, grads, 0.0)
-        per_module = grads[self._rank_start :].new_zeros(len(self.modules))
-        per_module.index_add_(0, self._rank_owners, grads[self._rank_start :])
-        block = self._sums.current
-        block["gate_sum"] += grads
-        block["gate_square"] += grads.square()
-        block["module_square"] += per_module.square()
-        block["finite_steps"] += finite
-        block["steps"] += 1
+        of_base, of_ranks = grads[: self._rank_start], grads[self._rank_start :]
+        of_modules = grads.new_zeros(len(self.modules)).index_add_(0, self._rank_owners, of_ranks)
+        gradients = {"base": of_base, "modules": of_modules, "ranks": of_ranks}
+        for kind, names in self._readout.gradients.items():
+            for name in names:
+                self._sums.current(f"{kind}.{name}").add_(GRADIENT_STATISTICS[name](gradients[kind]))
+        self._sums.current("finite_steps").add_(finite)
         if self._gate_optimizer is not None:
             self._train_gates(grads, finite, learning_rate)
-        self.steps += 1
-        if self._is_boundary(self.steps):
-            self._sums.open(self.steps)
+        self._sums.end_step()
 
-    def scores(self) -> Scores:
+    def scores(self, *, halves: bool = True) -> Scores:
         """Scores over the second half of the steps so far (trained gates: their values now).
+
+        Exactly the second half after as many steps as estimation may end at; in between the window begins up
+        to half an interval earlier. The scores say how many steps they are of.
+
+        Args:
+            halves: also score the window's even and odd steps on their own.
 
         Raises:
             EstimationError: no step was taken, or nothing finite was gathered.
         """
         if self.steps == 0:
             raise EstimationError("no training step was estimated; scores need at least one.")
-        window = {name: values.cpu() for name, values in self._window().items()}
-        self._check_finite(window)
-        heads, neurons = self._base_scores(window)
-        return Scores(
-            heads=heads,
-            neurons=neurons,
-            ranks={m.name: self._rank_scores(window, i, m) for i, m in enumerate(self.modules)},
-            modules={m.name: self._module_score(window, i) for i, m in enumerate(self.modules)},
-            steps=self.steps,
-            methods={
-                "base": self.config.base_score,
-                "module": self.config.module_score,
-                "rank": self.config.rank_score,
-            },
-            gates=self._trained_gates(),
-            means=self._mean_inputs(window),
-        )
+        window = self._sums.window()
+        means = self._mean_inputs(window.pop("input_sum"), window.pop("input_count"))
+        by_half = self._sums.steps_by_half()
+        _check_finite(window["finite_steps"], sum(by_half))
+        gates = {
+            site.module: gate.values.detach().cpu()
+            for site, gate in zip(self._sites, self._gates, strict=True)
+        }
+        scores = self._readout.scores(window, gates, self.steps, by_half, halves)
+        return dataclasses.replace(scores, gates=self._trained_gates(), means=means)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything needed to go on later, as tensors and JSON values."""
-        tensors = self._sums.to_tensors()
+        tensors, header = self._sums.state()
         for position, gate in enumerate(self._gates):
             if self._gate_optimizer is not None and isinstance(gate, Mask):
                 tensors[f"gate.{position}"] = gate.values
                 moments = self._gate_optimizer.state.get(gate.values, {})
                 tensors |= {f"moment.{position}.{key}": value for key, value in moments.items()}
-        return tensors, {"steps": self.steps, "starts": self._sums.starts}
+        return tensors, header
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
@@ -134,8 +148,7 @@ class Estimator:
             CheckpointError: the state is of another model or configuration.
         """
         try:
-            self.steps = header["steps"]
-            self._sums.restore(header["starts"], tensors)
+            self._sums.restore(tensors, header["steps"], header["starts"])
             for position, gate in enumerate(self._gates):
                 if self._gate_optimizer is not None and isinstance(gate, Mask):
                     gate.values.copy_(tensors[f"gate.{position}"])
@@ -151,10 +164,6 @@ class Estimator:
             ) from error
 
     @property
-    def _base_sites(self) -> list[Site]:
-        return [site for site in self._sites if site.kind != "ranks"]
-
-    @property
     def _averaged_sites(self) -> list[Site]:
         return [site for site in self._sites if site.averaged]
 
@@ -162,29 +171,39 @@ class Estimator:
         if module.training:
             self.last_batch = {k: v for k, v in kwargs.items() if isinstance(v, Tensor)}
 
-    def _make_gate(self, site: Site, device: torch.device) -> Gate:
-        if self.config.base_score == "mask" and site.kind != "ranks":
-            return Mask(torch.ones(site.units, device=device, requires_grad=True))
-        return Probe(site.units, device)
+    def _make_gate(self, site: Site) -> Gate:
+        if self._readout.of_base.trains_gates and site.kind != "ranks":
+            return Mask(torch.ones(site.units, device=self._device, requires_grad=True))
+        return Probe(site.units, self._device)
+
+    def _is_needed(self, site: Site) -> bool:
+        """Whether the gradients of its gates are used."""
+        wanted = self._readout.gradients
+        if site.kind == "ranks":
+            return bool(wanted["ranks"] or wanted["modules"])
+        return bool(wanted["base"]) or self._readout.of_base.trains_gates
+
+    def _owners_of_ranks(self) -> Tensor:
+        """For each rank the position of its module."""
+        ranks = torch.tensor([module.rank for module in self.modules], dtype=torch.int64)
+        return torch.arange(len(ranks)).repeat_interleave(ranks).to(self._device)
 
     def _sizes(self) -> dict[str, int]:
-        base_sites, modules = self._base_sites, self.modules
-        units = self._sites[-1].stop
-        self._rank_start = base_sites[-1].stop
-        owners = [s.owner for s in self._sites if s.kind == "ranks" for _ in range(s.units)]
-        device = next(self._base.parameters()).device
-        self._rank_owners = torch.tensor(owners, dtype=torch.int64, device=device)
+        units = {
+            "base": self._rank_start,
+            "modules": len(self.modules),
+            "ranks": self._sites[-1].stop - self._rank_start,
+        }
+        sizes = {
+            f"{kind}.{name}": units[kind] for kind, names in self._readout.gradients.items() for name in names
+        }
+        if self._readout.needs_shares:
+            sizes |= {"share_sum": len(self.modules), "share_count": len(self.modules)}
         averaged = self._averaged_sites
-        return {
-            "gate_sum": units,
-            "gate_square": units,
-            "module_square": len(modules),
+        return sizes | {
             "finite_steps": 1,
-            "steps": 1,
             "input_sum": sum(site.channels for site in averaged),
             "input_count": len(averaged),
-            "ratio_sum": len(modules),
-            "ratio_count": len(modules),
         }
 
     def _take_grad(self, gate: Gate) -> Tensor:
@@ -205,58 +224,6 @@ class Estimator:
         for now, old in zip(trained, before, strict=True):
             now.copy_(torch.where(finite, now, old))
 
-    def _is_boundary(self, step: int) -> bool:
-        if self.config.steps == "auto":
-            return step % self.config.interval == 0
-        return step == self.config.steps // 2
-
-    def _window(self) -> Block:
-        if self.config.steps == "auto":
-            return self._sums.window(self.steps // 2, self.steps)
-        return self._sums.window(self.config.steps // 2, self.steps)
-
-    def _check_finite(self, window: Block) -> None:
-        steps, finite = int(window["steps"]), int(window["finite_steps"])
-        if finite == 0:
-            raise EstimationError(
-                f"none of {steps} estimation steps had finite gradients: the run has diverged. Lower "
-                "the learning rate, or train in bfloat16 instead of float16."
-            )
-
-    def _base_scores(self, window: Block) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        method = self.config.base_score
-        if method in ("magnitude", "random"):
-            return baseline_scores(self._base, self.anatomy, method, self.config.seed)
-        if method == "mask":
-            values = [gate.values.detach().abs().cpu() for gate in self._gates]
-        else:
-            flat = _per_gate(window, method)
-            values = [flat[site.span] for site in self._sites]
-        heads = [torch.zeros(0) for _ in self.anatomy.layers]
-        neurons = [torch.zeros(0) for _ in self.anatomy.layers]
-        for site, value in zip(self._sites, values, strict=True):
-            if site.kind != "ranks":
-                (heads if site.kind == "heads" else neurons)[site.owner] = value
-        return tuple(heads), tuple(neurons)
-
-    def _rank_scores(self, window: Block, position: int, module: PeftModule) -> Tensor:
-        site = self._sites[len(self._base_sites) + position]
-        if self.config.rank_score == "fisher":
-            return _per_gate(window, "fisher")[site.span]
-        taylor = _per_gate(window, "taylor")[site.span]
-        if self.config.rank_score == "paper":
-            taylor = taylor * sum(1 / width for width in module.widths)
-        return taylor
-
-    def _module_score(self, window: Block, position: int) -> float:
-        steps = window["finite_steps"]
-        if self.config.module_score == "activation":
-            return float(window["ratio_sum"][position] / window["ratio_count"][position].clamp(1))
-        if self.config.module_score == "fisher":
-            return float(window["module_square"][position] / steps)
-        site = self._sites[len(self._base_sites) + position]
-        return float(window["gate_sum"][site.span].sum().abs() / steps)
-
     def _trained_gates(self) -> dict[str, Tensor]:
         return {
             site.module: spread(gate.values.detach().cpu(), site.channels)
@@ -264,15 +231,18 @@ class Estimator:
             if isinstance(gate, Mask)
         }
 
-    def _mean_inputs(self, window: Block) -> dict[str, Tensor]:
+    def _mean_inputs(self, sums: Tensor, counts: Tensor) -> dict[str, Tensor]:
         averaged = self._averaged_sites
-        sums = window["input_sum"].split([site.channels for site in averaged])
+        per_site = sums.split([site.channels for site in averaged])
         return {
             site.module: total / count.clamp(1)
-            for site, total, count in zip(averaged, sums, window["input_count"], strict=True)
+            for site, total, count in zip(averaged, per_site, counts, strict=True)
         }
 
 
-def _per_gate(window: Block, method: str) -> Tensor:
-    steps = window["finite_steps"]
-    return window["gate_square"] / steps if method == "fisher" else window["gate_sum"].abs() / steps
+def _check_finite(finite_steps: Tensor, steps: int) -> None:
+    if not finite_steps.any():
+        raise EstimationError(
+            f"none of {steps} estimation steps had finite gradients: the run has diverged. Lower "
+            "the learning rate, or train in bfloat16 instead of float16."
+        )

@@ -62,9 +62,9 @@ def should_stop(estimator: Estimator, settled: Settled, budget: Budget) -> bool:
     config = estimator.config
     if estimator.steps >= config.most_steps:
         return True
-    if config.steps != "auto" or estimator.steps % config.interval:
+    if config.steps != "auto" or estimator.steps not in config.checks:
         return False
-    plan = make_plan(estimator.scores(), estimator.anatomy, budget)
+    plan = make_plan(estimator.scores(halves=False), estimator.anatomy, budget)
     return settled.update(plan.cut_units())
 
 

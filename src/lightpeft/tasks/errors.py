@@ -1,20 +1,14 @@
 """The one error of this room, and the words that its messages share."""
 
 from collections.abc import Iterable
-from difflib import get_close_matches
 
-from lightpeft.errors import LightPeftError
+from lightpeft.errors import LightPeftError, did_you_mean
+
+__all__ = ["TaskError", "did_you_mean", "listed"]
 
 
 class TaskError(LightPeftError, ValueError):
     """A task, its data or its metrics cannot be used; says what was found and what to do."""
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`` Did you mean 'sst2'?`` for the nearest known name, or an empty string."""
-    by_lowercase = {candidate.lower(): candidate for candidate in known}
-    nearest = get_close_matches(name.lower(), by_lowercase, n=1, cutoff=0.5)
-    return f" Did you mean {by_lowercase[nearest[0]]!r}?" if nearest else ""
 
 
 def listed(names: Iterable[object], limit: int = 20) -> str:

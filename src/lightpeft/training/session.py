@@ -147,6 +147,7 @@ class LightSession:
         )
         self.cut_step = step
         logger.info("step %d, cut: %s", step, self.report.describe())
+        _say_what_it_rests_on(self.plan)
         _free_memory()
         return True
 
@@ -222,6 +223,14 @@ class LightSession:
                 f"{checkpoint} was written under another lightpeft configuration; resume with the same "
                 f"one. Found {_differences(found or {}, self.config.to_dict())}."
             )
+
+
+def _say_what_it_rests_on(plan: Plan) -> None:
+    if plan.evidence is not None:
+        logger.info("the plan rests on %s", plan.evidence.describe())
+        weakness = plan.evidence.weakness()
+        if weakness is not None:
+            logger.warning("%s", weakness)
 
 
 def within_run(config: EstimationConfig, total_steps: int) -> EstimationConfig:

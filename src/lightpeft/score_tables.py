@@ -1,0 +1,140 @@
+"""The scores to choose from: three tables, of heads and neurons, of PEFT modules, and of ranks.
+
+A row is a name, a function, and the statistics that the function reads: only those are gathered. Higher is
+more important. What can be chosen in a configuration is what is in these tables.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from lightpeft.errors import ConfigError, did_you_mean
+
+GRADIENT_STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gradient": lambda gradient: gradient,
+    "square": torch.square,
+}
+"""What can be summed over the steps of ∂L/∂m, the gradient of a gate m = 1 in front of a unit, by name; of 0
+it must be 0. A module's gate is in front of all of its ranks."""
+
+SHARE = "share"
+"""The statistic of modules that is no gradient: ‖ΔWx‖₂/‖Wx‖₂ or its like, over the tokens that count."""
+
+
+@dataclass(frozen=True)
+class Units:
+    """The heads or the neurons of one layer."""
+
+    means: Mapping[str, Tensor]
+    """Per statistic that the row needs its mean over the steps, (units,), float32."""
+
+    gates: Tensor
+    """(units,); 1 unless the row trains them."""
+
+    norms: Callable[[], Tensor]
+    """L2 norm of all weights of each unit, (units,)."""
+
+    generator: torch.Generator
+    """Seeded by `estimation.seed`, for all layers one after the other."""
+
+
+@dataclass(frozen=True)
+class Module:
+    """One PEFT module."""
+
+    means: Mapping[str, Tensor]
+    """Per statistic that the row needs its mean, scalars."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The ranks of one PEFT module."""
+
+    means: Mapping[str, Tensor]
+    """Per statistic that the row needs its mean over the steps, (rank,), float32."""
+
+    widths: tuple[int, int]
+    """Channels of the module in and out."""
+
+
+Known = TypeVar("Known", Units, Module, Ranks)
+
+
+@dataclass(frozen=True)
+class Score(Generic[Known]):
+    """A row.
+
+    Raises:
+        ConfigError: it needs a statistic that nobody gathers.
+    """
+
+    name: str
+    function: Callable[[Known], Tensor]
+    """What is known of some units -> one number a unit; of a module a scalar."""
+
+    statistics: tuple[str, ...] = ()
+    """Of `GRADIENT_STATISTICS`, or `share`. A score without any does not depend on the steps."""
+
+    trains_gates: bool = False
+    """Heads and neurons only: gates that multiply, trained beside the PEFT modules."""
+
+    def __post_init__(self) -> None:
+        known = (*GRADIENT_STATISTICS, SHARE)
+        for name in self.statistics:
+            if name not in known:
+                raise ConfigError(
+                    f"score {self.name!r} needs the statistic {name!r}.{did_you_mean(name, known)} There are "
+                    f"{', '.join(known)}."
+                )
+
+    @property
+    def gradients(self) -> tuple[str, ...]:
+        """The statistics of the gate's gradient."""
+        return tuple(name for name in self.statistics if name in GRADIENT_STATISTICS)
+
+
+def _table(*rows: Score[Known]) -> dict[str, Score[Known]]:
+    return {row.name: row for row in rows}
+
+
+def _random(units: Units) -> Tensor:
+    return torch.rand(len(units.gates), generator=units.generator)
+
+
+def _paper(ranks: Ranks) -> Tensor:
+    """|mean_j A_rj ∂L/∂A_rj| + |mean_i B_ir ∂L/∂B_ir|, in which both sums are the rank's gradient."""
+    return ranks.means["gradient"].abs() * sum(1 / width for width in ranks.widths)
+
+
+BASE_SCORES: dict[str, Score[Units]] = _table(
+    Score("mask", lambda units: units.gates.abs(), trains_gates=True),
+    Score("taylor", lambda units: units.means["gradient"].abs(), ("gradient",)),
+    Score("fisher", lambda units: units.means["square"], ("square",)),
+    Score("magnitude", lambda units: units.norms()),
+    Score("random", _random),
+)
+"""Scores of heads and neurons, `estimation.base_score`."""
+
+MODULE_SCORES: dict[str, Score[Module]] = _table(
+    Score("activation", lambda module: module.means[SHARE], (SHARE,)),
+    Score("taylor", lambda module: module.means["gradient"].abs(), ("gradient",)),
+    Score("fisher", lambda module: module.means["square"], ("square",)),
+)
+"""Scores of PEFT modules, `estimation.module_score`."""
+
+RANK_SCORES: dict[str, Score[Ranks]] = _table(
+    Score("paper", _paper, ("gradient",)),
+    Score("taylor", lambda ranks: ranks.means["gradient"].abs(), ("gradient",)),
+    Score("fisher", lambda ranks: ranks.means["square"], ("square",)),
+)
+"""Scores of ranks, `estimation.rank_score`."""
+
+TABLES: dict[str, Mapping[str, Score[Any]]] = {
+    "base": BASE_SCORES,
+    "module": MODULE_SCORES,
+    "rank": RANK_SCORES,
+}
+"""By the keys of `Scores.methods`."""
