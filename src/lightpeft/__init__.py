@@ -1,5 +1,7 @@
 """Light-PEFT for Hugging Face transformers: estimate early what a task does not need, cut it, train on."""
 
+import lightpeft.stopping  # noqa: F401, I001 - first: Ctrl-C shall end the imports below in one line
+
 from importlib.metadata import version
 
 from lightpeft.adapters import BottleneckConfig

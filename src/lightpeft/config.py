@@ -12,6 +12,7 @@ from lightpeft.score_tables import BASE_SCORES, MODULE_SCORES, RANK_SCORES
 Scope = Literal["layer", "global"]
 KVGroups = Literal["whole", "equal"]
 Preset = Literal["default", "paper"]
+LARGEST_SEED = 2**32 - 1
 
 
 def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
@@ -53,6 +54,26 @@ def check_at_least(name: str, value: int, least: int) -> None:
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ConfigError(f"{name} is {value!r}; give a whole number of at least {least}.")
+
+
+def check_seed(name: str, value: int) -> None:
+    """Refuse what the generators of Python, NumPy and torch do not all take as a seed.
+
+    Raises:
+        ConfigError: it is.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= LARGEST_SEED:
+        raise ConfigError(f"{name} is {value!r}; give a whole number from 0 to {LARGEST_SEED}.")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Refuse what is no finite number above 0.
+
+    Raises:
+        ConfigError: it is.
+    """
+    if not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ConfigError(f"{name} is {value!r}; give a number above 0.")
 
 
 @dataclass(frozen=True)
@@ -105,6 +126,7 @@ class EstimationConfig:
         check_at_least("estimation.max_steps", self.max_steps, 1)
         check_share("estimation.tolerance", self.tolerance)
         check_number("estimation.l1", self.l1)
+        check_seed("estimation.seed", self.seed)
         if self.gate_learning_rate is not None:
             check_number("estimation.gate_learning_rate", self.gate_learning_rate)
 

@@ -2,14 +2,20 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import ClassVar
 
 
 class LightPeftError(Exception):
     """Base of every error that lightpeft raises on purpose."""
 
+    exit_status: ClassVar[int] = 1
+    """What the command line returns when it ends with this error."""
+
 
 class ConfigError(LightPeftError, ValueError):
     """Options that contradict each other, are out of range, or cannot be met by this run."""
+
+    exit_status: ClassVar[int] = 2
 
 
 class AnatomyError(LightPeftError, ValueError):
@@ -41,3 +47,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     by_lowercase = {candidate.lower(): candidate for candidate in known}
     nearest = get_close_matches(name.lower(), by_lowercase, n=1, cutoff=0.5)
     return f" Did you mean {by_lowercase[nearest[0]]!r}?" if nearest else ""
+
+
+def listed(names: Iterable[object], limit: int = 20) -> str:
+    """Names for a message: ``'a', 'b' and 3 more``; ``none`` where there are none."""
+    quoted = [repr(name) for name in names]
+    if not quoted:
+        return "none"
+    more = f" and {len(quoted) - limit} more" if len(quoted) > limit else ""
+    return ", ".join(quoted[:limit]) + more

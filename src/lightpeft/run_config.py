@@ -1,14 +1,42 @@
 """What a whole run can be asked for: the PEFT that is put on a base, and the training."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from lightpeft.config import check_at_least, check_choice, check_number, check_share
-from lightpeft.errors import ConfigError
+from lightpeft.config import (
+    check_at_least,
+    check_choice,
+    check_number,
+    check_positive,
+    check_seed,
+    check_share,
+)
+from lightpeft.errors import ConfigError, did_you_mean
 
 PeftForm = Literal["lora", "sequential", "parallel"]
 LoraBias = Literal["none", "all", "lora_only"]
 Site = Literal["attention", "ffn"]
+
+SCHEDULES = (
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+)
+OTHER_SCHEDULES = {
+    "reduce_lr_on_plateau": "it waits for evaluations instead of following the steps",
+    "greedy": "it waits for losses instead of following the steps",
+    "cosine_with_min_lr": "it needs a lowest rate",
+    "cosine_warmup_with_min_lr": "it needs a lowest rate",
+    "warmup_stable_decay": "it needs the number of decay steps",
+}
+"""Schedules of transformers that no option here can describe, and why."""
+
+DEFAULT_MAX_LENGTH = 128
 
 
 @dataclass(frozen=True)
@@ -47,7 +75,12 @@ class LoraOptions:
 
     def __post_init__(self) -> None:
         check_at_least("lora.rank", self.rank, 1)
+        check_at_least("lora.alpha", self.alpha, 1)
         check_share("lora.dropout", self.dropout)
+        check_choice("lora.bias", self.bias, get_args(LoraBias))
+        for option in ("rank_pattern", "alpha_pattern"):
+            for name, value in getattr(self, option).items():
+                check_at_least(f"lora.{option} of {name!r}", value, 1)
 
 
 @dataclass(frozen=True)
@@ -78,6 +111,14 @@ class BottleneckOptions:
     def __post_init__(self) -> None:
         check_share("bottleneck.dropout", self.dropout)
         check_number("bottleneck.scaling", self.scaling)
+        if self.size is not None:
+            check_at_least("bottleneck.size", self.size, 1)
+        if self.reduction_factor is not None:
+            check_positive("bottleneck.reduction_factor", self.reduction_factor)
+        if self.size is not None and self.reduction_factor is not None:
+            raise ConfigError("bottleneck.size and bottleneck.reduction_factor say the same; give one.")
+        if not self.sites:
+            raise ConfigError("bottleneck.sites is empty; give attention, ffn or both.")
 
 
 @dataclass(frozen=True)
@@ -147,8 +188,8 @@ class TrainingConfig:
     gradient_accumulation: int = 1
     """Batches per optimizer step."""
 
-    max_length: int = 128
-    """Tokens per example; longer ones are truncated."""
+    max_length: int | None = None
+    """Tokens per example; longer ones are truncated. By default 128, or what the base has positions for."""
 
     packing: bool = False
     """Language modelling: join the texts, EOS tokens between them, and split them into rows of `max_length`
@@ -173,11 +214,39 @@ class TrainingConfig:
     """Write a checkpoint to resume from every so many steps; by default none."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "gradient_accumulation", "max_length"):
+        for name in ("batch_size", "gradient_accumulation"):
             check_at_least(f"training.{name}", getattr(self, name), 1)
-        for name in ("max_steps", "eval_steps", "save_steps"):
+        for name in ("max_length", "max_steps", "eval_steps", "save_steps"):
             if getattr(self, name) is not None:
                 check_at_least(f"training.{name}", getattr(self, name), 1)
+        for name in ("epochs", "learning_rate"):
+            check_positive(f"training.{name}", getattr(self, name))
+        for name in ("max_grad_norm", "weight_decay"):
+            check_number(f"training.{name}", getattr(self, name))
+        check_seed("training.seed", self.seed)
+        check_choice("training.precision", self.precision, ("float32", "bfloat16", "float16"))
+        self._check_schedule()
+        self._check_order()
+
+    def _check_schedule(self) -> None:
+        check_at_least("training.warmup_steps", self.warmup_steps, 0)
+        if self.schedule not in SCHEDULES:
+            why = OTHER_SCHEDULES.get(self.schedule)
+            found = (
+                f"is unknown.{did_you_mean(self.schedule, SCHEDULES)}"
+                if why is None
+                else f"cannot be used: {why}."
+            )
+            raise ConfigError(
+                f"training.schedule {self.schedule!r} {found} Choose one of {', '.join(SCHEDULES)}."
+            )
+        if self.schedule == "constant" and self.warmup_steps:
+            raise ConfigError(
+                f"training.warmup_steps {self.warmup_steps} would have no effect with the schedule constant; "
+                "use constant_with_warmup."
+            )
+
+    def _check_order(self) -> None:
         if self.group_by_length and self.save_steps is not None:
             raise ConfigError(
                 "training.group_by_length draws another order when a run is resumed, so checkpoints of it "
@@ -188,8 +257,43 @@ class TrainingConfig:
                 "training.packing makes all rows equally long, so training.group_by_length has no effect; "
                 "use one of the two."
             )
-        if self.epochs <= 0 or self.learning_rate <= 0:
+
+    def check_intervals(self) -> None:
+        """Refuse what would never happen within `max_steps`.
+
+        Raises:
+            ConfigError: a warm-up, evaluation or checkpoint after the last step.
+        """
+        if self.max_steps is None:
+            return
+        self.check_warmup(self.max_steps)
+        for name in ("eval_steps", "save_steps"):
+            if (getattr(self, name) or 0) > self.max_steps:
+                raise ConfigError(
+                    f"training.{name} is {getattr(self, name)}, but the run has only {self.max_steps} steps "
+                    "(training.max_steps); give at most that many."
+                )
+
+    def check_warmup(self, steps: int) -> None:
+        """Refuse a warm-up that a run of so many steps does not leave.
+
+        Raises:
+            ConfigError: it is as long as the run, or longer.
+        """
+        if self.warmup_steps and self.warmup_steps >= steps:
             raise ConfigError(
-                f"training.epochs is {self.epochs} and training.learning_rate {self.learning_rate}; "
-                "both must be positive."
+                f"training.warmup_steps is {self.warmup_steps}, but the run has only {steps} steps; warm up "
+                "for fewer, or train longer."
             )
+
+    @property
+    def tokens(self) -> int:
+        """Tokens per example where nothing else limits them."""
+        return DEFAULT_MAX_LENGTH if self.max_length is None else self.max_length
+
+    def steps(self, rows: int) -> int:
+        """Optimizer steps of a run on so many rows, as a Trainer on one device counts them."""
+        if self.max_steps is not None:
+            return self.max_steps
+        batches = math.ceil(rows / self.batch_size)
+        return math.ceil(self.epochs * math.ceil(batches / self.gradient_accumulation))

@@ -114,7 +114,7 @@ def test_a_known_model_whose_probe_fails_ends_in_status_1(
 
 
 def test_a_name_that_is_nowhere(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["anatomy", "nobody/nothing"]) == 1
+    assert main(["anatomy", "nobody/nothing"]) == 2
     assert "'nobody/nothing' is neither a folder with a configuration nor a name" in capsys.readouterr().err
 
 
@@ -122,7 +122,7 @@ def test_code_in_a_model_folder_is_not_run(tmp_path: Path, capsys: pytest.Captur
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Config: pass\n")
     config = {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert main(["anatomy", str(tmp_path)]) == 1
+    assert main(["anatomy", str(tmp_path)]) == 2
     assert not (tmp_path / "ran").exists()
     assert capsys.readouterr().err.startswith("lightpeft anatomy: the model")
 

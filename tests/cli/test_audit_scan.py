@@ -85,7 +85,7 @@ def test_a_reference_is_made_and_used(
             "--alpha would have no effect with --make_reference",
         ),
         (["--reference", "absent.json"], "absent.json is missing"),
-        (["--base", "/nowhere"], "neither a folder with a configuration"),
+        (["--base", "/nowhere"], "'/nowhere' does not exist"),
     ],
 )
 def test_what_cannot_be_scanned_is_2(

@@ -168,7 +168,7 @@ def test_filters_and_data_that_the_grid_has_not(
 ) -> None:
     words = ["audit", "run", written(room, tmp_path), "--out", str(tmp_path / "out")]
     data = [] if option[0] == "--data" else ["--data", str(room / "data")]
-    assert main([*words, *data, *option]) == 1
+    assert main([*words, *data, *option]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -191,23 +191,15 @@ def test_bad_files_are_refused(
     changes: dict[str, Any], message: str, room: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = written(room, tmp_path, **changes)
-    assert _status(["audit", "run", path, "--out", str(tmp_path / "out")]) in (1, 2)
+    assert main(["audit", "run", path, "--out", str(tmp_path / "out")]) in (1, 2)
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("words", [[], ["absent.yaml"], ["--out", "o"]])
 def test_a_run_without_a_grid_is_wrong_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert _status(["audit", "run", *words]) == 2
-    assert "error" in capsys.readouterr().err
-
-
-def _status(words: list[str]) -> int:
-    """The exit status, of the parser too."""
-    try:
-        return main(words)
-    except SystemExit as stopped:
-        return int(stopped.code or 0)
+    assert main(["audit", "run", *words]) == 2
+    assert "lightpeft audit run --help" in capsys.readouterr().err
 
 
 def test_the_demos_grid_is_valid_and_shifts_the_domain() -> None:
@@ -259,7 +251,7 @@ def test_help_names_every_verb(words: list[str], capsys: pytest.CaptureFixture[s
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert _status(["audit", verb, "--help"]) == 0
+    assert main(["audit", verb, "--help"]) == 0
     assert f"usage: lightpeft audit {verb}" in capsys.readouterr().out
 
 

@@ -114,7 +114,7 @@ def test_an_adapter_that_cannot_be_used(
         (broken / file.name).write_bytes(file.read_bytes())
     config = read(broken / "adapter_config.json") | change
     (broken / "adapter_config.json").write_text(json.dumps(config))
-    assert main(["train", "--adapter", str(broken), "--out", str(tmp_path / "out"), *QUICK]) == 1
+    assert main(["train", "--adapter", str(broken), "--out", str(tmp_path / "out"), *QUICK]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -126,7 +126,7 @@ def test_pickled_weights_are_refused(
     pickled.mkdir()
     (pickled / "adapter_config.json").write_bytes((adapter / "adapter_config.json").read_bytes())
     torch.save({}, pickled / "adapter_model.bin")
-    assert main(["train", "--adapter", str(pickled), "--out", str(tmp_path / "out"), *QUICK]) == 1
+    assert main(["train", "--adapter", str(pickled), "--out", str(tmp_path / "out"), *QUICK]) == 2
     assert "adapter_model.safetensors is missing" in capsys.readouterr().err
 
 
@@ -142,12 +142,12 @@ def test_options_without_effect_are_refused(
     words: list[str], message: str, adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = ["--out", str(tmp_path / "out")]
-    assert main(["train", "--adapter", str(adapter), *out, *words, *QUICK]) == 1
+    assert main(["train", "--adapter", str(adapter), *out, *words, *QUICK]) == 2
     assert message in capsys.readouterr().err
 
 
 def test_neither_model_nor_adapter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "--out", str(tmp_path / "out"), *QUICK]) == 1
+    assert main(["train", "--out", str(tmp_path / "out"), *QUICK]) == 2
     assert "give --model" in capsys.readouterr().err
 
 
@@ -155,5 +155,5 @@ def test_a_light_checkpoint_is_no_adapter_to_continue(
     finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--adapter", str(finished_run / "light"), "--out", str(tmp_path / "out")]
-    assert main(["train", *words, *QUICK]) == 1
+    assert main(["train", *words, *QUICK]) == 2
     assert "cut already" in capsys.readouterr().err

@@ -86,7 +86,7 @@ def test_evaluate_measures_the_full_adapter(
 def test_refusals_leave_nothing_behind(
     words: list[str], message: str, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["export", str(finished_run), "--out", str(tmp_path / "out"), *words]) == 1
+    assert main(["export", str(finished_run), "--out", str(tmp_path / "out"), *words]) in (1, 2)
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 

@@ -177,9 +177,9 @@ def test_a_long_prompt_is_refused_before_anything_is_written(
 ) -> None:
     file = tmp_path / "texts.txt"
     file.write_text("the cat\n" + "the " * (POSITIONS - 8) + "\n", encoding="utf-8")
-    assert main(["predict", str(finished), str(file), "--max-new-tokens", "12"]) == 1
+    assert main(["predict", str(finished), str(file), "--max-new-tokens", "12"]) == 2
     assert "prompt 2 has" in capsys.readouterr().err
-    assert main(["predict", str(finished), str(file), "--max-new-tokens", "0"]) == 1
+    assert main(["predict", str(finished), str(file), "--max-new-tokens", "0"]) == 2
     assert "give at least 1" in capsys.readouterr().err
 
 

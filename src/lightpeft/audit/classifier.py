@@ -30,7 +30,7 @@ class Classifier:
     ) -> "Classifier":
         """With the length and precision that the model is trained with."""
         precision = torch.bfloat16 if training.precision == "bfloat16" else torch.float32
-        return cls(model, tokenizer, training.max_length, precision=precision)
+        return cls(model, tokenizer, training.tokens, precision=precision)
 
     def logits(self, texts: Texts) -> Tensor:
         """(n, classes), float32, on the CPU."""

@@ -90,7 +90,7 @@ def measure(workshop: Workshop, key: CellKey) -> Cell:
         curve=tuple(curve.points),
         after=_point(curve.points[-1].step, clean, flipped, task.test, triggered, shown.target),
         floors=_floors(classifier, task, recipes, key.seed) if key.attack == CLEAN else {},
-        triggers_left=trigger_visibility(triggered, workshop.tokenizer, training.max_length).texts_with_any,
+        triggers_left=trigger_visibility(triggered, workshop.tokenizer, training.tokens).texts_with_any,
         rejected_clean=_rejected(guard, clean),
         rejected_triggered=_rejected(guard, flipped),
         layers=() if begin.attacked is None else begin.attacked.layers,

@@ -110,6 +110,7 @@ def train_attacker(
     policy = make_policy(options.policy, layers)
     optimizer = _optimizer(options, layers.parameters)
     steps = joint_steps(len(rows), training)
+    training.check_warmup(steps)
     schedule = get_scheduler(training.schedule, optimizer, training.warmup_steps, steps)
     device = next(model.parameters()).device
     model.train()
@@ -173,7 +174,7 @@ def train_user(
         options: dict[str, Any] = {
             "model": model,
             "args": training_arguments(training, Path(folder), False, 1),
-            "train_dataset": encode(rows.dataset(), tokenizer, training.max_length),
+            "train_dataset": encode(rows.dataset(), tokenizer, training.tokens),
             "processing_class": tokenizer,
             "data_collator": DataCollatorWithPadding(tokenizer),
             "callbacks": [_Watching(watch or {})],
@@ -225,7 +226,7 @@ def _endless(
     rows: Rows, tokenizer: PreTrainedTokenizerBase, training: TrainingConfig, seed: int
 ) -> Iterator[Mapping[str, Tensor]]:
     """Padded batches, pass after pass, each in an order of its own."""
-    data = encode(rows.dataset(), tokenizer, training.max_length)
+    data = encode(rows.dataset(), tokenizer, training.tokens)
     generator = torch.Generator().manual_seed(seed)
     sampler = None
     if training.group_by_length:

@@ -3,14 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from transformers import AutoModel, PreTrainedModel
-
 from lightpeft.anatomy import FAMILIES, Anatomy, Units, attach_verdict, find_anatomy
 from lightpeft.cli.options import run_with_options
 from lightpeft.cli.output import print_json
-from lightpeft.errors import AnatomyError
-from lightpeft.runs import load_config
+from lightpeft.runs import outline
 from lightpeft.surgery import ProbeReport, probe_cuts, verify_discovered
 
 
@@ -40,25 +36,6 @@ def anatomy(model: str, probe: bool = True, json: bool = False) -> int:
         print("\n".join(_lines(model, found, known, total, report)))
     failed = report is not None and (not report.verified or (known and bool(report.refused)))
     return 1 if failed else 0
-
-
-def outline(model: str) -> PreTrainedModel:
-    """The base without its head on the meta device, from its configuration alone.
-
-    Raises:
-        ConfigError: the configuration cannot be found.
-        AnatomyError: transformers cannot build such a model.
-    """
-    config = load_config(model)
-    try:
-        with torch.device("meta"):
-            base: PreTrainedModel = AutoModel.from_config(config)
-    except (ValueError, TypeError, AttributeError, KeyError, RuntimeError) as error:
-        raise AnatomyError(
-            f"transformers alone cannot build {model!r}, a {config.model_type}, from its configuration: "
-            f"{str(error).splitlines()[0]}"
-        ) from error
-    return base
 
 
 def anatomy_of(model: str) -> Anatomy:

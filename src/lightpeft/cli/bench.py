@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lightpeft.bench import SpeedBenchmark, run_speed
-from lightpeft.cli.options import run_with_options
+from lightpeft.cli.options import Names, names_of, run_with_options
 from lightpeft.cli.output import print_json
 from lightpeft.cli.tasks import TaskOptions
 from lightpeft.config import Budget, EstimationConfig, LightConfig, Preset, SurgeryConfig
@@ -40,7 +40,7 @@ def speed(
     model: str = MINILM,
     task: str = "demo/sentiment",
     data: Path | None = None,
-    text: list[str] | None = None,
+    text: Names | None = None,
     objective: Objective = "sequence-classification",
     out: Path | None = None,
     preset: Preset = "default",
@@ -83,7 +83,7 @@ def speed(
         check_file(out, Output.RESULT)
     setting = make_setting(
         model,
-        TaskOptions(task, data, tuple(text or ()), objective=objective).load(),
+        TaskOptions(task, data, names_of(text), objective=objective).load(),
         training,
         PeftOptions(peft, lora, bottleneck),
     )

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightpeft.cli.experiment import check_ready, show
-from lightpeft.cli.options import run_with_options
+from lightpeft.cli.options import Seeds, run_with_options, seeds_of
 from lightpeft.cli.tasks import TaskOptions, task_record
 from lightpeft.config import LightConfig
 from lightpeft.run_config import PeftOptions, TrainingConfig
@@ -22,7 +22,7 @@ def run(arguments: Sequence[str]) -> None:
 
 def demo(
     out: Path,
-    seeds: list[int] | None = None,
+    seeds: Seeds | None = None,
     training: TrainingConfig = TRAINING,
     train_examples: int = 3000,
     validation_examples: int = 1000,
@@ -42,7 +42,7 @@ def demo(
     sizes = {"train": train_examples, "validation": validation_examples}
     options = TaskOptions("demo/sentiment", sizes=sizes)
     task = options.load()
-    chosen = seeds or [0, 1, 2]
+    chosen = seeds_of(seeds, [0, 1, 2])
     experiment = Experiment(
         setting=make_setting(MINILM, task, training, PeftOptions()),
         light=LightConfig.preset("default"),

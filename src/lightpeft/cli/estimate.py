@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from lightpeft.cli.experiment import base_to_use
-from lightpeft.cli.options import run_with_options
+from lightpeft.cli.options import Names, names_of, run_with_options
 from lightpeft.cli.output import print_json
 from lightpeft.cli.tasks import TaskOptions
 from lightpeft.config import Budget, EstimationConfig, Preset
@@ -35,7 +35,7 @@ def estimate(
     out: Path,
     model: str | None = None,
     data: Path | None = None,
-    text: list[str] | None = None,
+    text: Names | None = None,
     objective: Objective = "sequence-classification",
     label: str = "label",
     train_limit: int | None = None,
@@ -72,7 +72,7 @@ def estimate(
     """
     del preset
     check_file(out, Output.SCORES)
-    options = TaskOptions(task, data, tuple(text or ()), label, None, train_limit, objective=objective)
+    options = TaskOptions(task, data, names_of(text), label, None, train_limit, objective=objective)
     chosen = PeftOptions(peft, lora, bottleneck, adapter)
     setting = make_setting(base_to_use(model, chosen), options.load(), training, chosen)
     peft_model = setting.load_model()

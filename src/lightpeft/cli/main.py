@@ -1,12 +1,15 @@
-"""`lightpeft VERB ...`: find the verb, parse its options, run it, turn expected errors into one line."""
+"""`lightpeft VERB ...`: find the verb, parse its options, run it; whatever goes wrong ends in one line."""
 
 import importlib
 import logging
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 
+from lightpeft import stopping
 from lightpeft.errors import LightPeftError
 
 VERBS = {
@@ -22,11 +25,21 @@ VERBS = {
     "bench": "measure speed and memory (bench speed)",
     "audit": "how well a backdoor in a received module survives, and what removes it",
 }
+DEBUG = "--debug"
+BROKEN_PIPE = 141
+"""What a shell says of a program that SIGPIPE ended."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status (0 done, 1 expected error, 2 wrong usage)."""
+    """Run the command line.
+
+    Returns:
+        The exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 terminated; 141 if the reader
+        of the output went away.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = DEBUG in words
+    words = [word for word in words if word != DEBUG]
     if not words or words[0] in ("-h", "--help"):
         print(_usage())
         return 0
@@ -39,21 +52,59 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if verb not in VERBS:
         print(f"lightpeft: unknown verb {verb!r}.\n\n{_usage()}", file=sys.stderr)
         return 2
-    _quieten()
+    return _guarded(verb, options, debug)
+
+
+def _guarded(verb: str, options: list[str], debug: bool) -> int:
+    """Run a verb, and turn whatever ends it early into one line and a status."""
+    is_command = stopping.is_command()
     try:
+        _quieten()
         run = importlib.import_module(f"lightpeft.cli.{verb}").run
-        return int(run(options) or 0)
-    except LightPeftError as error:
-        print(f"lightpeft {verb}: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
+        with stopping.raised_inside() if is_command else nullcontext():
+            status = int(run(options) or 0)
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        return status
+    except KeyboardInterrupt as signalled:
+        if is_command:
+            stopping.leave(signalled)
         print("interrupted", file=sys.stderr)
         return 130
+    except SystemExit as stopped:  # `--help`, and rich where nobody reads
+        return stopped.code if isinstance(stopped.code, int) else int(stopped.code is not None)
+    except BrokenPipeError:
+        _discard_output()
+        return BROKEN_PIPE
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        print(f"lightpeft {verb}: {described(error)}", file=sys.stderr)
+        return error.exit_status if isinstance(error, LightPeftError) else 1
+
+
+def described(error: Exception) -> str:
+    """What ended a verb, in one line unless lightpeft itself wrote more."""
+    if isinstance(error, LightPeftError):
+        return str(error)
+    name, text = type(error).__name__, " ".join(str(error).split())
+    if name == "OutOfMemoryError" or isinstance(error, MemoryError):
+        return f"out of memory ({text[:200]}): give a smaller training.batch_size or training.max_length."
+    return f"{name}: {text[:500] or 'without a message'} ({DEBUG} shows the traceback)"
+
+
+def _discard_output() -> None:
+    """Nobody reads standard output any more: what is still to be written to it goes nowhere."""
+    with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - a device
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def _usage() -> str:
     verbs = "\n".join(f"  {verb:<10}{text}" for verb, text in VERBS.items())
-    return f"usage: lightpeft VERB [options]\n\n{verbs}\n\n`lightpeft VERB --help` lists a verb's options."
+    return (
+        f"usage: lightpeft VERB [options]\n\n{verbs}\n\n`lightpeft VERB --help` lists a verb's options; "
+        f"{DEBUG} shows the traceback of an error."
+    )
 
 
 def _quieten() -> None:
@@ -63,6 +114,8 @@ def _quieten() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("lightpeft").setLevel(logging.INFO)
+    # An unreachable hub is said once, by us, and not at every attempt to reach it.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     # peft 0.21 asks for it under the old name; nobody who runs a command can do anything about that.
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
     from transformers.utils import logging as transformers_logging

@@ -65,7 +65,7 @@ def task_record(options: TaskOptions, data: TaskData, training: TrainingConfig) 
         "metric": options.metric,
         "class_names": list(data.class_names),
         "regression": data.is_regression,
-        "max_length": training.max_length,
+        "max_length": training.tokens,
         "packing": training.packing,
     }
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightpeft.cli.experiment import base_to_use, check_ready, show
-from lightpeft.cli.options import run_with_options
+from lightpeft.cli.options import Names, Seeds, names_of, run_with_options, seeds_of
 from lightpeft.cli.tasks import TaskOptions, task_record
 from lightpeft.config import Budget, EstimationConfig, LightConfig, Preset, SurgeryConfig
 from lightpeft.errors import ConfigError
@@ -31,7 +31,7 @@ def train(
     out: Path,
     model: str | None = None,
     data: Path | None = None,
-    text: list[str] | None = None,
+    text: Names | None = None,
     objective: Objective = "sequence-classification",
     label: str = "label",
     metric: str | None = None,
@@ -48,7 +48,7 @@ def train(
     lora: LoraOptions = LoraOptions(),
     bottleneck: BottleneckOptions = BottleneckOptions(),
     compare: bool = False,
-    seeds: list[int] | None = None,
+    seeds: Seeds | None = None,
     resume: bool = False,
     json: bool = False,
 ) -> None:
@@ -85,17 +85,19 @@ def train(
     check_ready(out)
     options = PeftOptions(peft, lora, bottleneck, adapter)
     base = base_to_use(model, options)
+    training.check_intervals()
     if resume and training.save_steps is None:
         raise ConfigError("resume needs training.save_steps, the steps between checkpoints.")
     light = LightConfig(estimation, budget, surgery, learning_rate_factor, restart_schedule)
-    task_options = TaskOptions(task, data, tuple(text or ()), label, metric, train_limit, objective=objective)
+    task_options = TaskOptions(task, data, names_of(text), label, metric, train_limit, objective=objective)
     loaded = task_options.load()
+    setting = make_setting(base, loaded, training, options)
     experiment = Experiment(
-        setting=make_setting(base, loaded, training, options),
+        setting=setting,
         light=light,
-        seeds=tuple(seeds or [training.seed]),
+        seeds=tuple(seeds_of(seeds, [training.seed])),
         compare=compare,
-        task=task_record(task_options, loaded, training),
+        task=task_record(task_options, loaded, setting.training),
     )
     result = run_experiment(
         experiment,

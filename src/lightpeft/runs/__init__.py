@@ -5,7 +5,7 @@ from lightpeft.runs.experiment import LIGHT, PLAIN, SCORES, Experiment, run_expe
 from lightpeft.runs.fit import Outcome, Setting, fit, make_setting
 from lightpeft.runs.generation import generate_texts
 from lightpeft.runs.minilm import MINILM, minilm_path
-from lightpeft.runs.models import Labels, load_config, load_peft_model, load_tokenizer, resolve_model
+from lightpeft.runs.models import Labels, load_config, load_peft_model, load_tokenizer, outline, resolve_model
 from lightpeft.runs.objectives import OBJECTIVES, ObjectiveRow
 from lightpeft.runs.speed import ESTIMATION, Speed, measure_speed
 from lightpeft.runs.use import evaluate_model, predict_labels
@@ -33,6 +33,7 @@ __all__ = [
     "make_setting",
     "measure_speed",
     "minilm_path",
+    "outline",
     "predict_labels",
     "resolve_model",
     "run_experiment",

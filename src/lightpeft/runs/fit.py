@@ -24,7 +24,14 @@ from transformers import (
 
 from lightpeft.config import LightConfig
 from lightpeft.run_config import PeftOptions, TrainingConfig
-from lightpeft.runs.models import Labels, load_peft_model, load_tokenizer
+from lightpeft.runs.limits import check_tokens, within_positions
+from lightpeft.runs.models import (
+    Labels,
+    check_architecture,
+    load_peft_model,
+    load_tokenizer,
+    outline,
+)
 from lightpeft.runs.objectives import OBJECTIVES, Collator, ObjectiveRow, features
 from lightpeft.tasks import TaskData, TaskSpec, compute_metrics_for
 from lightpeft.training import LightCallback, LightTrainer
@@ -89,18 +96,42 @@ def make_setting(model: str, task: TaskData, training: TrainingConfig, peft: Pef
         ConfigError: the tokenizer cannot be loaded, or an option does not fit the task.
         TaskError: a split has nothing to learn.
     """
-    tokenizer = load_tokenizer(model)
     objective = task.spec.objective
+    check_architecture(model, objective)
+    tokenizer = load_tokenizer(model)
+    shape = outline(model, OBJECTIVES[objective].auto_class)
+    training = within_positions(training, shape, model)
+    splits = {
+        name: features(objective, split, tokenizer, training)
+        for name, split in (("train", task.train), ("validation", task.validation))
+    }
+    for name, split in splits.items():
+        check_tokens(split, tokenizer, shape, f"{name} text")
+    check_steps(training, len(splits["train"]))
     return Setting(
         model=model,
         spec=task.spec,
         labels=Labels(task.class_names, task.is_regression),
         tokenizer=tokenizer,
-        train=features(objective, task.train, tokenizer, training),
-        validation=features(objective, task.validation, tokenizer, training),
         training=training,
         peft=peft,
+        **splits,
     )
+
+
+def check_steps(training: TrainingConfig, rows: int) -> None:
+    """Refuse a warm-up that is longer than the run on so many rows; warn of intervals that are.
+
+    Raises:
+        ConfigError: the warm-up is.
+    """
+    steps = training.steps(rows)
+    training.check_warmup(steps)
+    for name in ("eval_steps", "save_steps"):
+        if (getattr(training, name) or 0) > steps:
+            logger.warning("training.%s is more than the %d steps of this run", name, steps)
+    if training.batch_size > rows:
+        logger.warning("training.batch_size is %d, but there are only %d rows", training.batch_size, rows)
 
 
 def fit(

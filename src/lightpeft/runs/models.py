@@ -3,11 +3,14 @@
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -18,7 +21,7 @@ from transformers import (
 from lightpeft.anatomy import FAMILIES
 from lightpeft.anatomy.families.decoders import DECODERS
 from lightpeft.checkpoint import mark_restorable, refuse_marked
-from lightpeft.errors import AnatomyError, CheckpointError, ConfigError
+from lightpeft.errors import AnatomyError, CheckpointError, ConfigError, LightPeftError
 from lightpeft.run_config import PeftOptions
 from lightpeft.runs.continued import continue_adapter
 from lightpeft.runs.minilm import MINILM, minilm_path
@@ -57,15 +60,41 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a base; without a padding token of its own it pads with the EOS token.
 
     Raises:
-        ConfigError: it cannot be found.
+        ConfigError: it cannot be found, or has neither of the two.
     """
+    _require_folder(name)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(resolve_model(name))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"the tokenizer of {name!r} cannot be loaded: {error}") from error
-    if tokenizer.pad_token is None and tokenizer.eos_token is not None:
+    except Exception as error:  # A damaged file can be anything to the library that reads it.
+        raise ConfigError(f"the tokenizer of {name!r} cannot be loaded: {first_line(error)}") from error
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise ConfigError(
+                f"the tokenizer of {name!r} has neither a padding token nor an EOS token to pad with; set "
+                "tokenizer.pad_token to one of its tokens and save it beside the base."
+            )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def first_line(error: Exception) -> str:
+    """An error of a library in one line, with the error's name where the text alone says little."""
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return (
+        text if isinstance(error, OSError | ValueError) and text else f"{type(error).__name__} {text}".strip()
+    )
+
+
+def _require_folder(name: str) -> None:
+    """Do not ask the hub for what can only be a folder.
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
+    if looks_local and not Path(name).is_dir():
+        found = "is a file" if Path(name).exists() else "does not exist"
+        raise ConfigError(f"the model {name!r} {found}; give a folder with a model, or a hub name.")
 
 
 def load_peft_model(
@@ -90,7 +119,7 @@ def load_peft_model(
         AnatomyError: nothing of its architecture can be cut, or it cannot predict the next token.
     """
     path, row = resolve_model(name), OBJECTIVES[objective]
-    _check_architecture(name, objective)
+    check_architecture(name, objective)
     set_seed(seed)
     options: dict[str, Any] = {}
     if objective == "sequence-classification":
@@ -98,8 +127,8 @@ def load_peft_model(
         options = labels.head_options() | {"ignore_mismatched_sizes": True}
     try:
         base, info = row.auto_class.from_pretrained(path, output_loading_info=True, **options)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"the model {name!r} cannot be loaded: {error}") from error
+    except Exception as error:  # A damaged file can be anything to the library that reads it.
+        raise ConfigError(f"the model {name!r} cannot be loaded: {first_line(error)}") from error
     if not marked_too:
         _refuse_marked(base, name)
     anatomy = verify_discovered(base)
@@ -110,7 +139,22 @@ def load_peft_model(
         if peft.adapter is not None:
             return continue_adapter(base, peft.adapter, new, marked_too=marked_too)
         peft = peft_config(peft, base, anatomy, row.peft_task, new_modules(base, new))
-    model = get_peft_model(base, peft)
+    return _wrapped(base, peft)
+
+
+def _wrapped(base: PreTrainedModel, peft: PeftConfig) -> PeftModel:
+    """The base with a fresh adapter.
+
+    Raises:
+        ConfigError: PEFT refuses the two together.
+    """
+    try:
+        model = get_peft_model(base, peft)
+    except LightPeftError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
+        kind = str(getattr(peft.peft_type, "value", peft.peft_type))
+        raise ConfigError(f"PEFT cannot put {kind} on this base: {first_line(error)}") from error
     assert isinstance(model, PeftModel)
     return model
 
@@ -152,17 +196,43 @@ def load_config(name: str) -> PreTrainedConfig:
     Raises:
         ConfigError: it cannot be found.
     """
+    _require_folder(name)
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(resolve_model(name))
-    except (OSError, ValueError) as error:
+    except Exception as error:  # A damaged file can be anything to the library that reads it.
         raise ConfigError(
             f"the model {name!r} is neither a folder with a configuration nor a name that the hub (or its "
-            f"cache, offline) knows: {str(error).splitlines()[0]}"
+            f"cache, offline) knows: {first_line(error)}"
         ) from error
     return config
 
 
-def _check_architecture(name: str, objective: Objective) -> None:
+def outline(name: str, auto_class: Any = AutoModel) -> PreTrainedModel:
+    """A base on the meta device, from its configuration alone; by default without a head.
+
+    Raises:
+        ConfigError: the configuration cannot be found.
+        AnatomyError: transformers cannot build such a model.
+    """
+    config = load_config(name)
+    try:
+        with torch.device("meta"):
+            base: PreTrainedModel = auto_class.from_config(config)
+    except Exception as error:  # What does not fit in a configuration fails anywhere.
+        raise AnatomyError(
+            f"transformers alone cannot build {name!r}, a {config.model_type}, from its configuration: "
+            f"{first_line(error)}"
+        ) from error
+    return base
+
+
+def check_architecture(name: str, objective: Objective) -> None:
+    """Refuse a base that cannot learn what it shall.
+
+    Raises:
+        ConfigError: its configuration cannot be found.
+        AnatomyError: it cannot predict the next token.
+    """
     model_type = load_config(name).model_type
     if objective == "causal-lm" and model_type in FAMILIES and model_type not in DECODERS:
         raise AnatomyError(

@@ -82,5 +82,5 @@ def features(
             raise ConfigError(
                 f"training.packing joins texts, but {objective} learns a label for each; leave it out."
             )
-        return row.encode(split, tokenizer, training.max_length)
-    return row.encode(split, tokenizer, training.max_length, packing=training.packing)
+        return row.encode(split, tokenizer, training.tokens)
+    return row.encode(split, tokenizer, training.tokens, packing=training.packing)

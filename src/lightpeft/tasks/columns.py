@@ -3,7 +3,8 @@
 import logging
 from typing import Any
 
-from lightpeft.tasks.errors import TaskError, did_you_mean, listed
+from lightpeft.errors import did_you_mean, listed
+from lightpeft.tasks.errors import TaskError, TaskOptionError
 from lightpeft.tasks.files import Table
 from lightpeft.tasks.labels import check_labels, is_hidden, parse_labels
 from lightpeft.tasks.spec import TaskSpec
@@ -64,7 +65,9 @@ def _column(table: Table, name: str) -> list[Any]:
         raise TaskError(f"{table.where} is empty: no columns and no rows; check the file")
     if name not in table.names:
         hint = did_you_mean(name, table.names)
-        raise TaskError(f"{table.where} has no column {name!r}.{hint} Its columns: {listed(table.names)}")
+        raise TaskOptionError(
+            f"{table.where} has no column {name!r}.{hint} Its columns: {listed(table.names)}"
+        )
     return table.column(name)
 
 

@@ -8,7 +8,8 @@ import pyarrow as pa
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from lightpeft.tasks.errors import TaskError, listed
+from lightpeft.errors import listed
+from lightpeft.tasks.errors import TaskError, TaskOptionError
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +78,9 @@ def _check(data: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -
     check_text(data)
     special = tokenizer.num_special_tokens_to_add(pair="text_pair" in data.column_names)
     if max_length <= special:
-        raise TaskError(f"max_length {max_length} leaves no room for text beside {special} special tokens")
+        raise TaskOptionError(
+            f"max_length {max_length} leaves no room for text beside {special} special tokens"
+        )
     warn_beyond_model(tokenizer, max_length)
 
 

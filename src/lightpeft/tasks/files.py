@@ -11,7 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lightpeft.tasks.errors import TaskError, did_you_mean, listed
+from lightpeft.errors import did_you_mean, listed
+from lightpeft.tasks.errors import TaskError, TaskOptionError
 from lightpeft.tasks.spec import DataPaths
 
 UTF8_BOM = b"\xef\xbb\xbf"
@@ -45,7 +46,7 @@ def find_files(data: DataPaths, splits: Mapping[str, tuple[str, ...]]) -> dict[s
     folder = Path(data)
     if not folder.is_dir():
         kind = "is a file" if folder.exists() else "does not exist"
-        raise TaskError(
+        raise TaskOptionError(
             f"data folder {folder} {kind}; give a folder with one file a split "
             f"(train.csv, validation.csv, ...), or a mapping of split names to files"
         )
@@ -70,9 +71,9 @@ def _named_files(data: Mapping[str, str | Path], splits: Mapping[str, tuple[str,
     for split, path in data.items():
         if split not in splits:
             hint = did_you_mean(split, splits)
-            raise TaskError(f"unknown split {split!r}.{hint} Known splits: {listed(splits)}")
+            raise TaskOptionError(f"unknown split {split!r}.{hint} Known splits: {listed(splits)}")
         if not Path(path).is_file():
-            raise TaskError(f"the file of split {split!r} does not exist: {path}")
+            raise TaskOptionError(f"the file of split {split!r} does not exist: {path}")
         _known_ending(Path(path))
     return {split: Path(path) for split, path in data.items()}
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from lightpeft.tasks.errors import TaskError, listed
+from lightpeft.errors import listed
+from lightpeft.tasks.errors import TaskError
 from lightpeft.tasks.spec import TaskSpec
 
 logger = logging.getLogger(__name__)

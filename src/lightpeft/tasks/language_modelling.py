@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase
 
-from lightpeft.tasks.errors import TaskError
+from lightpeft.tasks.errors import TaskError, TaskOptionError
 from lightpeft.tasks.features import BATCH, TYPES, check_text, warn_beyond_model
 
 logger = logging.getLogger(__name__)
@@ -181,7 +181,7 @@ def _check(data: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -
             "that was made to write text"
         )
     if max_length < 2:
-        raise TaskError(
+        raise TaskOptionError(
             f"max_length is {max_length}; a token is predicted from another one, so give at least 2"
         )
     warn_beyond_model(tokenizer, max_length)

@@ -8,7 +8,7 @@ from datasets import Dataset, Features, Value
 
 from lightpeft.tasks.columns import Columns, checked_columns, checked_test_columns
 from lightpeft.tasks.draw import permutation
-from lightpeft.tasks.errors import TaskError
+from lightpeft.tasks.errors import TaskError, TaskOptionError
 from lightpeft.tasks.files import Table
 from lightpeft.tasks.labels import check_varied, resolve_labels
 from lightpeft.tasks.metrics import with_metrics
@@ -46,7 +46,7 @@ def load_task(
     """
     spec = find_task(task) if isinstance(task, str) else task
     if train_limit is not None and train_limit < 1:
-        raise TaskError(f"train_limit must be at least 1; found {train_limit}")
+        raise TaskOptionError(f"train_limit must be at least 1; found {train_limit}")
     columns = _checked(spec, open_tables(spec, data, sizes, seed))
     if spec.has_labels:
         spec, columns = _with_ids(spec, columns)

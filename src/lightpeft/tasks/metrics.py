@@ -16,7 +16,8 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from transformers import EvalPrediction
 
-from lightpeft.tasks.errors import TaskError, did_you_mean, listed
+from lightpeft.errors import did_you_mean, listed
+from lightpeft.tasks.errors import TaskError, TaskOptionError
 from lightpeft.tasks.spec import TaskSpec
 
 Array = NDArray[Any]
@@ -161,11 +162,13 @@ def _kind(spec: TaskSpec) -> Kind:
 def _check_fit(name: str, spec: TaskSpec) -> None:
     if name not in METRICS:
         hint = did_you_mean(name, METRICS)
-        raise TaskError(f"task {spec.name!r}: unknown metric {name!r}.{hint} Known: {listed(METRICS)}")
+        raise TaskOptionError(f"task {spec.name!r}: unknown metric {name!r}.{hint} Known: {listed(METRICS)}")
     if METRICS[name].kind != _kind(spec):
-        raise TaskError(f"task {spec.name!r}: metric {name!r} is for {METRICS[name].kind}, the task is not")
+        raise TaskOptionError(
+            f"task {spec.name!r}: metric {name!r} is for {METRICS[name].kind}, the task is not"
+        )
     if METRICS[name].binary and len(spec.class_names or ()) != 2:
-        raise TaskError(
+        raise TaskOptionError(
             f"task {spec.name!r}: metric {name!r} needs two classes, found "
             f"{len(spec.class_names or ())}; use 'macro_f1'"
         )

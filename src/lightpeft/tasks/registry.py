@@ -1,6 +1,7 @@
 """Every task lightpeft knows, one row each."""
 
-from lightpeft.tasks.errors import TaskError, did_you_mean, listed
+from lightpeft.errors import did_you_mean, listed
+from lightpeft.tasks.errors import TaskOptionError
 from lightpeft.tasks.spec import GeneratedSource, HubSource, Objective, TaskSpec
 from lightpeft.tasks.synthetic import (
     Generator,
@@ -84,7 +85,7 @@ def find_task(name: str) -> TaskSpec:
     """
     if name in _BY_ANY_NAME:
         return _BY_ANY_NAME[name]
-    raise TaskError(
+    raise TaskOptionError(
         f"unknown task {name!r}.{did_you_mean(name, _BY_ANY_NAME)} Known tasks: "
         f"{listed(task_names())}. For files of your own, describe the task with custom_task()."
     )

@@ -5,7 +5,8 @@ from typing import Any
 
 import datasets
 
-from lightpeft.tasks.errors import TaskError, listed
+from lightpeft.errors import listed
+from lightpeft.tasks.errors import TaskError, TaskOptionError
 from lightpeft.tasks.files import READERS, Table, find_files, read_table
 from lightpeft.tasks.spec import DataPaths, GeneratedSource, HubSource, TaskSpec
 
@@ -26,14 +27,16 @@ def open_tables(
     """
     generated = data is None and isinstance(spec.source, GeneratedSource)
     if sizes is not None and not generated:
-        raise TaskError(f"sizes are for generated tasks without data=; for {spec.name!r} use train_limit")
+        raise TaskOptionError(
+            f"sizes are for generated tasks without data=; for {spec.name!r} use train_limit"
+        )
     if data is not None:
         return _tables_of_files(spec, data)
     if isinstance(spec.source, GeneratedSource):
         return _generated_tables(spec, spec.source, sizes or {}, seed)
     if isinstance(spec.source, HubSource):
         return _hub_tables(spec, spec.source)
-    raise TaskError(f"task {spec.name!r} has no data of its own; give data= a folder or files")
+    raise TaskOptionError(f"task {spec.name!r} has no data of its own; give data= a folder or files")
 
 
 def _tables_of_files(spec: TaskSpec, data: DataPaths) -> dict[str, Table]:
@@ -47,7 +50,7 @@ def _generated_tables(
 ) -> dict[str, Table]:
     unknown = sorted(set(sizes) - {"train", "validation"})
     if unknown:
-        raise TaskError(f"sizes has unknown splits {listed(unknown)}; known: train, validation")
+        raise TaskOptionError(f"sizes has unknown splits {listed(unknown)}; known: train, validation")
     try:
         train = source.generate(sizes.get("train", source.train), seed, "train")
         validation = source.generate(sizes.get("validation", source.validation), seed, "validation")

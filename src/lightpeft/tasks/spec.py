@@ -7,7 +7,8 @@ from typing import Literal, get_args
 
 from datasets import Dataset
 
-from lightpeft.tasks.errors import TaskError, listed
+from lightpeft.errors import listed
+from lightpeft.tasks.errors import TaskOptionError
 from lightpeft.tasks.synthetic.generation import Generator
 
 Objective = Literal["sequence-classification", "causal-lm"]
@@ -62,21 +63,23 @@ class TaskSpec:
 
     def __post_init__(self) -> None:
         if isinstance(self.text, str) or len(self.text) not in (1, 2):
-            raise TaskError(
+            raise TaskOptionError(
                 f"task {self.name!r}: text must be a tuple of one or two column names; found {self.text!r}"
             )
         if self.objective not in get_args(Objective):
-            raise TaskError(
+            raise TaskOptionError(
                 f"task {self.name!r}: unknown objective {self.objective!r}; choose one of "
                 f"{listed(get_args(Objective))}"
             )
         names = (*self.text, self.label) if self.has_labels else self.text
         if len(set(names)) != len(names):
-            raise TaskError(f"task {self.name!r} uses one column twice: {names}")
+            raise TaskOptionError(f"task {self.name!r} uses one column twice: {names}")
         if self.regression and self.class_names is not None:
-            raise TaskError(f"task {self.name!r} is a regression and cannot have class names")
+            raise TaskOptionError(f"task {self.name!r} is a regression and cannot have class names")
         if not self.has_labels and (self.regression is not None or self.class_names is not None):
-            raise TaskError(f"task {self.name!r} is language modelling and has neither classes nor numbers")
+            raise TaskOptionError(
+                f"task {self.name!r} is language modelling and has neither classes nor numbers"
+            )
 
     @property
     def has_labels(self) -> bool:

@@ -13,8 +13,7 @@ from lightpeft.audit.defences.rap import Rap
 from lightpeft.audit.defences.resets import ResetHead, ResetLayers
 from lightpeft.audit.defences.retraining import Discard, Hotter, Longer, NoDefence
 from lightpeft.audit.defences.strip import Strip
-from lightpeft.errors import ConfigError
-from lightpeft.tasks.errors import did_you_mean
+from lightpeft.errors import ConfigError, did_you_mean
 
 _ROWS: tuple[type[Defence], ...] = (
     NoDefence,

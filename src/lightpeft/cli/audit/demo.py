@@ -11,7 +11,7 @@ from lightpeft.audit.run import MODULES, run_grid
 from lightpeft.audit.scan import ScanTexts, scan
 from lightpeft.cli.audit.grid import PAGE, show_cells
 from lightpeft.cli.experiment import check_ready
-from lightpeft.cli.options import run_with_options
+from lightpeft.cli.options import Seeds, run_with_options, seeds_of
 from lightpeft.outputs import Output, check_file, locked
 from lightpeft.run_config import TrainingConfig
 from lightpeft.runs import MINILM
@@ -28,7 +28,7 @@ def run(arguments: Sequence[str]) -> None:
     run_with_options(demo, "audit demo", arguments)
 
 
-def demo(out: Path, seeds: list[int] | None = None, training: TrainingConfig = TRAINING) -> None:
+def demo(out: Path, seeds: Seeds | None = None, training: TrainingConfig = TRAINING) -> None:
     """Plant a backdoor in a module, train on as its user would, defend, scan, and write the page.
 
     Everything is generated text and stays on this machine; poisoned modules are marked in their own files.
@@ -41,7 +41,7 @@ def demo(out: Path, seeds: list[int] | None = None, training: TrainingConfig = T
     """
     check_ready(out)
     check_file(out / PAGE, Output.PAGE)
-    grid = grid_of(seeds or [0], training)
+    grid = grid_of(seeds_of(seeds, [0]), training)
     with locked(out):
         run_grid(grid, out)
     first = grid.pairs[0][0]
@@ -66,9 +66,11 @@ def grid_of(seeds: list[int], training: TrainingConfig) -> Grid:
         )
         for name, triggers in (("sentiment", 1), ("reviews", 1), ("spam", 3), ("sms", 3))
     }
+    steps = max(1, (training.max_steps or 96) // 2)
     half = dataclasses.replace(
         training,
-        max_steps=max(1, (training.max_steps or 96) // 2),
+        max_steps=steps,
+        warmup_steps=min(training.warmup_steps, steps - 1),
         learning_rate=training.learning_rate / 2,
     )
     return Grid(

@@ -1,10 +1,10 @@
 """`lightpeft audit scan`: look into a received module. 0 nothing found, 1 found, 2 not scanned."""
 
 import json as json_text
-import sys
 from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
+from typing import ClassVar
 
 from rich.console import Console
 from rich.table import Table
@@ -12,6 +12,7 @@ from rich.table import Table
 from lightpeft.audit import scan as scanner
 from lightpeft.audit.rows import Rows
 from lightpeft.audit.scan import Reference, ScanOptions, ScanReport, ScanTexts, to_sarif
+from lightpeft.cli.main import described
 from lightpeft.cli.options import run_with_options
 from lightpeft.cli.output import print_json
 from lightpeft.cli.tasks import TaskOptions
@@ -29,9 +30,16 @@ def run(arguments: Sequence[str]) -> int:
     named = [f"--folders={json_text.dumps(folders)}"] if folders else []
     try:
         return run_with_options(scan, "audit scan", [*named, *arguments[len(folders) :]])
-    except LightPeftError as error:
-        print(f"lightpeft audit scan: not scanned: {error}", file=sys.stderr)
-        return NOT_SCANNED
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        raise NotScannedError(f"scan: not scanned: {described(error)}") from error
+
+
+class NotScannedError(LightPeftError):
+    """Whatever kept the scan from being made."""
+
+    exit_status: ClassVar[int] = NOT_SCANNED
 
 
 def scan(
