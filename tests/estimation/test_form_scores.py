@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor
 
 import lightpeft
 from lightpeft import EstimationConfig, Scores
+from lightpeft.estimation import Estimator
 
 Batch = dict[str, Tensor]
 FORMS = pytest.mark.parametrize("form", list(FORM_ROWS))
@@ -98,9 +100,10 @@ def share(layer: Any, x: Tensor, block_input: Tensor | None) -> Tensor:
 
 
 def counted(animal: Animal, batch: Batch, tokens: int) -> Tensor:
-    """The tokens that are not padding; a decoder's are those with a label."""
+    """The tokens that are not padding; a decoder reads its start and then the labels without the last."""
     if animal.task == "seq2seq" and tokens == TARGETS:
-        return batch["labels"] != IGNORED
+        labels = batch["labels"] != IGNORED
+        return torch.cat([torch.ones_like(labels[:, :1]), labels[:, :-1]], 1)
     return batch["attention_mask"].bool()
 
 
@@ -125,7 +128,7 @@ def shares(animal: Animal, model: PeftModel, batches: list[Batch]) -> dict[str, 
 @FORMS
 @ANIMALS
 def test_module_scores_are_mean_shares_over_real_tokens(animal: str, form: str) -> None:
-    """T5's decoder learns its padding from the labels: those of this batch, not of the one before."""
+    """A decoder that is not told its padding has it in its inputs."""
     zoo = BY_NAME[animal]
     model, batches = zoo.with_peft(form), batches_of(zoo, 2)
     scores = estimated(model, batches, module_score="activation")
@@ -146,6 +149,46 @@ def test_a_decoders_padding_is_that_of_its_own_batch(animal: str, form: str) -> 
     assert after.modules == pytest.approx(alone.modules, rel=1e-5)
     for place, mean in alone.means.items():
         torch.testing.assert_close(after.means[place], mean, rtol=1e-4, atol=1e-6)
+
+
+def without_labels(model: PeftModel, batch: Batch, mask: bool) -> Batch:
+    """What a collator gives where the Trainer smooths labels and keeps them from the model."""
+    config, labels = model.get_base_model().config, batch["labels"]
+    start = torch.full_like(labels[:, :1], config.decoder_start_token_id)
+    shifted = torch.cat([start, labels[:, :-1]], 1)
+    given = {"decoder_input_ids": shifted.masked_fill(shifted == IGNORED, config.pad_token_id)}
+    if mask:
+        given["decoder_attention_mask"] = (shifted != IGNORED).long()
+    return {key: value for key, value in batch.items() if key != "labels"} | given
+
+
+@pytest.mark.parametrize("mask", [False, True], ids=["inputs", "decoder_attention_mask"])
+@pytest.mark.parametrize("animal", ["t5", "bart", "marian", "whisper"])
+def test_a_decoders_padding_is_known_without_labels(animal: str, mask: bool) -> None:
+    """Label smoothing and one's own loss: the same means and shares as where the model has the labels."""
+    zoo = BY_NAME["bart" if animal == "marian" else animal]
+    if animal == "marian":  # starts with padding, as T5
+        zoo = replace(zoo, options=zoo.options | {"decoder_start_token_id": zoo.options["pad_token_id"]})
+    batch = zoo.batch(padded=True, labels=True, seed=21)
+    batch["labels"][1, 4:] = IGNORED
+    if animal == "bart" and not mask:
+        batch["labels"][0, 6] = 2  # its start and end are one token, which is no padding
+    found = []
+    for reaches in (True, False):
+        model = zoo.with_peft("lora")
+        estimator = Estimator(model, EstimationConfig(steps=1))
+        estimator.attach()
+        model.train()
+        inputs = batch if reaches else without_labels(model, batch, mask)
+        logits = model(**inputs).logits
+        torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch["labels"]).backward()
+        estimator.end_step(0.0)
+        found.append(estimator.scores())
+        if reaches and animal in ("t5", "bart"):
+            assert found[0].modules == pytest.approx(shares(zoo, model, [batch]), rel=1e-4)
+    assert found[0].modules == pytest.approx(found[1].modules, rel=1e-5)
+    for place, mean in found[0].means.items():
+        torch.testing.assert_close(found[1].means[place], mean, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("animal", ["t5", "bart"])

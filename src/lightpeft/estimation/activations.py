@@ -14,21 +14,23 @@ from lightpeft.errors import EstimationError
 from lightpeft.estimation.sites import Site
 from lightpeft.estimation.statistics import WindowSums
 
-IGNORED = -100
-"""The label of tokens that no loss counts."""
-
 
 class TokenWeights:
-    """Which tokens of the current batch count: those that its attention masks do not hide."""
+    """Which tokens of the current batch count: those that its attention masks do not hide.
+
+    A decoder is often not told its padding; then its own inputs say it, whatever became of the labels.
+    """
 
     def __init__(self, base: PreTrainedModel, anatomy: Anatomy) -> None:
         self._masks: dict[str, Tensor] = {}
         self._cross = _readers_of_the_encoder(anatomy)
-        self.handles = []
-        if base.config.is_encoder_decoder:
-            # First, because some models are their own base model, and the masks want the labels.
-            self.handles.append(base.register_forward_pre_hook(self._note_labels, with_kwargs=True))
-        self.handles.append(base.base_model.register_forward_pre_hook(self._note_masks, with_kwargs=True))
+        self._padding = base.config.pad_token_id
+        self._starts_with_padding = getattr(base.config, "decoder_start_token_id", None) == self._padding
+        self.handles = [base.base_model.register_forward_pre_hook(self._note_mask, with_kwargs=True)]
+        if base.config.is_encoder_decoder and base.get_decoder() not in (base, base.base_model):
+            self.handles.append(
+                base.get_decoder().register_forward_pre_hook(self._note_decoder, with_kwargs=True)
+            )
 
     def of(self, activations: Tensor, module: str) -> Tensor:
         """Weights, float32 and flat, of activations (..., channels) in front of `module`.
@@ -37,7 +39,7 @@ class TokenWeights:
         """
         shape = activations.shape[:-1]
         own = "decoder" if ".decoder." in f".{module}" and module not in self._cross else "encoder"
-        for kind in (own, *(other for other in self._masks if other != own)):
+        for kind in (own,) if own == "decoder" else ("encoder", "decoder"):
             mask = self._masks.get(kind)
             if mask is not None and kind == own and len(shape) == 2 and mask.shape[1] > shape[1]:
                 mask = mask[:, -shape[1] :]  # the rest is of a prefix
@@ -45,25 +47,29 @@ class TokenWeights:
                 return mask.reshape(-1).float()
         return torch.ones(shape.numel(), device=activations.device)
 
-    def _note_masks(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        labels, given = self._masks.pop("labels", None), kwargs.get("decoder_attention_mask")
-        found = {
-            "encoder": kwargs.get("attention_mask", args[1] if len(args) > 1 else None),
-            "decoder": labels if given is None else given,
-        }
-        self._masks = {kind: mask for kind, mask in found.items() if isinstance(mask, Tensor)}
-        for mask in self._masks.values():
-            if mask.dim() != 2:
-                raise EstimationError(
-                    f"the encoder got an attention mask of shape {tuple(mask.shape)}; estimation needs "
-                    "(batch, tokens) to know which tokens are padding."
-                )
+    def _note_mask(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
+        self._masks = {"encoder": _flat(given)} if isinstance(given, Tensor) else {}
 
-    def _note_labels(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A decoder is usually not told its padding, but its labels are."""
-        labels = kwargs.get("labels")
-        if isinstance(labels, Tensor) and labels.dim() == 2:
-            self._masks["labels"] = labels != IGNORED
+    def _note_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
+        tokens = kwargs.get("input_ids", args[0] if args else None)
+        if isinstance(given, Tensor):
+            self._masks["decoder"] = _flat(given)
+        elif isinstance(tokens, Tensor) and tokens.dim() == 2 and self._padding is not None:
+            real = tokens != self._padding
+            if self._starts_with_padding:  # as T5 and Marian: that token is none
+                real[:, 0] = True
+            self._masks["decoder"] = real
+
+
+def _flat(mask: Tensor) -> Tensor:
+    if mask.dim() != 2:
+        raise EstimationError(
+            f"the model got an attention mask of shape {tuple(mask.shape)}; estimation needs (batch, tokens) "
+            "to know which tokens are padding."
+        )
+    return mask
 
 
 def _readers_of_the_encoder(anatomy: Anatomy) -> frozenset[str]:
