@@ -15,7 +15,8 @@ from lightpeft.scores import Scores
 NUMBERS = {
     "metric",
     "train_step_seconds",
-    "inference_samples_per_second",
+    "inference_seconds",
+    "run_seconds",
     "peak_memory_bytes",
     "encoder_parameters",
     "peft_parameters",
@@ -30,6 +31,10 @@ def test_train_writes_checkpoints_result_scores_and_page(finished_run: Path) -> 
     assert set(result["ratios"]) >= NUMBERS
     assert result["light"]["estimation_steps"] == 4
     assert result["light"]["estimation_step_seconds"] > 0
+    (row,) = result["per_seed"]
+    assert row["light_seconds"] == result["light"]["run_seconds"] > 0
+    assert {curve["seed"] for curve in result["curves"]} == {row["seed"]}
+    assert [cuts["kind"] for cuts in result["seed_cuts"]] == ["heads", "neurons", "modules", "ranks"]
     assert result["ratios"]["encoder_parameters"] < 0.75
     assert result["ratios"]["peft_parameters"] < 0.35
     assert "torch" in result["environment"]

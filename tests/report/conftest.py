@@ -104,11 +104,12 @@ def vanilla() -> Measurement:
         metric=0.912,
         metric_name="accuracy",
         train_step_seconds=0.2,
-        inference_samples_per_second=400.0,
+        inference_seconds=0.0025,
         peak_memory_bytes=2_000_000_000,
         encoder_parameters=10_000_000,
         peft_parameters=400_000,
         checkpoint_bytes=1_600_000,
+        run_seconds=21.0,
     )
 
 
@@ -118,11 +119,12 @@ def light() -> Measurement:
         metric=0.908,
         metric_name="accuracy",
         train_step_seconds=0.11,
-        inference_samples_per_second=640.0,
+        inference_seconds=0.0015625,
         peak_memory_bytes=1_500_000_000,
         encoder_parameters=6_500_000,
         peft_parameters=88_000,
         checkpoint_bytes=400_000,
+        run_seconds=14.7,
         estimation_steps=200,
         estimation_step_seconds=0.25,
     )
@@ -139,14 +141,18 @@ def make_result(vanilla: Measurement, light: Measurement) -> Callable[..., Resul
             "light": light,
             "seeds": (0, 1),
             "per_seed": (
-                {"seed": 0, "vanilla": 0.91, "light": 0.906},
-                {"seed": 1, "vanilla": 0.914, "light": 0.91},
+                {"seed": 0, "vanilla": 0.91, "light": 0.906, "vanilla_seconds": 20.0, "light_seconds": 14.0},
+                {"seed": 1, "vanilla": 0.914, "light": 0.91, "vanilla_seconds": 22.0, "light_seconds": 15.4},
             ),
-            "curves": (
-                Curve("plain LoRA", "loss", steps, (0.7, 0.5, 0.4)),
-                Curve("light PEFT", "loss", steps, (0.7, 0.6, 0.4), cut_step=20),
-                Curve("plain LoRA", "metric", steps, (0.6, 0.8, 0.91)),
-                Curve("light PEFT", "metric", steps, (0.6, 0.8, 0.9), cut_step=20),
+            "curves": tuple(
+                curve
+                for seed in (0, 1)
+                for curve in (
+                    Curve("plain LoRA", "loss", steps, (0.7, 0.5, 0.4 + 0.2 * seed), seed=seed),
+                    Curve("light PEFT", "loss", steps, (0.7, 0.6, 0.4), cut_step=20, seed=seed),
+                    Curve("plain LoRA", "metric", steps, (0.6, 0.8, 0.91), seed=seed),
+                    Curve("light PEFT", "metric", steps, (0.6, 0.8, 0.9), cut_step=20, seed=seed),
+                )
             ),
             "environment": {"python": "3.11", "cuda_device": None, "git_dirty": False},
             "config": {"budget": {"heads": 0.25}},
@@ -160,3 +166,15 @@ def make_result(vanilla: Measurement, light: Measurement) -> Callable[..., Resul
 @pytest.fixture(scope="session")
 def result(make_result: Callable[..., Result]) -> Result:
     return make_result()
+
+
+@pytest.fixture(scope="session")
+def one_seed(
+    make_result: Callable[..., Result], vanilla: Measurement, light: Measurement
+) -> Callable[..., Result]:
+    """A result of such measurements with nothing per seed."""
+
+    def make(before: Measurement | None = vanilla, after: Measurement = light, **changes: Any) -> Result:
+        return make_result(**({"vanilla": before, "light": after, "seeds": (3,), "per_seed": ()} | changes))
+
+    return make

@@ -8,20 +8,28 @@ from typing import Any
 import pytest
 
 from lightpeft.errors import CheckpointError, ConfigError
-from lightpeft.report import Curve, Measurement, Result
+from lightpeft.plan import Plan
+from lightpeft.report import Curve, Measurement, Result, over_seeds, seed_cuts
+from lightpeft.report.seeds import OverSeeds
+from lightpeft.scores import Scores
 
 MEASUREMENT_KEYS = [
     "metric",
     "metric_name",
     "train_step_seconds",
-    "inference_samples_per_second",
+    "inference_seconds",
     "peak_memory_bytes",
     "encoder_parameters",
     "peft_parameters",
     "checkpoint_bytes",
+    "run_seconds",
     "estimation_steps",
     "estimation_step_seconds",
 ]
+
+
+PER_SEED = {"seed": 1, "vanilla": None, "light": 0.5, "vanilla_seconds": None, "light_seconds": None}
+CUTS = {"kind": "heads", "total": 12, "cut": [4, 4], "by_all": 2}
 
 
 def test_measurement_has_exactly_the_documented_keys(light: Measurement) -> None:
@@ -32,6 +40,9 @@ def test_measurement_has_exactly_the_documented_keys(light: Measurement) -> None
 def test_estimation_numbers_may_be_missing(vanilla: Measurement) -> None:
     value = vanilla.to_dict()
     del value["estimation_steps"], value["estimation_step_seconds"]
+    assert Measurement.from_dict(value) == vanilla
+    del value["run_seconds"]
+    vanilla = dataclasses.replace(vanilla, run_seconds=None)
     assert Measurement.from_dict(value) == vanilla
 
 
@@ -48,6 +59,8 @@ def test_estimation_numbers_may_be_missing(vanilla: Measurement) -> None:
         ("peft_parameters", -1),
         ("estimation_steps", 2.0),
         ("estimation_step_seconds", "fast"),
+        ("run_seconds", -1),
+        ("inference_seconds", math.nan),
     ],
 )
 def test_bad_measurements_are_refused_by_name(light: Measurement, key: str, value: Any) -> None:
@@ -58,7 +71,7 @@ def test_bad_measurements_are_refused_by_name(light: Measurement, key: str, valu
 
 
 def test_curve_round_trip_and_refusals() -> None:
-    curve = Curve("light PEFT", "loss", (10, 20), (0.5, 0.4), cut_step=10)
+    curve = Curve("light PEFT", "loss", (10, 20), (0.5, 0.4), cut_step=10, seed=3)
     assert Curve.from_dict(json.loads(json.dumps(curve.to_dict()))) == curve
     with pytest.raises(ConfigError, match="2 steps and 1 values"):
         Curve("a", "loss", (1, 2), (0.5,))
@@ -88,17 +101,26 @@ def test_result_file_has_the_documented_layout(result: Result, tmp_path: Path) -
         "config",
         "command",
         "peft",
+        "seed_cuts",
     ]
-    assert value["format_version"] == 1
+    assert value["format_version"] == 2
     assert value["peft"] == "LoRA"
     assert list(value["light"]) == MEASUREMENT_KEYS
-    assert value["per_seed"][0] == {"seed": 0, "vanilla": 0.91, "light": 0.906}
+    assert value["per_seed"][0] == {
+        "seed": 0,
+        "vanilla": 0.91,
+        "light": 0.906,
+        "vanilla_seconds": 20.0,
+        "light_seconds": 14.0,
+    }
     assert value["curves"][1]["cut_step"] == 20
     assert Result.load(path) == result
 
 
 def test_result_without_vanilla_round_trips(make_result: Callable[..., Result], tmp_path: Path) -> None:
-    alone = make_result(kind="train", vanilla=None, per_seed=({"seed": 0, "vanilla": None, "light": 0.9},))
+    nothing = {"vanilla": None, "vanilla_seconds": None}
+    rows = [dict(row) | nothing for row in make_result().per_seed]
+    alone = make_result(kind="train", vanilla=None, per_seed=rows)
     alone.save(tmp_path / "result.json")
     assert Result.load(tmp_path / "result.json") == alone
     assert set(alone.ratios.values()) == {None}
@@ -117,14 +139,78 @@ def test_the_form_of_peft_is_kept_and_may_be_missing(make_result: Callable[..., 
 def test_ratios_are_light_over_vanilla(result: Result) -> None:
     assert result.ratios == {
         "metric": 0.908 / 0.912,
+        "run_seconds": 0.7,
         "train_step_seconds": 0.11 / 0.2,
-        "inference_samples_per_second": 1.6,
+        "inference_seconds": 0.625,
         "peak_memory_bytes": 0.75,
         "encoder_parameters": 0.65,
         "peft_parameters": 0.22,
         "checkpoint_bytes": 0.25,
-        "inference_seconds": 0.625,
     }
+
+
+def test_no_ratio_is_of_a_number_where_more_is_better(result: Result) -> None:
+    assert not [name for name in result.ratios if "per_second" in name]
+    assert all(ratio is not None and ratio < 1 for ratio in result.ratios.values())
+
+
+def test_numbers_over_seeds(result: Result, make_result: Callable[..., Result]) -> None:
+    light = result.over_seeds("light")
+    assert light == OverSeeds(pytest.approx(0.908), pytest.approx(0.002 * 2**0.5))  # type: ignore[arg-type]
+    assert result.change == OverSeeds(pytest.approx(-0.004), pytest.approx(0, abs=1e-9))  # type: ignore[arg-type]
+    assert make_result(per_seed=()).over_seeds("light") is None
+    assert over_seeds([0.5]) == OverSeeds(0.5, None)
+    assert over_seeds([0.5, None]) is None
+
+
+def test_what_the_plans_of_seeds_have_in_common(
+    make_scores: Callable[..., Scores], planned: Callable[..., Plan]
+) -> None:
+    plans = [planned(make_scores()) for _ in range(3)]
+    heads, neurons, modules, ranks = seed_cuts(plans)
+    assert [found.kind for found in (heads, neurons, modules, ranks)] == list(plans[0].counts._fields)
+    for found, kind in ((heads, "heads"), (neurons, "neurons"), (modules, "modules"), (ranks, "ranks")):
+        assert found.cut == tuple(getattr(plan.counts, kind).cut for plan in plans)
+    kept = [frozenset(module.name for module in plan.kept_modules) for plan in plans]
+    assert modules.by_all == 18 - len(frozenset.union(*kept))
+    assert heads.by_chance == pytest.approx(12 * (3 / 12) ** 3)
+    assert [found.by_all for found in seed_cuts(plans[:1])] == [count.cut for count in plans[0].counts]
+
+
+def test_version_1_is_read_with_what_it_had(
+    result: Result, make_result: Callable[..., Result], tmp_path: Path
+) -> None:
+    old = result.to_dict() | {"format_version": 1}
+    del old["seed_cuts"]
+    for name in ("vanilla", "light"):
+        del old[name]["run_seconds"]
+        old[name]["inference_samples_per_second"] = 1 / old[name].pop("inference_seconds")
+    old["per_seed"] = [{name: row[name] for name in ("seed", "vanilla", "light")} for row in old["per_seed"]]
+    old["curves"] = old["curves"][:4]
+    for curve in old["curves"]:
+        del curve["seed"]
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps(old), encoding="utf-8")
+    read = Result.load(path)
+    assert read.ratios == {**result.ratios, "run_seconds": None}
+    assert read.over_seeds("light") == result.over_seeds("light")
+    assert read.over_seeds("light_seconds") is None
+    assert [curve.seed for curve in read.curves] == [0] * 4
+    assert Result.from_dict(read.to_dict()) == read
+
+
+@pytest.mark.parametrize(
+    "changes", [{"light": 3}, {"light": {"inference_samples_per_second": 0}}, {"curves": [1]}]
+)
+def test_a_broken_version_1_is_refused(result: Result, changes: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError):
+        Result.from_dict(result.to_dict() | {"format_version": 1} | changes)
+
+
+def test_the_committed_demo_is_read() -> None:
+    folder = Path(__file__).parents[2] / "benchmarks" / "results"
+    committed = Result.load(folder / "demo-minilm.json")
+    assert committed.ratios["inference_seconds"] == pytest.approx(0.674, abs=1e-3)
 
 
 def test_a_zero_below_gives_no_ratio(make_result: Callable[..., Result], vanilla: Measurement) -> None:
@@ -144,14 +230,29 @@ def test_config_is_kept_as_json(make_result: Callable[..., Result]) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 2}, "version 2, this lightpeft reads version 1"),
+        ({"format_version": 3}, "version 3, this lightpeft reads versions 1 and 2"),
         ({"vanilla": [1]}, "vanilla is a list"),
         ({"light": {"metric": 1}}, "light lacks metric_name"),
         ({"extra": 1}, "unknown keys 'extra'"),
         ({"kind": "bench"}, "choose one of demo, train"),
         ({"curves": {}}, "curves is not a list"),
         ({"curves": [{"label": "x"}]}, "curve 0 lacks kind"),
-        ({"per_seed": [{"seed": 1}]}, "give seed, vanilla and light"),
+        ({"per_seed": [{"seed": 1}]}, "give seed, vanilla, light"),
+        (
+            {"per_seed": [PER_SEED], "seeds": [1]},
+            r"light.metric is 0.908, but its mean over the seeds is 0.5",
+        ),
+        (
+            {"per_seed": [PER_SEED | {"light": 0.908, "light_seconds": 3}], "seeds": [1]},
+            "light.run_seconds is 14.7",
+        ),
+        ({"seeds": [4, 5]}, r"per_seed is not of the seeds \[4, 5\]"),
+        ({"seed_cuts": {}}, "seed_cuts is not a list"),
+        (
+            {"seed_cuts": [CUTS | {"by_all": 5}]},
+            r"of 12 heads the seeds cannot cut \[4, 4\], and all of them 5",
+        ),
+        ({"seed_cuts": [CUTS | {"cut": []}]}, "the seeds cannot cut"),
         ({"seeds": [-1]}, "a seed"),
         ({"config": []}, "config is a list"),
         ({"command": None}, "command is a NoneType"),

@@ -5,12 +5,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from tests.support.pages import Page
 
+from lightpeft.config import Budget
 from lightpeft.errors import ConfigError, OutputError
 from lightpeft.outputs import RECORD
 from lightpeft.plan import Plan
-from lightpeft.report import Curve, Measurement, Result, render_report, write_report
+from lightpeft.report import (
+    Curve,
+    Measurement,
+    Result,
+    render_report,
+    seed_cuts,
+    side_by_side,
+    write_report,
+)
 from lightpeft.report import figures as drawing
 from lightpeft.scores import Scores
 
@@ -35,7 +45,7 @@ def test_page_has_every_section(page: str, plan: Plan) -> None:
         "Configuration",
     ):
         assert heading in read.words
-    assert read.tags.count("svg") == read.tags.count("figcaption") == 6
+    assert read.tags.count("svg") == 10
     assert len(read.ids) == len(set(read.ids))
     assert "lightpeft demo --out runs/demo" in read.words
     assert any('"heads": 0.25' in text for text in read.words)
@@ -47,8 +57,87 @@ def test_page_shows_the_numbers(page: str) -> None:
     assert any("65 % of the encoder, 22 % of the PEFT parameters" in text for text in words)
     row = words.index("training step")
     assert words[row + 1 : row + 4] == ["200 ms", "110 ms", "0.55×"]
-    mean = words.index("mean")
-    assert words[mean + 1 : mean + 3] == ["0.912", "0.908"]
+    mean = words.index("mean ± sd")
+    assert words[mean + 1 : mean + 4] == ["0.912 ± 0.003", "0.908 ± 0.003", "−0.4 ± 0.0 points"]
+    assert words[mean + 4 : mean + 6] == ["21.0 s ± 1.41 s", "14.7 s ± 990 ms"]
+
+
+def test_everything_says_which_seeds_it_is_of(page: str) -> None:
+    """A number or picture without its seed was the reason why one lucky seed's curves stood beside a mean."""
+    read = Page(page)
+    headline = next(text for text in read.words if text.startswith("Against plain"))
+    assert "0.908 ± 0.003 against 0.912 ± 0.003, seeds 0, 1" in headline
+    assert any(
+        text.startswith("accuracy and whole run: mean ± standard deviation over seeds") for text in read.words
+    )
+    assert any(text.startswith("Seeds 0, 1. Thin lines are single seeds") for text in read.words)
+    assert any("This is the plan of seed 0, whose model is saved." in text for text in read.words)
+    assert sum(text.startswith("Seed 0. Each") for text in read.words) == 3
+    assert "Scores of seed 0" in read.words
+
+
+def test_what_counts_the_same_is_the_same_everywhere(page: str, plan: Plan, result: Result) -> None:
+    """One module that lost its last rank: 9 go as a whole, 10 in all."""
+    counts = plan.counts
+    emptied = counts.modules.cut - plan.cutoffs[2].cut
+    text = " ".join(Page(page).words)
+    modules, ranks = counts.modules, counts.ranks
+    assert f"PEFT modules: {modules.cut} of {modules.total} go" in text
+    assert (
+        f"PEFT modules: {modules.kept} of {modules.total} stay, with {ranks.kept} of {ranks.total} ranks"
+        in text
+    )
+    assert f"PEFT modules: {modules.cut} cut, {modules.kept} kept" in text
+    assert f"ranks: {ranks.cut} of {ranks.total} go" in text
+    assert f"Ranks: {ranks.cut} cut, {ranks.kept} kept" in text
+    assert f"total {counts.heads.kept}/{counts.heads.total}" in text
+    assert f"{modules.kept}/{modules.total} {ranks.kept}/{ranks.total}" in text
+    assert (f"and {emptied} with their last rank" in text) == (emptied > 0)
+    shown = set(re.findall(r"(\d+) of 18\b", text))
+    assert shown <= {str(modules.kept), str(modules.cut)}
+
+
+@pytest.mark.parametrize("number", ["run_seconds", "train_step_seconds", "inference_seconds"])
+def test_a_time_has_one_ratio_on_the_whole_page(
+    make_result: Callable[..., Result], vanilla: Measurement, light: Measurement, number: str
+) -> None:
+    halved = dataclasses.replace(light, **{number: 0.41 * getattr(vanilla, number)})
+    result = make_result(light=halved, seeds=(5,), per_seed=(), curves=())
+    page = render_report(result)
+    assert page.count("0.41×") == 3  # sentence, table, bars
+    assert not [text for text in Page(page).words if "samples/s" in text or "2.44×" in text]
+    console = Console(width=200, color_system=None)
+    with console.capture() as captured:
+        console.print(side_by_side(result))
+    assert captured.get().count("0.41×") == 1
+
+
+def test_seeds_that_agree_and_those_that_do_not(
+    make_result: Callable[..., Result], make_scores: Callable[..., Scores], planned: Callable[..., Plan]
+) -> None:
+    plans = [planned(make_scores()) for _ in range(2)]
+    words = Page(render_report(make_result(curves=(), seed_cuts=seed_cuts(plans)), plans[0])).words
+    row = words.index("heads", words.index("by chance"))
+    found = seed_cuts(plans)[0]
+    assert words[row + 1 : row + 4] == ["3, 3", str(found.by_all), "0.8"]
+    with pytest.raises(
+        ConfigError, match=r"the plan is of another run than result\.json, whose first seed cut 3 of 12"
+    ):
+        render_report(make_result(seed_cuts=seed_cuts(plans)), planned(make_scores(), Budget(heads=0.5)))
+
+
+def test_nothing_is_wider_than_a_narrow_screen(page: str) -> None:
+    """Pictures shrink with the screen, and none is so wide that its text would be too small there."""
+    sizes = [int(width) for width in re.findall(r'<svg [^>]*?width="(\d+)"', page)]
+    assert sizes
+    assert max(sizes) <= 400
+    drawn = page.partition("</style>")[2]
+    smallest = min(float(size) for size in re.findall(r"font-size: ([\d.]+)px", drawn))
+    assert smallest * 100 / 72 * (400 - 2 * 12) / max(sizes) > 10
+    style = page[page.index("<style>") : page.index("</style>")]
+    assert "nowrap" not in style
+    assert "figure svg { display: block; width: 100%; height: auto; }" in style
+    assert "white-space: pre-wrap" in style
 
 
 def test_page_asks_for_nothing_from_outside(page: str) -> None:
@@ -112,12 +201,16 @@ def test_page_with_a_plan_but_no_scores(make_result: Callable[..., Result], plan
     assert Page(render_report(alone, plan)).tags.count("svg") == 3
 
 
-def test_seed_without_vanilla_has_no_mean(make_result: Callable[..., Result]) -> None:
-    rows = ({"seed": 7, "vanilla": None, "light": 0.5}, {"seed": 8, "vanilla": 0.5, "light": 0.7})
-    words = Page(render_report(make_result(per_seed=rows, curves=()))).words
-    seed, mean = words.index("7"), words.index("mean")
-    assert words[seed + 1 : seed + 3] == ["–", "0.500"]
-    assert words[mean + 1 : mean + 3] == ["–", "0.600"]
+def test_a_seed_without_vanilla_has_no_mean_of_vanilla(make_result: Callable[..., Result]) -> None:
+    known = make_result().per_seed[1]
+    rows = (
+        {"seed": 7, "vanilla": None, "light": 0.906, "vanilla_seconds": None, "light_seconds": 14.0},
+        known,
+    )
+    words = Page(render_report(make_result(seeds=(7, 1), per_seed=rows, curves=()))).words
+    seed, mean = words.index("7"), words.index("mean ± sd")
+    assert words[seed + 1 : seed + 3] == ["–", "0.906"]
+    assert words[mean + 1 : mean + 3] == ["–", "0.908 ± 0.003"]
 
 
 def test_report_is_written_whole_or_not_at_all(

@@ -15,7 +15,7 @@ from lightpeft.report import (
     Curve,
     Measurement,
     Result,
-    curves_picture,
+    curves_pictures,
     heads_picture,
     modules_picture,
     neurons_picture,
@@ -25,7 +25,7 @@ from lightpeft.report import (
 )
 from lightpeft.report import figures as drawing
 from lightpeft.report.plan_axes import module_grid
-from lightpeft.report.run_axes import curve_colours
+from lightpeft.report.run_axes import _mean_curve, _smoothed, curve_colours
 from lightpeft.report.score_axes import score_groups
 from lightpeft.scores import Scores
 
@@ -59,9 +59,8 @@ def test_modules_map_shows_ranks_and_removed_modules(plan: Plan) -> None:
     svg = modules_picture(plan)
     found = texts(svg)
     assert crosses(svg) == len(plan.removed_modules) > 0
-    title = found.index(f"PEFT modules: {len(plan.kept_modules)} of 18 stay, with 18 of 72 ranks")
-    assert title >= 0
-    assert {"query", "key", "value", "dense"} <= set(found)
+    assert f"PEFT modules: {len(plan.kept_modules)} of 18 stay, with 18 of 72 ranks" in " ".join(found)
+    assert {f"attention.self.{name}" for name in ("query", "key", "value")} <= set(found)
 
 
 def test_module_grid_has_a_last_row_for_the_rest(
@@ -117,11 +116,11 @@ def test_no_line_is_drawn_through_scores_that_were_not_compared_as_they_are(
     assert modules.cut == pytest.approx((1.2, 1.1))
     assert modules.line is None
     assert plan.cutoffs[2].sides == pytest.approx((0.55, 0.75))
-    assert "PEFT modules: 2 cut, 2 kept" in texts(scores_picture(scores, plan))
+    assert "PEFT modules: 2 cut, 2 kept" in texts(scores_picture(score_groups(scores, plan)[2], "x"))
 
 
 def test_scores_over_decades_are_drawn_on_a_log_scale(scores: Scores, plan: Plan) -> None:
-    found = texts(scores_picture(scores, plan))
+    found = texts(scores_picture(score_groups(scores, plan)[0], "x"))
     assert "score (fisher), log scale" in found
     assert "Heads: 3 cut, 9 kept" in found
     assert any(text.startswith("10⁻") for text in found)
@@ -141,7 +140,7 @@ def test_zero_scores_have_a_bin_of_their_own(
         steps=scores.steps,
         methods=scores.methods,
     )
-    assert "0" in texts(scores_picture(zeroed, planned(zeroed)))
+    assert "0" in texts(scores_picture(score_groups(zeroed, planned(zeroed))[1], "x"))
 
 
 @pytest.mark.parametrize(
@@ -166,7 +165,7 @@ def test_edge_cases_are_drawn(
     heads = sum(layer.head_count for layer in plan.layers)
     assert f"Attention heads: {heads} of {heads} stay" in texts(heads_picture(plan))
     assert crosses(modules_picture(plan)) == 0
-    assert f"Heads: 0 cut, {heads} kept" in texts(scores_picture(scores, plan))
+    assert f"Heads: 0 cut, {heads} kept" in texts(scores_picture(score_groups(scores, plan)[0], "x"))
     none = "PEFT modules: none" in texts(readme_picture(result, plan))
     assert none == (not plan.modules)
 
@@ -176,49 +175,53 @@ def test_equal_scores_are_drawn(
     make_scores: Callable[..., Scores], planned: Callable[..., Plan], constant: float
 ) -> None:
     scores = make_scores(constant=constant)
-    found = texts(scores_picture(scores, planned(scores)))
+    found = texts(scores_picture(score_groups(scores, planned(scores))[0], "x"))
     assert "Heads: 3 cut, 9 kept" in found
     assert "score (fisher)" in found
 
 
 def test_curves_mark_the_cut(result: Result) -> None:
-    found = texts(curves_picture(result))
-    assert {"Training loss", "Validation accuracy", "plain LoRA", "light PEFT", "cut"} <= set(found)
-    assert found.count("cut") == 2
+    loss, accuracy = map(texts, curves_pictures(result))
+    for title, found in (("Training loss", loss), ("Validation accuracy", accuracy)):
+        assert {title, "plain LoRA, mean of 2", "light PEFT, mean of 2"} <= set(found)
+        assert found.count("cut") == 1
 
 
 def test_long_curves_are_smoothed_from_the_cut_on(make_result: Callable[..., Result]) -> None:
-    from lightpeft.report.run_axes import _smoothed
-
     steps = tuple(range(100))
     curve = Curve("light", "loss", steps, tuple(1.0 if s <= 50 else 0.0 for s in steps), 50)
     assert _smoothed(curve) == list(curve.values)
-    assert "light" in texts(curves_picture(make_result(curves=(curve,))))
+    assert "light" in texts(curves_pictures(make_result(curves=(curve,)))[0])
 
 
-def test_no_curves_is_said(make_result: Callable[..., Result]) -> None:
-    assert texts(curves_picture(make_result(curves=()))) == ["no curves were recorded"]
+def test_no_curves_no_picture(make_result: Callable[..., Result]) -> None:
+    assert curves_pictures(make_result(curves=())) == []
 
 
-def test_curves_of_one_label_share_a_colour_and_a_legend_entry(
+def test_every_seed_is_drawn_and_the_mean_is_of_the_steps_that_all_have(
     make_result: Callable[..., Result],
 ) -> None:
-    curves = tuple(Curve("light", "loss", (1, 2), (0.5, 0.4 + seed), 1) for seed in range(3))
+    curves = tuple(
+        Curve("light", "loss", (1, 2, 3 + seed), (0.5, 0.4 + seed, 0.1), 1, seed) for seed in range(3)
+    )
     assert len(curve_colours(curves)) == 1
-    assert texts(curves_picture(make_result(curves=curves))).count("light") == 1
+    assert _mean_curve(curves) == ([1, 2], pytest.approx([0.5, 1.4]))
+    (svg,) = curves_pictures(make_result(curves=curves))
+    assert texts(svg).count("light, mean of 3") == 1
+    assert len(re.findall(r"stroke: var\(--kept[^\"]*stroke-opacity", svg)) == 3
 
 
 def test_ratios_are_written_at_their_bars(result: Result, make_result: Callable[..., Result]) -> None:
-    assert {"0.65×", "0.22×", "0.55×", "0.62×"} <= set(texts(ratios_picture(result)))
+    assert {"0.65×", "0.22×", "0.70×", "0.55×", "0.62×"} <= set(texts(ratios_picture(result)))
     assert "plain PEFT was not run" in texts(ratios_picture(make_result(vanilla=None)))
 
 
 def test_a_loss_is_drawn_among_the_ratios(
-    result: Result, make_result: Callable[..., Result], vanilla: Measurement, light: Measurement
+    result: Result, one_seed: Callable[..., Result], vanilla: Measurement, light: Measurement
 ) -> None:
     before = dataclasses.replace(vanilla, metric=2.0, metric_name="loss")
     after = dataclasses.replace(light, metric=2.06, metric_name="loss")
-    assert {"loss", "1.03×"} <= set(texts(ratios_picture(make_result(vanilla=before, light=after))))
+    assert {"loss", "1.03×"} <= set(texts(ratios_picture(one_seed(before, after))))
     assert "accuracy" not in texts(ratios_picture(result))
 
 
@@ -231,8 +234,8 @@ def test_readme_picture_is_one_card(result: Result, plan: Plan) -> None:
 
 
 def test_pictures_are_deterministic_and_stand_alone(scores: Scores, plan: Plan) -> None:
-    svg = scores_picture(scores, plan)
-    assert svg == scores_picture(scores, plan)
+    svg = scores_picture(score_groups(scores, plan)[0], "x")
+    assert svg == scores_picture(score_groups(scores, plan)[0], "x")
     assert set(re.findall(r"https?://[^\"]*", svg)) == {
         "http://www.w3.org/1999/xlink",
         "http://www.w3.org/2000/svg",
@@ -250,7 +253,7 @@ def test_pictures_are_deterministic_and_stand_alone(scores: Scores, plan: Plan) 
 def test_labels_are_text_whatever_they_hold(make_result: Callable[..., Result]) -> None:
     labels = ["<script>alert(1)</script>", "$x_1$ & \\frac", "_hidden", "模型"]
     curves = tuple(Curve(label, "loss", (1, 2), (0.5, 0.4)) for label in labels)
-    svg = curves_picture(make_result(curves=curves))
+    (svg,) = curves_pictures(make_result(curves=curves))
     assert "<script" not in svg
     assert {label.strip() for label in texts(svg)} >= set(labels)
 

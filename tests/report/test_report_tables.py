@@ -12,7 +12,18 @@ from lightpeft.config import Budget
 from lightpeft.plan import Plan
 from lightpeft.report import Measurement, Result, plan_table, side_by_side, summary
 from lightpeft.report.plan_axes import module_grid
-from lightpeft.report.units import count, difference, metric, percent, seconds, size, times
+from lightpeft.report.tables import comparison_rows, seed_rows, seeds_note
+from lightpeft.report.units import (
+    count,
+    difference,
+    metric,
+    percent,
+    plus_minus,
+    seconds,
+    seed_names,
+    size,
+    times,
+)
 from lightpeft.scores import Scores
 
 
@@ -27,38 +38,66 @@ def shown(table: Table) -> list[list[str]]:
 
 def test_side_by_side_shows_the_numbers(result: Result) -> None:
     assert shown(side_by_side(result)) == [
-        ["accuracy", "0.912", "0.908", "−0.4 points"],
+        ["accuracy", "0.912 ± 0.003", "0.908 ± 0.003", "−0.4 ± 0.0 points"],
         ["encoder parameters", "10.0 M", "6.50 M", "0.65×"],
         ["PEFT parameters", "400 k", "88.0 k", "0.22×"],
+        ["whole run", "21.0 s ± 1.41 s", "14.7 s ± 990 ms", "0.70×"],
         ["training step", "200 ms", "110 ms", "0.55×"],
         ["estimation step", "–", "250 ms (200 steps)", "1.25×"],
-        ["inference", "400 samples/s", "640 samples/s", "1.60×"],
+        ["inference per sample", "2.50 ms", "1.56 ms", "0.62×"],
         ["peak memory", "2.00 GB", "1.50 GB", "0.75×"],
         ["checkpoint", "1.60 MB", "400 kB", "0.25×"],
     ]
 
 
 def test_a_loss_is_shown_as_a_ratio_and_a_difference(
-    make_result: Callable[..., Result], vanilla: Measurement, light: Measurement
+    one_seed: Callable[..., Result], vanilla: Measurement, light: Measurement
 ) -> None:
     before = dataclasses.replace(vanilla, metric=1.5, metric_name="loss")
     after = dataclasses.replace(light, metric=1.53, metric_name="loss")
-    result = make_result(vanilla=before, light=after)
+    result = one_seed(before, after)
     assert shown(side_by_side(result))[0] == ["loss", "1.500", "1.530", "1.02× (+0.030)"]
-    assert "peak memory 0.75×, loss +0.030 (1.530 against 1.500)." in summary(result)
+    assert "peak memory 0.75×, loss +0.030 (1.530 against 1.500, seed 3)." in summary(result)
 
 
 def test_a_small_loss_is_not_in_points(
-    make_result: Callable[..., Result], vanilla: Measurement, light: Measurement
+    one_seed: Callable[..., Result], vanilla: Measurement, light: Measurement
 ) -> None:
     before = dataclasses.replace(vanilla, metric=0.5, metric_name="loss")
     after = dataclasses.replace(light, metric=0.45, metric_name="loss")
-    assert shown(side_by_side(make_result(vanilla=before, light=after)))[0][3] == "0.90× (−0.050)"
+    assert shown(side_by_side(one_seed(before, after)))[0][3] == "0.90× (−0.050)"
+
+
+def test_the_table_says_which_seeds_its_numbers_are_of(
+    result: Result, one_seed: Callable[..., Result], make_result: Callable[..., Result]
+) -> None:
+    assert str(side_by_side(result).caption) == seeds_note(result)
+    assert seeds_note(result).startswith(
+        "accuracy and whole run: mean ± standard deviation over seeds 0, 1; the rest: the models of seed 0."
+    )
+    assert seeds_note(one_seed()).startswith("One run each, seed 3:")
+    assert seeds_note(make_result(seeds=(), per_seed=())) == ""
+
+
+def test_whole_runs_that_were_not_timed_are_left_out(
+    one_seed: Callable[..., Result], vanilla: Measurement, light: Measurement
+) -> None:
+    old = one_seed(*(dataclasses.replace(one, run_seconds=None) for one in (vanilla, light)), seeds=(0, 1))
+    assert "whole run" not in [line[0] for line in shown(side_by_side(old))]
+    assert "whole run" not in summary(old) + seeds_note(old)
+
+
+def test_seed_rows_end_in_the_numbers_of_the_first_row(result: Result) -> None:
+    rows = seed_rows(result)
+    assert [row.seed for row in rows] == ["0", "1", "mean ± sd"]
+    first, run = comparison_rows(result)[0], comparison_rows(result)[3]
+    assert rows[-1][1:] == (first.plain, first.light, first.ratio, run.plain, run.light)
+    assert rows[0][1:] == ("0.910", "0.906", "−0.4 points", "20.0 s", "14.0 s")
 
 
 def test_side_by_side_without_vanilla_has_two_columns(make_result: Callable[..., Result]) -> None:
     lines = shown(side_by_side(make_result(vanilla=None)))
-    assert lines[0] == ["accuracy", "0.908"]
+    assert lines[0] == ["accuracy", "0.908 ± 0.003"]
     assert ["training step", "110 ms"] in lines
     assert {len(line) for line in lines} == {2}
 
@@ -116,15 +155,16 @@ def test_modules_of_every_stack_are_drawn_in_their_own_rows() -> None:
 
 def test_summary_in_plain_words(result: Result) -> None:
     assert summary(result) == (
-        "Against plain LoRA: 65 % of the encoder, 22 % of the PEFT parameters, training step 0.55×, "
-        "inference time 0.62×, peak memory 0.75×, accuracy −0.4 points (0.908 against 0.912)."
+        "Against plain LoRA: 65 % of the encoder, 22 % of the PEFT parameters, whole run 0.70×, training "
+        "step 0.55×, inference time 0.62×, peak memory 0.75×, accuracy −0.4 ± 0.0 points (0.908 ± 0.003 "
+        "against 0.912 ± 0.003, seeds 0, 1)."
     )
 
 
 def test_summary_without_vanilla(make_result: Callable[..., Result]) -> None:
     assert summary(make_result(vanilla=None)) == (
-        "The light model reached accuracy 0.908 with 6.50 M encoder parameters and 88.0 k PEFT "
-        "parameters; a training step takes 110 ms, a task is stored in 400 kB."
+        "The light model reached accuracy 0.908 ± 0.003 (seeds 0, 1) with 6.50 M encoder parameters and "
+        "88.0 k PEFT parameters; a training step takes 110 ms, a task is stored in 400 kB."
     )
 
 
@@ -154,6 +194,12 @@ def test_summary_without_vanilla(make_result: Callable[..., Result]) -> None:
         (difference("matthews", -0.1, 0.2), "−30.0 points"),
         (difference("eval_loss", 0.5, 0.25), "+0.250"),
         (difference("perplexity", 12.5, 12.0), "+0.500"),
+        (difference("accuracy", 0.908, 0.912, 0.0123), "−0.4 ± 1.2 points"),
+        (difference("loss", 0.5, 0.25, 0.01), "+0.250 ± 0.010"),
+        (plus_minus(metric, 0.9, None), "0.900"),
+        (plus_minus(seconds, 75, 1.5), "75.0 s ± 1.50 s"),
+        (seed_names((3,)), "seed 3"),
+        (seed_names((0, 1)), "seeds 0, 1"),
     ],
 )
 def test_units(text: str, expected: str) -> None:

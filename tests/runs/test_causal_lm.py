@@ -122,7 +122,7 @@ def test_a_run_writes_checkpoints_result_and_page(finished: Path) -> None:
     assert result.light.metric_name == "loss"
     assert 0.5 < result.light.metric < 5
     assert result.ratios["encoder_parameters"] < 0.85
-    assert result.light.inference_samples_per_second > 0
+    assert result.light.inference_seconds > 0
     assert {curve.kind for curve in result.curves} == {"loss", "metric"}
     page = (finished / "report.html").read_text(encoding="utf-8")
     assert "Validation loss" in page

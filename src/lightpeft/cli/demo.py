@@ -1,5 +1,7 @@
 """`lightpeft demo`: plain LoRA and light PEFT side by side on a small real encoder, offline."""
 
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -55,7 +57,7 @@ def demo(
         out,
         kind="demo",
         title="all-MiniLM-L6-v2 on demo/sentiment",
-        command=f"lightpeft demo --out {out}",
+        command=f"lightpeft demo {shlex.join(sys.argv[2:])}",
         progress=not json,
     )
     show(result, out, json=json)

@@ -1,55 +1,59 @@
 """The numbers of a run and their file, `result.json`."""
 
 import dataclasses
-import json
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypedDict, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 from lightpeft.errors import CheckpointError, ConfigError
 from lightpeft.files import read_json, save_json
 from lightpeft.outputs import Output
+from lightpeft.report.fields import (
+    build,
+    check_choice,
+    check_count,
+    check_number,
+    check_text,
+    optional,
+    plain_json,
+    required,
+    take,
+)
+from lightpeft.report.seeds import OverSeeds, SeedCuts, SeedMetrics, SeedNumber, check_seed, over_seeds
+from lightpeft.report.versions import upgraded
 
-FORMAT_VERSION = 1
-T = TypeVar("T")
-
+FORMAT_VERSION = 2
 CurveKind = Literal["loss", "metric"]
 ResultKind = Literal["demo", "train"]
 
 RATIO_NAMES = (
     "metric",
+    "run_seconds",
     "train_step_seconds",
-    "inference_samples_per_second",
+    "inference_seconds",
     "peak_memory_bytes",
     "encoder_parameters",
     "peft_parameters",
     "checkpoint_bytes",
 )
-"""The numbers of which `Result.ratios` holds light over vanilla."""
+"""The numbers of which `Result.ratios` holds light over vanilla: of all but the metric, less is better."""
 
 _COUNTS = ("peak_memory_bytes", "encoder_parameters", "peft_parameters", "checkpoint_bytes")
 
 
-class SeedMetrics(TypedDict):
-    """What one seed reached; `vanilla` is None where it was not run."""
-
-    seed: int
-    vanilla: float | None
-    light: float
-
-
 @dataclass(frozen=True)
 class Measurement:
-    """One run's numbers, for one method."""
+    """One method's numbers: metric and whole run as means over seeds, the rest of the first seed's model."""
 
     metric: float
     metric_name: str
     train_step_seconds: float
     """Seconds per optimizer step; for light PEFT, after the cut."""
 
-    inference_samples_per_second: float
+    inference_seconds: float
+    """Seconds per sample, in batches."""
+
     peak_memory_bytes: int
     encoder_parameters: int
     """Parameters of all encoder layers (embeddings and heads on top are not counted)."""
@@ -58,22 +62,26 @@ class Measurement:
     checkpoint_bytes: int
     """Bytes of what is stored per task."""
 
+    run_seconds: float | None = None
+    """Wall-clock seconds of a whole training: estimation, cut and evaluations included. None: not known."""
+
     estimation_steps: int | None = None
     """Optimizer steps before the cut, light PEFT only."""
 
     estimation_step_seconds: float | None = None
 
     def __post_init__(self) -> None:
-        _check_number("metric", self.metric)
-        _check_text("metric_name", self.metric_name)
-        for name in ("train_step_seconds", "inference_samples_per_second"):
-            _check_number(name, getattr(self, name), least=0)
+        check_number("metric", self.metric)
+        check_text("metric_name", self.metric_name)
+        for name in ("train_step_seconds", "inference_seconds"):
+            check_number(name, getattr(self, name), least=0)
         for name in _COUNTS:
-            _check_count(name, getattr(self, name))
+            check_count(name, getattr(self, name))
         if self.estimation_steps is not None:
-            _check_count("estimation_steps", self.estimation_steps)
-        if self.estimation_step_seconds is not None:
-            _check_number("estimation_step_seconds", self.estimation_step_seconds, least=0)
+            check_count("estimation_steps", self.estimation_steps)
+        for name in ("run_seconds", "estimation_step_seconds"):
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name), least=0)
 
     def to_dict(self) -> dict[str, Any]:
         """These numbers as JSON values, under the fields' names."""
@@ -86,7 +94,7 @@ class Measurement:
         Raises:
             CheckpointError: missing or unknown key, or a value of the wrong kind.
         """
-        return _build(cls, _take(value, where, *_required(cls), optional=_optional(cls)), where)
+        return build(cls, take(value, where, *required(cls), optional_keys=optional(cls)), where)
 
 
 @dataclass(frozen=True)
@@ -100,22 +108,25 @@ class Curve:
     cut_step: int | None = None
     """Optimizer step after which the model was cut; None where nothing was."""
 
+    seed: int | None = None
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", tuple(self.steps))
         object.__setattr__(self, "values", tuple(self.values))
-        _check_text("label", self.label)
-        _check_choice("kind", self.kind, get_args(CurveKind))
+        check_text("label", self.label)
+        check_choice("kind", self.kind, get_args(CurveKind))
         if len(self.steps) != len(self.values):
             raise ConfigError(
                 f"the curve {self.label!r} has {len(self.steps)} steps and {len(self.values)} "
                 "values; give one value per step."
             )
         for step in self.steps:
-            _check_count("a step", step)
+            check_count("a step", step)
         for value in self.values:
-            _check_number("a value", value)
-        if self.cut_step is not None:
-            _check_count("cut_step", self.cut_step)
+            check_number("a value", value)
+        for name in ("cut_step", "seed"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
 
     def to_dict(self) -> dict[str, Any]:
         """This curve as JSON values."""
@@ -128,7 +139,7 @@ class Curve:
         Raises:
             CheckpointError: missing or unknown key, or a value of the wrong kind.
         """
-        return _build(cls, _take(value, where, *_required(cls), optional=_optional(cls)), where)
+        return build(cls, take(value, where, *required(cls), optional_keys=optional(cls)), where)
 
 
 @dataclass(frozen=True)
@@ -148,14 +159,17 @@ class Result:
     peft: str = "LoRA"
     """The form of PEFT, in words."""
 
+    seed_cuts: tuple[SeedCuts, ...] = ()
+    """What the seeds' plans have in common, for each kind of unit; empty where it was not recorded."""
+
     def __post_init__(self) -> None:
-        for name in ("seeds", "per_seed", "curves"):
+        for name in ("seeds", "per_seed", "curves", "seed_cuts"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for name in ("environment", "config"):
-            object.__setattr__(self, name, _plain(name, getattr(self, name)))
-        _check_choice("kind", self.kind, get_args(ResultKind))
-        _check_text("title", self.title)
-        _check_text("peft", self.peft)
+            object.__setattr__(self, name, plain_json(name, getattr(self, name)))
+        check_choice("kind", self.kind, get_args(ResultKind))
+        check_text("title", self.title)
+        check_text("peft", self.peft)
         if not isinstance(self.command, str):
             raise ConfigError(f"command is a {type(self.command).__name__}; give a text.")
         if self.vanilla is not None and self.vanilla.metric_name != self.light.metric_name:
@@ -164,9 +178,11 @@ class Result:
                 f"{self.light.metric_name!r}; compare one metric."
             )
         for seed in self.seeds:
-            _check_count("a seed", seed)
+            check_count("a seed", seed)
         for row in self.per_seed:
-            _check_seed(row)
+            check_seed(row)
+        if self.per_seed:
+            self._check_means()
 
     @property
     def plain(self) -> str:
@@ -175,17 +191,22 @@ class Result:
 
     @property
     def ratios(self) -> dict[str, float | None]:
-        """Light over vanilla for `RATIO_NAMES`, and `inference_seconds`, the time per sample.
-
-        None where vanilla was not run or its number is 0.
-        """
+        """Light over vanilla for `RATIO_NAMES`; None where a number is not known or vanilla's is 0."""
         ratios: dict[str, float | None] = {}
         for name in RATIO_NAMES:
             before = None if self.vanilla is None else getattr(self.vanilla, name)
             ratios[name] = _ratio(getattr(self.light, name), before)
-        speed = None if self.vanilla is None else self.vanilla.inference_samples_per_second
-        ratios["inference_seconds"] = _ratio(speed, self.light.inference_samples_per_second)
         return ratios
+
+    def over_seeds(self, number: SeedNumber) -> OverSeeds | None:
+        """Mean and spread of a number over the seeds; None where a seed lacks it."""
+        return over_seeds([row[number] for row in self.per_seed])
+
+    @property
+    def change(self) -> OverSeeds | None:
+        """The metric's change from vanilla to light with the same seed, over the seeds."""
+        pairs = [(row["vanilla"], row["light"]) for row in self.per_seed]
+        return over_seeds([None if before is None else after - before for before, after in pairs])
 
     def to_dict(self) -> dict[str, Any]:
         """The layout of `result.json`."""
@@ -203,25 +224,28 @@ class Result:
             "config": self.config,
             "command": self.command,
             "peft": self.peft,
+            "seed_cuts": [cuts.to_dict() for cuts in self.seed_cuts],
         }
 
     @classmethod
     def from_dict(cls, value: Any, where: str = "the result") -> "Result":
-        """Read what `to_dict` wrote; `ratios` are computed anew.
+        """Read what `to_dict` wrote, or version 1 of it; `ratios` are computed anew.
 
         Raises:
             CheckpointError: unknown version, missing or unknown key, or a value of the wrong kind.
         """
+        value = upgraded(value)
         version = value.get("format_version") if isinstance(value, dict) else None
         if version != FORMAT_VERSION:
             raise CheckpointError(
-                f"{where} has version {version!r}, this lightpeft reads version {FORMAT_VERSION}."
+                f"{where} has version {version!r}, this lightpeft reads versions 1 and {FORMAT_VERSION}."
             )
-        names = (name for name in (*_required(cls), *_optional(cls)) if name != "peft")
-        parts = _take(value, where, "format_version", "ratios", *names, optional=["peft"])
+        later = ("peft", "seed_cuts")
+        names = (name for name in (*required(cls), *optional(cls)) if name not in later)
+        parts = take(value, where, "format_version", "ratios", *names, optional_keys=later)
         del parts["format_version"], parts["ratios"]
-        for name in ("seeds", "per_seed", "curves"):
-            if not isinstance(parts[name], list):
+        for name in ("seeds", "per_seed", "curves", "seed_cuts"):
+            if not isinstance(parts.setdefault(name, []), list):
                 raise CheckpointError(f"{where}: {name} is not a list.")
         parts["light"] = Measurement.from_dict(parts["light"], f"{where}: light")
         if parts["vanilla"] is not None:
@@ -229,7 +253,8 @@ class Result:
         parts["curves"] = [
             Curve.from_dict(curve, f"{where}: curve {index}") for index, curve in enumerate(parts["curves"])
         ]
-        return _build(cls, parts, where)
+        parts["seed_cuts"] = [SeedCuts.from_dict(cuts, f"{where}: seed_cuts") for cuts in parts["seed_cuts"]]
+        return build(cls, parts, where)
 
     def save(self, path: Path) -> None:
         """Write as `result.json`, all or nothing."""
@@ -244,82 +269,19 @@ class Result:
         """
         return cls.from_dict(read_json(path), str(path))
 
+    def _check_means(self) -> None:
+        """The two methods' numbers and the seeds' must tell the same."""
+        if tuple(row["seed"] for row in self.per_seed) != self.seeds:
+            raise ConfigError(f"per_seed is not of the seeds {list(self.seeds)}.")
+        for method, measured in (("light", self.light), ("vanilla", self.vanilla)):
+            for number, mean in ((method, "metric"), (f"{method}_seconds", "run_seconds")):
+                found = over_seeds([row[number] for row in self.per_seed])  # type: ignore[literal-required]
+                stated = None if measured is None else getattr(measured, mean)
+                if found and stated and not math.isclose(found.mean, stated, rel_tol=1e-6, abs_tol=1e-9):
+                    raise ConfigError(
+                        f"{method}.{mean} is {stated!r}, but its mean over the seeds is {found.mean!r}."
+                    )
+
 
 def _ratio(above: float | None, below: float | None) -> float | None:
     return above / below if above is not None and below else None
-
-
-def _required(kind: type[Any]) -> list[str]:
-    optional = _optional(kind)
-    return [one.name for one in dataclasses.fields(kind) if one.name not in optional]
-
-
-def _optional(kind: type[Any]) -> list[str]:
-    none = dataclasses.MISSING
-    return [
-        one.name
-        for one in dataclasses.fields(kind)
-        if one.default is not none or one.default_factory is not none
-    ]
-
-
-def _take(value: Any, where: str, *names: str, optional: Sequence[str] = ()) -> dict[str, Any]:
-    """A copy of `value`, which has the keys `names`, perhaps some `optional` ones, and no others."""
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{where} is a {type(value).__name__}, expected an object.")
-    missing = [name for name in names if name not in value]
-    unknown = [name for name in value if name not in (*names, *optional)]
-    if missing or unknown:
-        parts = [f"lacks {', '.join(missing)}"] if missing else []
-        parts += [f"has the unknown keys {', '.join(map(repr, unknown))}"] if unknown else []
-        raise CheckpointError(f"{where} {' and '.join(parts)}.")
-    return dict(value)
-
-
-def _build(kind: type[T], parts: dict[str, Any], where: str) -> T:
-    try:
-        return kind(**parts)
-    except (ConfigError, TypeError) as error:
-        raise CheckpointError(f"{where}: {error}") from error
-
-
-def _plain(name: str, value: Any) -> dict[str, Any]:
-    """A copy of `value` as it comes back from JSON."""
-    if not isinstance(value, dict):
-        raise ConfigError(f"{name} is a {type(value).__name__}; give a dict.")
-    try:
-        copy: dict[str, Any] = json.loads(json.dumps(value, allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{name} holds something that JSON cannot: {error}.") from error
-    return copy
-
-
-def _check_seed(row: Mapping[str, Any]) -> None:
-    if not isinstance(row, dict) or set(row) != set(SeedMetrics.__annotations__):
-        raise ConfigError(f"per_seed holds {row!r}; give seed, vanilla and light.")
-    _check_count("per_seed: seed", row["seed"])
-    _check_number("per_seed: light", row["light"])
-    if row["vanilla"] is not None:
-        _check_number("per_seed: vanilla", row["vanilla"])
-
-
-def _check_number(name: str, value: Any, least: float = -math.inf) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ConfigError(f"{name} is {value!r}; give a finite number.")
-    if value < least:
-        raise ConfigError(f"{name} is {value!r}; give at least {least:g}.")
-
-
-def _check_count(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ConfigError(f"{name} is {value!r}; give a whole number of at least 0.")
-
-
-def _check_text(name: str, value: Any) -> None:
-    if not isinstance(value, str) or not value:
-        raise ConfigError(f"{name} is {value!r}; give a text.")
-
-
-def _check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{name} is {value!r}; choose one of {', '.join(allowed)}.")

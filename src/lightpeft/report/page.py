@@ -5,21 +5,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lightpeft.errors import ConfigError
 from lightpeft.outputs import Output, written_file
 from lightpeft.plan import Plan
 from lightpeft.report.data import Result
 from lightpeft.report.figures import need
 from lightpeft.report.pictures import (
-    curves_picture,
+    curves_pictures,
     heads_picture,
     modules_picture,
     neurons_picture,
     ratios_picture,
     scores_picture,
 )
+from lightpeft.report.run_axes import SMOOTH_FROM
+from lightpeft.report.score_axes import score_groups
 from lightpeft.report.summary import summary
-from lightpeft.report.tables import LIGHT, RATIO, comparison_rows, plan_rows
-from lightpeft.report.units import MISSING, metric
+from lightpeft.report.tables import LIGHT, RATIO, comparison_rows, plan_rows, seed_rows, seeds_note
+from lightpeft.report.units import MISSING, seed_names
 from lightpeft.scores import Scores
 
 
@@ -29,6 +32,16 @@ class Figure:
 
     svg: str
     caption: str
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of texts; the first column names the rows."""
+
+    headings: list[str]
+    rows: list[list[str]]
+    has_total: bool = False
+    """Whether the last row sums the others up."""
 
 
 def write_report(path: Path, result: Result, plan: Plan | None = None, scores: Scores | None = None) -> None:
@@ -45,8 +58,11 @@ def write_report(path: Path, result: Result, plan: Plan | None = None, scores: S
 def render_report(result: Result, plan: Plan | None = None, scores: Scores | None = None) -> str:
     """The page as HTML text. Every text from outside is escaped.
 
+    Args:
+        plan: of the first seed, and so the scores.
+
     Raises:
-        ConfigError: the extra `report` is not installed.
+        ConfigError: the extra `report` is not installed, or the plan is of another run.
     """
     need("jinja2")
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -58,79 +74,125 @@ def render_report(result: Result, plan: Plan | None = None, scores: Scores | Non
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    if plan is not None:
+        _check_same_run(result, plan)
     return templates.get_template("page.html.j2").render(
         result=result,
         plan=plan,
         summary=summary(result),
         headings=[LIGHT] if result.vanilla is None else [result.plain, LIGHT, RATIO],
         rows=comparison_rows(result),
-        ratios=None if result.vanilla is None else _ratios_figure(result),
-        curves=_curves_figure(result) if result.curves else None,
-        figures=[] if plan is None else _plan_figures(plan, scores),
+        seeds_note=seeds_note(result),
+        ratios=[] if result.vanilla is None else [_ratios_figure(result)],
+        seed_table=_seed_table(result),
+        curves=[Figure(svg, "") for svg in curves_pictures(result)],
+        curves_note=_curves_note(result),
+        plan_of=_plan_of(result),
+        seed_cuts=_seed_cuts(result),
+        maps=[] if plan is None else _maps(plan, result),
+        scores=[] if plan is None or scores is None else _scores(scores, plan),
         plan_rows=[] if plan is None else plan_rows(plan),
-        seed_rows=_seed_rows(result),
         environment={name: _value(value) for name, value in result.environment.items()},
         config=json.dumps(result.config, indent=2, ensure_ascii=False),
-        names={"plain": result.plain, "light": LIGHT},
+        seed_names=seed_names,
     )
+
+
+def _check_same_run(result: Result, plan: Plan) -> None:
+    """Refuse to show the plan of another run beside these numbers."""
+    for found in result.seed_cuts:
+        mine = getattr(plan.counts, found.kind, None)
+        if mine is None or (mine.cut, mine.total) != (found.cut[0], found.total):
+            raise ConfigError(
+                f"the plan is of another run than result.json, whose first seed cut {found.cut[0]} of "
+                f"{found.total} {found.kind}."
+            )
 
 
 def _ratios_figure(result: Result) -> Figure:
-    caption = "Blue is light PEFT, the line at 1 is plain: a bar of half the length is half the cost."
+    caption = (
+        "The line at 1 is plain, blue is light: a bar of half the length is half the time, memory or storage."
+    )
     return Figure(ratios_picture(result), caption)
 
 
-def _curves_figure(result: Result) -> Figure:
-    caption = (
-        "Read from left to right; the dashed line is the step after which the model was cut. Long "
-        "curves are drawn faint, under their running mean."
-    )
-    return Figure(curves_picture(result), caption)
+def _curves_note(result: Result) -> str:
+    seeds = sorted({curve.seed for curve in result.curves if curve.seed is not None})
+    whose = seed_names(seeds).capitalize() + ". " if seeds else ""
+    several = "Thin lines are single seeds, thick ones their mean. " if len(seeds) > 1 else ""
+    long = any(len(curve.values) >= SMOOTH_FROM for curve in result.curves)
+    smoothed = " Curves of many points are drawn as running means." if long else ""
+    return f"{whose}{several}A dashed line is a step after which a model was cut.{smoothed}"
 
 
-def _plan_figures(plan: Plan, scores: Scores | None) -> list[Figure]:
+def _plan_of(result: Result) -> str:
+    """Whose plan and scores are shown."""
+    return f"seed {result.seeds[0]}, whose model is saved" if result.seeds else "this run"
+
+
+def _maps(plan: Plan, result: Result) -> list[Figure]:
+    whose = f"Seed {result.seeds[0]}. " if result.seeds else ""
     figures = [
         Figure(
             heads_picture(plan),
-            "Each row is a layer, each cell an attention head: blue stays, crossed is cut.",
+            f"{whose}Each row is a layer, each cell an attention head: blue stays, crossed is cut.",
         ),
         Figure(
             neurons_picture(plan),
-            "Each bar is a layer's feed-forward width: blue stays, the pale rest is cut.",
+            f"{whose}Each bar is a layer's feed-forward width: blue stays, the pale rest is cut.",
         ),
     ]
     if plan.modules:
         caption = (
-            "Each cell is a PEFT module: the number says how many ranks stay, darker is more, and a "
+            f"{whose}Each cell is a PEFT module: the number says how many ranks stay, darker is more, and a "
             "cross is a module that was removed; empty places never had one."
         )
         figures.append(Figure(modules_picture(plan), caption))
-    if scores is not None:
-        caption = (
-            "How important the units were found, further right is more: orange goes, blue stays. The "
-            "dashed line is drawn where one score decided for all units; elsewhere more than the score "
-            "counted, as said above. Modules also go with their last rank, and ranks with their module."
-        )
-        figures.append(Figure(scores_picture(scores, plan), caption))
     return figures
 
 
-def _seed_rows(result: Result) -> list[tuple[str, str, str]]:
-    rows = [(str(row["seed"]), _metric(row["vanilla"]), _metric(row["light"])) for row in result.per_seed]
-    if len(rows) > 1:
-        before = [row["vanilla"] for row in result.per_seed]
-        after = [row["light"] for row in result.per_seed]
-        rows.append(("mean", _metric(_mean(before)), _metric(_mean(list(after)))))
-    return rows
+def _scores(scores: Scores, plan: Plan) -> list[Figure]:
+    """One histogram per kind of unit.
+
+    Raises:
+        ValueError: the scores have another number of layers than the plan.
+        KeyError: the plan names a PEFT module that the scores do not have.
+    """
+    return [
+        Figure(scores_picture(group, str(number)), "")
+        for number, group in enumerate(score_groups(scores, plan))
+    ]
 
 
-def _mean(values: list[float | None]) -> float | None:
-    found = [value for value in values if value is not None]
-    return sum(found) / len(found) if len(found) == len(values) else None
+def _seed_table(result: Result) -> Grid | None:
+    rows = seed_rows(result)
+    if not rows:
+        return None
+    shown = {"seed": "seed", "light": LIGHT}
+    if result.vanilla is not None:
+        shown = {"seed": "seed", "plain": result.plain, "light": LIGHT, "change": "difference"}
+    if any(row.light_run != MISSING for row in rows):
+        runs = {"plain_run": f"{result.plain}, whole run", "light_run": f"{LIGHT}, whole run"}
+        shown |= {name: heading for name, heading in runs.items() if name != "plain_run" or result.vanilla}
+    cells = [[getattr(row, name) for name in shown] for row in rows]
+    return Grid(list(shown.values()), cells, has_total=len(rows) > 1)
 
 
-def _metric(value: float | None) -> str:
-    return MISSING if value is None else metric(value)
+def _seed_cuts(result: Result) -> Grid | None:
+    """Units that seeds cut, and that all of them cut; None for one seed."""
+    if len(result.seeds) < 2 or not result.seed_cuts:
+        return None
+    headings = ["units", f"cut by {seed_names(result.seeds)}", "by all of them", "by chance"]
+    rows = [
+        [
+            found.kind,
+            ", ".join(f"{cut:,}" for cut in found.cut),
+            f"{found.by_all:,}",
+            f"{found.by_chance:,.1f}",
+        ]
+        for found in result.seed_cuts
+    ]
+    return Grid(headings, rows)
 
 
 def _value(value: Any) -> str:

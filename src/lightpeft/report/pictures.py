@@ -15,14 +15,19 @@ from lightpeft.report.plan_axes import (
     neurons_title,
 )
 from lightpeft.report.run_axes import curve_colours, draw_curves, draw_ratios
-from lightpeft.report.score_axes import draw_scores, score_groups
-from lightpeft.scores import Scores
+from lightpeft.report.score_axes import ScoreGroup, draw_scores
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
 
-WIDEST = 10.0
-"""Inches: 1000 pixels on the page."""
+WIDTH = 4.0
+"""Inches of a picture, 400 pixels on the page: on the narrowest screen its text is still readable."""
+
+LABELS = 0.9
+"""Inches of a map that its rows' labels take."""
+
+CARD = 10.0
+"""Inches of the picture for a README."""
 
 TALLEST = 12.0
 ROW = 0.34
@@ -34,13 +39,14 @@ MARGIN = 0.9
 
 def heads_picture(plan: Plan) -> str:
     """Layers × heads: filled stays, crossed is cut."""
-    columns = max(layer.head_count for layer in plan.layers)
-    cell = min(ROW, (WIDEST - 0.9) / columns)
+    rows, columns = len(plan.layers), max(layer.head_count for layer in plan.layers)
+    row, column = _row(rows), min(ROW, (WIDTH - LABELS) / max(1, columns))
     with house_style():
-        figure = new_figure(max(4, 0.9 + cell * columns), MARGIN + cell * len(plan.layers))
+        figure = new_figure(WIDTH, MARGIN + row * rows)
         axes = figure.subplots()
-        draw_heads(axes, plan, cell)
-        axes.set_aspect("equal", anchor="NW")
+        draw_heads(axes, plan, min(row, column))
+        if column == row:
+            axes.set_aspect("equal", anchor="NW")
         return to_svg(figure, "heads", f"{heads_title(plan)}. Map of layers and heads.")
 
 
@@ -48,7 +54,7 @@ def neurons_picture(plan: Plan) -> str:
     """Neurons that stay per layer, before the full width."""
     rows = len(plan.layers)
     with house_style():
-        figure = new_figure(7, MARGIN + _row(rows) * rows)
+        figure = new_figure(WIDTH, MARGIN + _row(rows) * rows)
         draw_neurons(figure.subplots(), plan)
         return to_svg(figure, "neurons", f"{neurons_title(plan)}. One bar per layer.")
 
@@ -56,48 +62,40 @@ def neurons_picture(plan: Plan) -> str:
 def modules_picture(plan: Plan) -> str:
     """PEFT modules by layer and place, coloured by kept ranks; removed ones crossed."""
     columns, rows = (max(1, len(names)) for names in module_grid(plan))
-    row, column = _row(rows), min(1.0, (WIDEST - 0.8) / columns)
+    row, column = _row(rows), (WIDTH - LABELS) / columns
     with house_style():
-        figure = new_figure(max(5.0, 0.8 + column * columns), MARGIN + 0.5 + row * rows)
+        figure = new_figure(WIDTH, MARGIN + 0.9 + row * rows)
         draw_modules(figure.subplots(), plan, row, column)
         return to_svg(figure, "modules", f"{modules_title(plan)}. Map of layers and modules.")
 
 
-def scores_picture(scores: Scores, plan: Plan) -> str:
-    """Histograms of the scores of cut and kept units, one per kind, with the cut lines.
-
-    Raises:
-        ValueError: the scores have another number of layers than the plan.
-        KeyError: the plan names a PEFT module that the scores do not have.
-    """
+def scores_picture(group: ScoreGroup, name: str) -> str:
+    """Histogram of the scores of cut and kept units of one kind, with the cut line where there is one."""
     with house_style():
-        figure = new_figure(WIDEST, 5.2)
-        panels = figure.subplots(2, 2)
-        for axes, group in zip(panels.flat, score_groups(scores, plan), strict=True):
-            draw_scores(axes, group)
-        panels[0, 0].legend(loc="upper right")
-        return to_svg(figure, "scores", "Histograms of the scores of cut and kept units.")
+        figure = new_figure(WIDTH, 2.6)
+        draw_scores(figure.subplots(), group)
+        return to_svg(figure, f"scores-{name}", f"{group.headline}. Histogram of their scores.")
 
 
-def curves_picture(result: Result) -> str:
-    """Loss and metric over steps, with the cut as a vertical line."""
+def curves_pictures(result: Result) -> list[str]:
+    """Loss and metric over steps, a picture each, with the cut as a vertical line."""
     names = {"loss": "Training loss", "metric": f"Validation {result.light.metric_name}"}
-    panels = {name: [curve for curve in result.curves if curve.kind == kind] for kind, name in names.items()}
-    panels = {name: curves for name, curves in panels.items() if curves}
     colours = curve_colours(result.curves)
-    with house_style():
-        figure = new_figure(WIDEST, 3.4)
-        if not panels:
-            figure.text(0.5, 0.5, "no curves were recorded", ha="center")
-        for place, (name, curves) in enumerate(panels.items(), start=1):
-            draw_curves(figure.add_subplot(1, len(panels), place), curves, name, colours)
-        return to_svg(figure, "curves", f"Curves over optimizer steps: {', '.join(panels)}.")
+    found = []
+    for kind, name in names.items():
+        curves = [curve for curve in result.curves if curve.kind == kind]
+        if curves:
+            with house_style():
+                figure = new_figure(WIDTH, 3.2)
+                draw_curves(figure.subplots(), curves, name, colours)
+                found.append(to_svg(figure, f"curves-{kind}", f"{name} over optimizer steps."))
+    return found
 
 
 def ratios_picture(result: Result) -> str:
     """Bars of light over plain: parameters, time, memory, storage."""
     with house_style():
-        figure = new_figure(7, 2.8)
+        figure = new_figure(WIDTH, 2.8)
         draw_ratios(figure.subplots(), result)
         return to_svg(figure, "ratios", "Bars of light over plain; the numbers are in the table.")
 
@@ -109,7 +107,7 @@ def readme_picture(result: Result, plan: Plan) -> str:
     row = min(ROW, 5.0 / deepest)
     height = max(2.6, MARGIN + 0.3 + row * deepest)
     with house_style():
-        figure = new_figure(WIDEST, 2 * height)
+        figure = new_figure(CARD, 2 * height)
         heads, neurons, modules, ratios = _quarters(figure)
         draw_heads(heads.subplots(), plan, row)
         draw_neurons(neurons.subplots(), plan)

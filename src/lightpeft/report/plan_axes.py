@@ -1,5 +1,6 @@
 """What a plan keeps, drawn into axes: heads, neurons, PEFT modules. Layer 0 is on top."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,9 @@ CHARACTER = 0.058
 
 SMALLEST_TEXT = 4.5
 """Points; cells too low for it carry no number."""
+
+TITLE = 38
+"""Characters of a title that fit on a line."""
 
 
 def heads_title(plan: Plan) -> str:
@@ -76,7 +80,7 @@ def draw_modules(axes: "Axes", plan: Plan, row: float, column: float) -> None:
 
     A row is `row` inches high and a column `column` inches wide.
     """
-    axes.set_title(modules_title(plan))
+    axes.set_title(textwrap.fill(modules_title(plan), TITLE))
     columns, rows = module_grid(plan)
     labels = layer_labels(plan)
     _frame(axes, len(columns), ["other" if number is None else labels[number] for number in rows])

@@ -2,39 +2,27 @@
 
 from collections.abc import Sequence
 from itertools import cycle
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from lightpeft.report.data import Curve, Result
 from lightpeft.report.figures import CUT, FAINT, INK, KEPT, MUTED
-from lightpeft.report.units import lower_is_better, times
+from lightpeft.report.units import LABELS, lower_is_better, times
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SMOOTH_FROM = 60
-"""Curves with so many points are drawn faint, under their running mean."""
+"""Curves with so many points are drawn as their running mean; one alone faintly as it is, too."""
 
 WHOLE_COLOURS = (MUTED, "#cc79a7", "#e69f00")
 LIGHT_COLOURS = (KEPT, "#009e73", "#56b4e9")
 
-BARS = {
-    "encoder_parameters": "encoder parameters",
-    "peft_parameters": "PEFT parameters",
-    "train_step_seconds": "training step",
-    "inference_seconds": "inference time",
-    "peak_memory_bytes": "peak memory",
-    "checkpoint_bytes": "checkpoint size",
-}
-"""The ratios that are drawn, and the metric where it is a loss: of all of them, less is better."""
-
 
 def draw_curves(axes: "Axes", curves: Sequence[Curve], name: str, colours: dict[str, str]) -> None:
-    """Curves over steps, coloured by label, and where the model was cut."""
-    named: set[str] = set()
-    for curve in curves:
-        label = "_" if curve.label in named else _literal(curve.label)
-        named.add(curve.label)
-        _draw_curve(axes, curve, colours[curve.label], label)
+    """Curves over steps, coloured by label, and where models were cut."""
+    for label in dict.fromkeys(curve.label for curve in curves):
+        _draw_runs(axes, [curve for curve in curves if curve.label == label], colours[label])
     for number, step in enumerate(sorted({c.cut_step for c in curves if c.cut_step is not None})):
         text = "_" if number else "cut"
         axes.axvline(step, color=CUT, linestyle="--", linewidth=1.2, label=text)
@@ -46,10 +34,10 @@ def draw_curves(axes: "Axes", curves: Sequence[Curve], name: str, colours: dict[
 
 def draw_ratios(axes: "Axes", result: Result) -> None:
     """Bars of light over plain; the line at 1 is plain."""
-    drawn = dict(BARS)
+    drawn = dict(LABELS)
     if lower_is_better(result.light.metric_name):
         drawn["metric"] = result.light.metric_name
-    found = {label: result.ratios[name] for name, label in drawn.items()}
+    found = {label: result.ratios.get(name) for name, label in drawn.items()}
     bars = [(label, ratio) for label, ratio in found.items() if ratio is not None]
     axes.set(title="Light over plain: less is better")
     if not bars:
@@ -72,22 +60,28 @@ def draw_ratios(axes: "Axes", result: Result) -> None:
     axes.spines[:].set_visible(False)
 
 
-def _draw_curve(axes: "Axes", curve: Curve, colour: str, label: str) -> None:
-    if len(curve.values) >= SMOOTH_FROM:
-        axes.plot(curve.steps, curve.values, color=colour, linewidth=0.7, alpha=0.3)
-        steps, values = curve.steps, _smoothed(curve)
-        axes.plot(steps, values, color=colour, linewidth=1.8, label=label)
-    else:
-        marker = "o" if len(curve.values) <= 12 else ""
-        axes.plot(
-            curve.steps,
-            curve.values,
-            color=colour,
-            linewidth=1.8,
-            marker=marker,
-            markersize=4,
-            label=label,
-        )
+def _draw_runs(axes: "Axes", curves: Sequence[Curve], colour: str) -> None:
+    """One run, faint under its running mean where it is long; of several seeds each thin, and their mean."""
+    label = _literal(curves[0].label)
+    steps, values = _mean_curve(curves)
+    is_long = len(curves[0].values) >= SMOOTH_FROM
+    for curve in curves if len(curves) > 1 or is_long else ():
+        thin = _smoothed(curve) if len(curves) > 1 and is_long else curve.values
+        axes.plot(curve.steps, thin, color=colour, linewidth=0.8, alpha=0.45)
+    if len(curves) > 1:
+        label += f", mean of {len(curves)}"
+    marker = "o" if len(values) <= 12 else ""
+    axes.plot(steps, values, color=colour, linewidth=1.8, marker=marker, markersize=4, label=label)
+
+
+def _mean_curve(curves: Sequence[Curve]) -> tuple[list[int], list[float]]:
+    """The mean of these curves at the steps that all of them have; of long ones, of their running means."""
+    found = [
+        dict(zip(one.steps, _smoothed(one) if len(one.values) >= SMOOTH_FROM else one.values, strict=True))
+        for one in curves
+    ]
+    steps = sorted(set.intersection(*(set(values) for values in found)))
+    return steps, [fmean(values[step] for values in found) for step in steps]
 
 
 def _smoothed(curve: Curve) -> list[float]:

@@ -35,6 +35,11 @@ class ScoreGroup:
     line: tuple[float, float] | None
     """Highest score cut and lowest kept, where these scores were compared and one of them parts the two."""
 
+    @property
+    def headline(self) -> str:
+        """`Heads: 24 cut, 48 kept`."""
+        return f"{self.title}: {len(self.cut):,} cut, {len(self.kept):,} kept"
+
 
 @dataclass(frozen=True)
 class _Scale:
@@ -78,7 +83,7 @@ def score_groups(scores: Scores, plan: Plan) -> list[ScoreGroup]:
 
 def draw_scores(axes: "Axes", group: ScoreGroup) -> None:
     """Histogram of one kind, cut below kept, with the cut line where there is one."""
-    axes.set(title=f"{group.title}: {len(group.cut):,} cut, {len(group.kept):,} kept")
+    axes.set(title=group.headline)
     if not group.kept and not group.cut:
         axes.text(0.5, 0.5, "none", ha="center", color=MUTED, transform=axes.transAxes)
         axes.set_axis_off()
@@ -98,6 +103,7 @@ def draw_scores(axes: "Axes", group: ScoreGroup) -> None:
     )
     _draw_line(axes, group, scale)
     _label(axes, scale, group)
+    axes.legend()
 
 
 def _draw_line(axes: "Axes", group: ScoreGroup, scale: _Scale) -> None:

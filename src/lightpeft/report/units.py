@@ -1,8 +1,21 @@
 """Numbers for people: three digits and a unit. Minus is `−`, and a missing number is `–`."""
 
 import math
+from collections.abc import Callable, Sequence
 
 MISSING = "–"
+LABELS = {
+    "encoder_parameters": "encoder parameters",
+    "peft_parameters": "PEFT parameters",
+    "run_seconds": "whole run",
+    "train_step_seconds": "training step",
+    "estimation_step_seconds": "estimation step",
+    "inference_seconds": "inference per sample",
+    "peak_memory_bytes": "peak memory",
+    "checkpoint_bytes": "checkpoint",
+}
+"""The numbers of a method beside its metric, and what they are called; of all, less is better."""
+
 _LOWER_IS_BETTER = ("loss", "mse", "mae", "perplexity")
 
 
@@ -41,12 +54,27 @@ def lower_is_better(name: str) -> bool:
     return any(word in name.lower() for word in _LOWER_IS_BETTER)
 
 
-def difference(name: str, after: float, before: float) -> str:
-    """`after − before`: in points (hundredths) for metrics that are shares, such as accuracy."""
+def difference(name: str, after: float, before: float, deviation: float | None = None) -> str:
+    """`after − before`: in points (hundredths) for metrics that are shares, such as accuracy.
+
+    Args:
+        deviation: of the difference, over seeds.
+    """
     is_share = max(abs(after), abs(before)) <= 1
     if is_share and not lower_is_better(name):
-        return f"{_signed(100 * (after - before), 1)} points"
-    return _signed(after - before, 3)
+        spread = "" if deviation is None else f" ± {100 * deviation:.1f}"
+        return f"{_signed(100 * (after - before), 1)}{spread} points"
+    return _signed(after - before, 3) + ("" if deviation is None else f" ± {deviation:.3f}")
+
+
+def plus_minus(text: Callable[[float], str], mean: float, deviation: float | None) -> str:
+    """`0.912 ± 0.003`; of one seed `0.912`."""
+    return text(mean) + ("" if deviation is None else f" ± {text(deviation)}")
+
+
+def seed_names(seeds: Sequence[int]) -> str:
+    """`seed 1`, `seeds 1, 2`."""
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 
 def _signed(value: float, digits: int) -> str:

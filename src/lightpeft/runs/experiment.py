@@ -13,20 +13,27 @@ from torch import Tensor
 from lightpeft.checkpoint import save
 from lightpeft.config import LightConfig
 from lightpeft.outputs import Output, check_file, check_folder, check_room, locked, written_folder
+from lightpeft.plan import Plan
 from lightpeft.report import (
     Curve,
     Measurement,
     Result,
     SeedMetrics,
     environment,
+    over_seeds,
+    seed_cuts,
     write_report,
 )
+from lightpeft.report.data import CurveKind
 from lightpeft.runs.fit import Outcome, Setting, fit
 from lightpeft.runs.speed import ESTIMATION, Speed, measure_speed
 from lightpeft.surgery import parameter_counts
 
 LIGHT, PLAIN, SCORES = "light", "plain", "scores.safetensors"
 RESULT, PAGE = "result.json", "report.html"
+_CURVES: dict[CurveKind, str] = {"loss": "loss", "metric": "eval_main"}
+"""The entries of the Trainer's history that are drawn."""
+
 _TOKENIZER_FILES = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens", "chat_template")
 
 
@@ -111,16 +118,32 @@ def _run(
         light=_light_measurement(experiment, pairs, speeds, out),
         vanilla=None if plain is None else _plain_measurement(experiment, pairs, speeds, out),
         seeds=experiment.seeds,
-        per_seed=tuple(
-            SeedMetrics(seed=s, vanilla=None if p is None else p.main, light=li.main) for s, p, li in pairs
-        ),
-        curves=tuple(_curves(PLAIN, plain) + _curves(LIGHT, light)),
+        per_seed=tuple(_seed_metrics(*run) for run in pairs),
+        curves=tuple(curve for s, p, li in pairs for curve in _curves(PLAIN, p, s) + _curves(LIGHT, li, s)),
         environment=environment(),
         config=_config(experiment),
         command=command,
         peft=experiment.setting.peft.title,
+        seed_cuts=seed_cuts([_plan_of(run) for _, _, run in pairs]),
     )
     return result, light
+
+
+def _plan_of(light: Outcome) -> Plan:
+    """What a light run cut by."""
+    assert light.light is not None
+    assert light.light.plan is not None
+    return light.light.plan
+
+
+def _seed_metrics(seed: int, plain: Outcome | None, light: Outcome) -> SeedMetrics:
+    return SeedMetrics(
+        seed=seed,
+        vanilla=None if plain is None else plain.main,
+        light=light.main,
+        vanilla_seconds=None if plain is None else plain.seconds,
+        light_seconds=light.seconds,
+    )
 
 
 def _fit(
@@ -176,13 +199,11 @@ def _light_measurement(
 ) -> Measurement:
     outcomes = [light for _, _, light in pairs]
     first = outcomes[0]
-    assert first.light is not None
-    assert first.light.plan is not None
     measured = speeds.get(ESTIMATION)
     in_run = first.step_seconds.get("estimating")
     return Measurement(
         **_shared_numbers(experiment, outcomes, speeds[LIGHT], out / LIGHT),
-        estimation_steps=first.light.plan.estimation_steps,
+        estimation_steps=_plan_of(first).estimation_steps,
         estimation_step_seconds=in_run if measured is None else measured.train_step.median,
     )
 
@@ -197,12 +218,18 @@ def _shared_numbers(
         "metric": statistics.fmean(outcome.main for outcome in outcomes),
         "metric_name": "+".join(experiment.setting.spec.main),
         "train_step_seconds": speed.train_step.median,
-        "inference_samples_per_second": rows / speed.inference.median,
+        "inference_seconds": speed.inference.median / rows,
         "peak_memory_bytes": speed.train_peak_bytes,
         "encoder_parameters": encoder,
         "peft_parameters": peft,
         "checkpoint_bytes": checkpoint_bytes(folder),
+        "run_seconds": _mean([outcome.seconds for outcome in outcomes]),
     }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    found = over_seeds(values)
+    return None if found is None else found.mean
 
 
 def checkpoint_bytes(folder: Path) -> int:
@@ -211,16 +238,16 @@ def checkpoint_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in files if not file.name.startswith(_TOKENIZER_FILES))
 
 
-def _curves(label: str, outcome: Outcome | None) -> list[Curve]:
+def _curves(label: str, outcome: Outcome | None, seed: int) -> list[Curve]:
     if outcome is None:
         return []
     cut_step = outcome.light.session.cut_step if outcome.light is not None else None
     curves = []
-    for kind, key in (("loss", "loss"), ("metric", "eval_main")):
+    for kind, key in _CURVES.items():
         points = [(int(entry["step"]), float(entry[key])) for entry in outcome.history if key in entry]
         if points:
             steps, values = zip(*dict(points).items(), strict=True)
-            curves.append(Curve(label, "loss" if kind == "loss" else "metric", steps, values, cut_step))
+            curves.append(Curve(label, kind, steps, values, cut_step, seed))
     return curves
 
 

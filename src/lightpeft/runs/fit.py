@@ -81,6 +81,9 @@ class Outcome:
     step_seconds: dict[str, float]
     """Median seconds per step by phase: `plain`, or `estimating` and `cut`."""
 
+    seconds: float | None
+    """Wall-clock seconds of the whole training, evaluations included; None where the run was resumed."""
+
     light: LightCallback | None = None
 
     @property
@@ -184,6 +187,7 @@ def fit(
         metrics=metrics,
         history=trainer.state.log_history,
         step_seconds=clock.medians(),
+        seconds=None if resume else seconds,
         light=trainer.light if isinstance(trainer, LightTrainer) else None,
     )
 

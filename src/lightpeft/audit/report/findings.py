@@ -14,10 +14,10 @@ from lightpeft.audit.report.wording import (
     difference_sentence,
     direction,
     interval_text,
-    numbers,
     percent,
     points,
 )
+from lightpeft.report.units import seed_names
 
 Tone = Literal["bad", "open", "good"]
 FEW_TRIGGERS_LEFT = 0.95
@@ -99,7 +99,7 @@ def _survival(group: Group) -> Finding:
         text += f"; taken one by one, {above} of {runs} runs are above it." if above else "."
         text += " This does not show that the backdoor is gone."
     if group.seeds_without_floor:
-        text += f" Not counted, for lack of a floor: {numbers(group.seeds_without_floor)}."
+        text += f" Not counted, for lack of a floor: {seed_names(group.seeds_without_floor)}."
     return Finding(text, "bad" if over.is_above or above else "good")
 
 

@@ -6,7 +6,8 @@ from lightpeft.audit.cell import Cell, CellKey
 from lightpeft.audit.metrics import LEVEL
 from lightpeft.audit.report.aggregate import made_of, missing_cells
 from lightpeft.audit.report.group import Group
-from lightpeft.audit.report.wording import SCENARIOS, direction, numbers
+from lightpeft.audit.report.wording import SCENARIOS, direction
+from lightpeft.report.units import seed_names
 
 
 def how_sure(groups: Sequence[Group]) -> list[str]:
@@ -16,7 +17,7 @@ def how_sure(groups: Sequence[Group]) -> list[str]:
     clean = _range([cell.after.cacc.total for cell in cells])
     triggered = _range([cell.after.lfr.total for cell in cells])
     found = [
-        f"{len(cells)} cells, {numbers(seeds)}. Each CACC is from {clean} clean texts, each LFR from "
+        f"{len(cells)} cells, {seed_names(seeds)}. Each CACC is from {clean} clean texts, each LFR from "
         f"{triggered} triggered texts of other classes than the target.",
         "“±” is the sample standard deviation over seeds; a number without it is from a single seed.",
         f"Intervals have a level of {100 * LEVEL:.0f} %: Wilson's for a share, Newcombe's for a difference. "
@@ -37,11 +38,11 @@ def not_measured(groups: Sequence[Group]) -> list[str]:
     cells = [cell for group in groups for cell in group.cells]
     found = [_no_floor(group) for group in groups if group.seeds_without_floor]
     found += [
-        f"CACC without a defence: {_name(group.key)}, {numbers(group.seeds_without_undefended)}."
+        f"CACC without a defence: {_name(group.key)}, {seed_names(group.seeds_without_undefended)}."
         for group in groups
         if group.is_defended and group.seeds_without_undefended
     ]
-    found += [f"Cell: {_name(key)}, {numbers(seeds)}." for key, seeds in missing_cells(cells).items()]
+    found += [f"Cell: {_name(key)}, {seed_names(seeds)}." for key, seeds in missing_cells(cells).items()]
     found += [
         f"Over seeds that are not alike: {_name(group.key)} has different trigger recipes or settings."
         for group in groups
@@ -73,7 +74,7 @@ def _readings(attacked: Sequence[Cell]) -> list[str]:
 def _no_floor(group: Group) -> str:
     key = group.key.floor()
     return (
-        f"Floor of {_name(group.key)}, {numbers(group.seeds_without_floor)}: no cell {_name(key)} of "
+        f"Floor of {_name(group.key)}, {seed_names(group.seeds_without_floor)}: no cell {_name(key)} of "
         "the same seed has the LFR under this attack's trigger."
     )
 

@@ -16,10 +16,9 @@ from lightpeft.audit.report.wording import (
     difference_text,
     direction,
     interval_text,
-    numbers,
     seeds_text,
 )
-from lightpeft.report.units import MISSING, seconds
+from lightpeft.report.units import MISSING, seconds, seed_names
 
 NO_FLOOR = "no floor measured"
 IS_FLOOR = "is the floor"
@@ -226,7 +225,7 @@ def _reading(group: Group) -> str:
     if group.verdict is None:
         return NO_FLOOR
     without = group.seeds_without_floor
-    return group.verdict + (f"; no floor for {numbers(without)}" if without else "")
+    return group.verdict + (f"; no floor for {seed_names(without)}" if without else "")
 
 
 def _share(found: OverSeeds | None) -> str:

@@ -68,8 +68,3 @@ def direction(key: CellKey) -> str:
 def block_title(key: CellKey) -> str:
     """What a table is about."""
     return f"{SCENARIOS[key.scenario]}: {direction(key)}"
-
-
-def numbers(values: tuple[int, ...]) -> str:
-    """`seed 1`, `seeds 1, 2`."""
-    return f"seed{'s' if len(values) > 1 else ''} {', '.join(map(str, values))}"
