@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from lightpeft.errors import CheckpointError, ConfigError
 from lightpeft.plan import Plan
-from lightpeft.report import Curve, Measurement, Result, over_seeds, seed_cuts
+from lightpeft.report import Curve, Measurement, Result, over_seeds, seed_cuts, side_by_side
 from lightpeft.report.seeds import OverSeeds
 from lightpeft.scores import Scores
 
@@ -211,6 +212,17 @@ def test_the_committed_demo_is_read() -> None:
     folder = Path(__file__).parents[2] / "benchmarks" / "results"
     committed = Result.load(folder / "demo-minilm.json")
     assert committed.ratios["inference_seconds"] == pytest.approx(0.674, abs=1e-3)
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/results.md"])
+def test_documents_show_the_committed_demo(document: str) -> None:
+    root = Path(__file__).parents[2]
+    console = Console(width=80, color_system=None)
+    with console.capture() as captured:
+        console.print(side_by_side(Result.load(root / "benchmarks" / "results" / "demo-minilm.json")))
+    shown = [line.strip() for line in captured.get().splitlines()]
+    written = [line.strip() for line in (root / document).read_text(encoding="utf-8").splitlines()]
+    assert all(line in written for line in shown)
 
 
 def test_a_zero_below_gives_no_ratio(make_result: Callable[..., Result], vanilla: Measurement) -> None:

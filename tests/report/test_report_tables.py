@@ -44,7 +44,7 @@ def test_side_by_side_shows_the_numbers(result: Result) -> None:
         ["whole run", "21.0 s ± 1.41 s", "14.7 s ± 990 ms", "0.70×"],
         ["training step", "200 ms", "110 ms", "0.55×"],
         ["estimation step", "–", "250 ms (200 steps)", "1.25×"],
-        ["inference per sample", "2.50 ms", "1.56 ms", "0.62×"],
+        ["inference/sample", "2.50 ms", "1.56 ms", "0.62×"],
         ["peak memory", "2.00 GB", "1.50 GB", "0.75×"],
         ["checkpoint", "1.60 MB", "400 kB", "0.25×"],
     ]

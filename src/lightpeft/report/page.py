@@ -1,6 +1,7 @@
 """The report: one HTML file that needs nothing else, neither network nor script."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from lightpeft.report.pictures import (
 from lightpeft.report.run_axes import SMOOTH_FROM
 from lightpeft.report.score_axes import score_groups
 from lightpeft.report.summary import summary
-from lightpeft.report.tables import LIGHT, RATIO, comparison_rows, plan_rows, seed_rows, seeds_note
+from lightpeft.report.tables import LIGHT, RATIO, SeedRow, comparison_rows, plan_rows, seed_rows, seeds_note
 from lightpeft.report.units import MISSING, seed_names
 from lightpeft.scores import Scores
 
@@ -84,7 +85,7 @@ def render_report(result: Result, plan: Plan | None = None, scores: Scores | Non
         rows=comparison_rows(result),
         seeds_note=seeds_note(result),
         ratios=[] if result.vanilla is None else [_ratios_figure(result)],
-        seed_table=_seed_table(result),
+        seed_tables=_seed_tables(result),
         curves=[Figure(svg, "") for svg in curves_pictures(result)],
         curves_note=_curves_note(result),
         plan_of=_plan_of(result),
@@ -164,16 +165,20 @@ def _scores(scores: Scores, plan: Plan) -> list[Figure]:
     ]
 
 
-def _seed_table(result: Result) -> Grid | None:
+def _seed_tables(result: Result) -> list[tuple[str, Grid]]:
+    """What each seed reached, and how long its runs took where that is known; each with its caption."""
     rows = seed_rows(result)
-    if not rows:
-        return None
-    shown = {"seed": "seed", "light": LIGHT}
-    if result.vanilla is not None:
-        shown = {"seed": "seed", "plain": result.plain, "light": LIGHT, "change": "difference"}
+    plain = {} if result.vanilla is None else {"plain": result.plain}
+    shown = {"seed": "seed", **plain, "light": LIGHT, **({"change": "difference"} if plain else {})}
+    runs = {"seed": "seed", **({"plain_run": result.plain} if plain else {}), "light_run": LIGHT}
+    tables = [(f"{result.light.metric_name} of each seed", _seed_grid(rows, shown))] if rows else []
     if any(row.light_run != MISSING for row in rows):
-        runs = {"plain_run": f"{result.plain}, whole run", "light_run": f"{LIGHT}, whole run"}
-        shown |= {name: heading for name, heading in runs.items() if name != "plain_run" or result.vanilla}
+        caption = "whole run of each seed: all of its training, with estimation, cut and evaluations"
+        tables.append((caption, _seed_grid(rows, runs)))
+    return tables
+
+
+def _seed_grid(rows: Sequence[SeedRow], shown: dict[str, str]) -> Grid:
     cells = [[getattr(row, name) for name in shown] for row in rows]
     return Grid(list(shown.values()), cells, has_total=len(rows) > 1)
 

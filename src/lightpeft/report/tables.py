@@ -62,7 +62,7 @@ def side_by_side(result: Result) -> Table:
     """Vanilla and light beside each other, or light alone, and which seeds the numbers are of."""
     headings = ["", LIGHT] if result.vanilla is None else ["", result.plain, LIGHT, RATIO]
     table = _table(result.title, headings)
-    table.caption = Text(seeds_note(result))
+    table.caption, table.caption_justify = Text(seeds_note(result)), "left"
     for row in comparison_rows(result):
         cells = [row.label, row.light] if result.vanilla is None else list(row)
         table.add_row(*map(Text, cells))

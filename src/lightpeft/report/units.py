@@ -10,7 +10,7 @@ LABELS = {
     "run_seconds": "whole run",
     "train_step_seconds": "training step",
     "estimation_step_seconds": "estimation step",
-    "inference_seconds": "inference per sample",
+    "inference_seconds": "inference/sample",
     "peak_memory_bytes": "peak memory",
     "checkpoint_bytes": "checkpoint",
 }
