@@ -343,3 +343,87 @@ def test_a_failing_step_leaves_no_hooks(base: Path, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="out of memory"):
         run.train()
     assert hook_count(run.model) == before
+
+
+class Interrupt(TrainerCallback):
+    """Raises in the second step: between its parts, or in the middle of its forward."""
+
+    def __init__(self, where: str, error: type[BaseException]) -> None:
+        self.where, self.error = where, error
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 1 and self.where == "forward":
+            layer = kwargs["model"].get_base_model().bert.encoder.layer[1]
+            self.hook = layer.register_forward_pre_hook(self._raise)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 2:
+            raise self.error
+
+    def _raise(self, *_: Any) -> None:
+        self.hook.remove()
+        raise self.error
+
+
+USES = {
+    "evaluated": lambda model: model.eval()(**make_batch("bert")),
+    "trained": lambda model: model.train()(**make_batch("bert", labels=True)).loss.backward(),
+    "encoding": lambda model: model.get_base_model().bert.eval()(**make_batch("bert")),
+    "read": lambda model: model.state_dict(),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize(
+    ("where", "error"), [("step end", RuntimeError), ("forward", KeyboardInterrupt)], ids=["end", "forward"]
+)
+def test_a_plain_trainer_that_was_interrupted_leaves_a_plain_model(
+    where: str, error: type[BaseException], use: str, tmp_path: Path
+) -> None:
+    """Nobody tells a callback that training ended so: the gates leave where the model is next used."""
+    base = save_base("bert", tmp_path / "base")
+    run = trainer(
+        base, tmp_path / "run", kind=Trainer, callbacks=[LightCallback(PAPER), Interrupt(where, error)]
+    )
+    before = hook_count(run.model)
+    with pytest.raises(error):
+        run.train()
+    USES[use](run.model)
+    assert hook_count(run.model) == before
+    again = fresh_model(base)
+    again.load_state_dict(run.model.state_dict())
+    found, expected = (outputs(model, make_batch("bert")) for model in (run.model, again))
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_evaluating_and_saving_in_a_plain_trainer_leave_the_gates(tmp_path: Path) -> None:
+    base = save_base("bert", tmp_path / "base")
+    busy: dict[str, Any] = {
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": 1,
+    }
+    found = []
+    for name, options in (("quiet", {}), ("busy", busy)):
+        callback = LightCallback(PAPER)
+        trainer(base, tmp_path / name, kind=Trainer, callbacks=[callback], max_steps=6, **options).train()
+        found.append(callback.plan)
+    assert found[0] == found[1]
+
+
+def test_a_callback_without_a_trainer_keeps_its_gates(base: Path, tmp_path: Path) -> None:
+    """Whoever drives it from a function that returns goes on from another."""
+    session = LightCallback(DEFAULT).session
+    model = fresh_model(base)
+    before = hook_count(model)
+
+    def start() -> None:
+        session.begin(model, STEPS, False)
+
+    start()
+    during = hook_count(model)
+    model.eval()(**make_batch("bert"))
+    assert hook_count(model) == during > before
+    session.end()
+    assert hook_count(model) == before

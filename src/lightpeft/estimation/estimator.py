@@ -1,6 +1,7 @@
 """The estimator: puts gates into a model, gathers statistics step by step, and turns them into scores."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -63,8 +64,13 @@ class Estimator:
         """Optimizer steps that were taken."""
         return self._sums.steps
 
-    def attach(self) -> None:
-        """Put the hooks in, once."""
+    def attach(self, is_over: Callable[[], bool] | None = None) -> None:
+        """Put the hooks in, once.
+
+        Args:
+            is_over: whether the training ended without `detach`. Asked where the model, or its part without a
+                head, is about to be used or read; then the hooks take themselves out first.
+        """
         self.detach()
         tokens = TokenWeights(self._base, self.anatomy)
         note = self._base.register_forward_pre_hook(self._note_batch, with_kwargs=True)
@@ -76,6 +82,8 @@ class Estimator:
         self._handles += measure_mean_inputs(self._base, self._averaged_sites, self._sums, tokens)
         if self._readout.needs_shares:
             self._handles += measure_contributions(self.modules, self._sums, tokens)
+        if is_over is not None:
+            self._watch(is_over)
 
     def detach(self) -> None:
         """Take the hooks out."""
@@ -162,6 +170,17 @@ class Estimator:
             raise CheckpointError(
                 f"the saved estimation does not fit this model and configuration: {error}."
             ) from error
+
+    def _watch(self, is_over: Callable[[], bool]) -> None:
+        """Last, because torch asks how to call a hook only when its turn has come."""
+
+        def leave_if_over(*_: Any) -> None:
+            if is_over():
+                self.detach()
+
+        for module in {self._base, self._base.base_model}:
+            self._handles.append(module.register_forward_pre_hook(leave_if_over))
+        self._handles.append(self._base.register_state_dict_pre_hook(leave_if_over))
 
     @property
     def _averaged_sites(self) -> list[Site]:

@@ -38,6 +38,7 @@ from lightpeft.surgery import (
     require_allowed,
     verify_discovered,
 )
+from lightpeft.training.live_run import LiveRun
 
 ESTIMATION = "estimation.safetensors"
 SCORES = "scores.safetensors"
@@ -87,7 +88,7 @@ class LightSession:
             self._estimator.restore(tensors, header)
             self._settled.restore(header["settled"])
             self._resumed = None
-        self._estimator.attach()
+        self._estimator.attach(LiveRun().is_over)
         self._bar = tqdm(
             total=estimation.most_steps,
             initial=self._estimator.steps,

@@ -1,0 +1,37 @@
+"""Whether the training that a callback was called from is still going on."""
+
+import sys
+from types import FrameType
+
+from transformers import Trainer
+
+
+class LiveRun:
+    """The call of `Trainer.train` that is on the stack where this is made.
+
+    A Trainer tells its callbacks nothing when an exception or Ctrl-C ends its training. The frame of the call
+    knows: one that still executes cannot be cleared. Without such a call (somebody drives the callback from
+    a loop of their own) the run counts as going on, and its end is theirs to say.
+    """
+
+    def __init__(self) -> None:
+        self._frame = _frame_of_train()
+
+    def is_over(self) -> bool:
+        """Whether that call has returned or raised."""
+        if self._frame is None:
+            return False
+        try:
+            self._frame.clear()
+        except RuntimeError:
+            return False
+        return True
+
+
+def _frame_of_train() -> FrameType | None:
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_name == "train" and isinstance(frame.f_locals.get("self"), Trainer):
+            return frame
+        frame = frame.f_back
+    return None
