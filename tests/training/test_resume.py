@@ -1,6 +1,7 @@
 """Resume from any checkpoint, before or after the cut, is the uninterrupted run, bit by bit."""
 
 import dataclasses
+import errno
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,25 @@ from typing import Any
 import pytest
 import torch
 from tests.support.models import assert_identical, load_base, save_base, with_lora
-from tests.support.runs import AUTO, CONFIGS, DEFAULT, PAPER, STEPS, fresh_model, trainer, weights
+from tests.support.runs import (
+    AUTO,
+    CONFIGS,
+    DEFAULT,
+    PAPER,
+    STEPS,
+    NoStep,
+    Sentences,
+    fresh_model,
+    trainer,
+    weights,
+)
 from torch import Tensor
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 import lightpeft
 from lightpeft import CheckpointError, EstimationConfig, LightCallback, LightConfig
 from lightpeft.checkpoint import last_complete_checkpoint
+from lightpeft.errors import OutputError
 
 SAVING: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1}
 
@@ -226,19 +239,82 @@ def test_scores_come_back_after_the_cut(wholes: dict[str, Whole], base: Path, tm
     assert torch.isfinite(torch.cat(run.light.scores.heads)).all()
 
 
-def test_a_checkpoint_that_is_being_rewritten_is_not_complete(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A new run in an old folder: its half of `checkpoint-2` and the old half must not pass as one."""
+def test_a_new_run_is_refused_where_an_earlier_one_left_checkpoints(base: Path, tmp_path: Path) -> None:
     options = SAVING | {"save_steps": 2}
     trainer(base, tmp_path, **options).train()
+    kept = last_complete_checkpoint(tmp_path)
+    for kind, callbacks in ((NoStep, None), (Trainer, [LightCallback(DEFAULT)])):
+        run = trainer(base, tmp_path, kind=kind, callbacks=callbacks, learning_rate=1e-3, **options)
+        with pytest.raises(OutputError, match=r"checkpoint-2.*write over"):
+            run.train()
+    assert last_complete_checkpoint(tmp_path) == kept
 
-    def full(*args: Any, **kwargs: Any) -> None:
-        raise OSError("no space left on device")
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"learning_rate": 1e-3}, r"learning_rate 0\.01 instead of 0\.001"),
+        ({"seed": 8}, "seed 7 instead of 8"),
+        ({"max_steps": 12}, "max_steps 10 instead of 12"),
+        ({"data": Sentences(seed=3)}, "data"),
+        ({"data": Sentences(36)}, "data"),
+    ],
+    ids=str,
+)
+def test_the_checkpoint_of_another_run_is_not_resumed(
+    change: dict[str, Any], said: str, wholes: dict[str, Whole], base: Path, tmp_path: Path
+) -> None:
+    until(wholes["default"], 6, tmp_path)
+    options = {key: value for key, value in change.items() if key != "data"}
+    run = trainer(base, tmp_path, kind=NoStep, **SAVING | options)
+    run.train_dataset = change.get("data", run.train_dataset)
+    with pytest.raises(CheckpointError, match=said):
+        run.train(resume_from_checkpoint=True)
+
+
+def test_only_the_runs_own_checkpoints_are_deleted(
+    wholes: dict[str, Whole], base: Path, tmp_path: Path
+) -> None:
+    """Resumed under its name with another rate it is another run, whose limit does not touch the first."""
+    until(wholes["default"], 5, tmp_path)
+    (tmp_path / "checkpoint-4" / "note.txt").write_text("of the user")
+    run = trainer(base, tmp_path, **SAVING | {"learning_rate": 1e-3, "save_total_limit": 1})
+    run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+    left = {path.name for path in tmp_path.glob("checkpoint-*")}
+    assert left == {
+        "checkpoint-1",
+        "checkpoint-2",
+        "checkpoint-3",
+        "checkpoint-4",
+        "checkpoint-5",
+        "checkpoint-10",
+    }
+
+
+def test_what_the_user_put_into_a_checkpoint_stays(base: Path, tmp_path: Path) -> None:
+    class Noting(TrainerCallback):
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            (tmp_path / f"checkpoint-{state.global_step}" / "note.txt").write_text("of the user")
+
+    trainer(base, tmp_path, callbacks=[Noting()], **SAVING | {"save_total_limit": 1, "max_steps": 6}).train()
+    assert [path.name for path in (tmp_path / "checkpoint-3").iterdir()] == ["note.txt"]
+
+
+def test_a_full_disk_ends_the_run_and_loses_nothing(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, real = trainer(base, tmp_path, **SAVING | {"save_total_limit": 1}), torch.save
+
+    def full(value: Any, path: Any, *args: Any, **kwargs: Any) -> None:
+        if "checkpoint-4" in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(value, path, *args, **kwargs)
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="no space"):
-        trainer(base, tmp_path, seed=8, **options).train()
+    with pytest.raises(OutputError, match=r"checkpoint-4 could not be written.*No space.*checkpoint-3"):
+        run.train()
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match="not a complete checkpoint"):
-        trainer(base, tmp_path, **options).train(str(tmp_path / "checkpoint-2"))
+    again = trainer(base, tmp_path, **SAVING)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == STEPS

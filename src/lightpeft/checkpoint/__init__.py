@@ -21,11 +21,16 @@ from lightpeft.checkpoint.load import (
 from lightpeft.checkpoint.merged import load_merged
 from lightpeft.checkpoint.poison import POISON_FLAG, POISON_MARK, refuse_marked, refuse_marked_model
 from lightpeft.checkpoint.progress import (
+    RunMark,
+    differences,
+    discard_unfinished,
     is_complete,
     keep_newest,
     last_complete_checkpoint,
     mark_complete,
     require_complete,
+    require_unused,
+    run_of,
     unmark,
 )
 from lightpeft.checkpoint.save import keep_adapter, mark_restorable, save, unsaved_parameters, write_cut
@@ -37,9 +42,12 @@ __all__ = [
     "POISON_MARK",
     "PRUNING",
     "LightTasks",
+    "RunMark",
     "TaskMemory",
     "check_adapter_config",
     "check_complete",
+    "differences",
+    "discard_unfinished",
     "export_full_adapter",
     "export_merged",
     "find_folder",
@@ -58,7 +66,9 @@ __all__ = [
     "refuse_marked",
     "refuse_marked_model",
     "require_complete",
+    "require_unused",
     "restore_parameters",
+    "run_of",
     "save",
     "unmark",
     "unsaved_parameters",

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lightpeft.checkpoint import save
+from lightpeft.checkpoint import require_unused, save
 from lightpeft.config import LightConfig
 from lightpeft.outputs import Output, check_file, check_folder, check_room, locked, written_folder
 from lightpeft.plan import Plan
@@ -71,6 +71,9 @@ def run_experiment(
     """
     with locked(out):
         check_outputs(out, compare=experiment.compare)
+        if not resume and experiment.setting.training.save_steps is not None:
+            for folder in checkpoint_folders(experiment, out):
+                require_unused(folder, "Go on with it by --resume")
         result, light = _run(experiment, out, kind, title, command, resume, progress)
         result.save(out / RESULT)
         assert light.light is not None
@@ -151,8 +154,19 @@ def _fit(
 ) -> Outcome:
     training = dataclasses.replace(experiment.setting.training, seed=seed)
     setting = dataclasses.replace(experiment.setting, training=training)
-    folder = out / "checkpoints" / f"{PLAIN if light is None else LIGHT}-{seed}"
+    folder = checkpoint_folder(out, PLAIN if light is None else LIGHT, seed)
     return fit(setting, light, folder, resume=resume and folder.is_dir(), progress=progress)
+
+
+def checkpoint_folder(out: Path, method: str, seed: int) -> Path:
+    """Where the Trainer of one run keeps its checkpoints."""
+    return out / "checkpoints" / f"{method}-{seed}"
+
+
+def checkpoint_folders(experiment: Experiment, out: Path) -> list[Path]:
+    """Those of all runs of an experiment."""
+    methods = (LIGHT, PLAIN) if experiment.compare else (LIGHT,)
+    return [checkpoint_folder(out, method, seed) for seed in experiment.seeds for method in methods]
 
 
 def _save(experiment: Experiment, out: Path, plain: Outcome | None, light: Outcome) -> None:

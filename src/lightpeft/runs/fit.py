@@ -34,7 +34,7 @@ from lightpeft.runs.models import (
 )
 from lightpeft.runs.objectives import OBJECTIVES, Collator, ObjectiveRow, features
 from lightpeft.tasks import TaskData, TaskSpec, compute_metrics_for
-from lightpeft.training import LightCallback, LightTrainer
+from lightpeft.training import KeepingTrainer, LightCallback, LightTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -159,7 +159,7 @@ def fit(
         "preprocess_logits_for_metrics": setting.objective.scored,
         "callbacks": [clock],
     }
-    trainer = Trainer(**options) if light is None else LightTrainer(light=light, **options)
+    trainer = KeepingTrainer(**options) if light is None else LightTrainer(light=light, **options)
     trainer.pop_callback(PrinterCallback)
     if trainer.pop_callback(ProgressCallback) is not None:
         trainer.add_callback(_Bar)

@@ -1,6 +1,7 @@
 """Training: light PEFT inside a transformers Trainer."""
 
 from lightpeft.training.callback import LightCallback
+from lightpeft.training.keeping import KeepingTrainer
 from lightpeft.training.trainer import LightTrainer
 
-__all__ = ["LightCallback", "LightTrainer"]
+__all__ = ["KeepingTrainer", "LightCallback", "LightTrainer"]

@@ -8,14 +8,17 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.training_args import ParallelMode
 
-from lightpeft.checkpoint import is_complete, mark_complete, require_complete, unmark
+from lightpeft.checkpoint import RunMark, is_complete, mark_complete, require_complete, run_of, unmark
 from lightpeft.config import LightConfig, Preset
 from lightpeft.errors import ConfigError
 from lightpeft.plan import Plan
 from lightpeft.scores import Scores
 from lightpeft.surgery import CutReport, require_followable
+from lightpeft.training.keeping import begin_run
+from lightpeft.training.run_settings import run_settings
 from lightpeft.training.schedule import (
     require_restartable,
     require_scalable,
@@ -36,6 +39,9 @@ class LightCallback(TrainerCallback):
         chosen = config if isinstance(config, LightConfig) else LightConfig.preset(config)
         self.session = LightSession(chosen)
         self._restored_from: Path | None = None
+        self._run: RunMark | None = None
+        self.is_kept = False
+        """Whether the Trainer takes care of its checkpoints itself."""
 
     @property
     def plan(self) -> Plan | None:
@@ -70,7 +76,10 @@ class LightCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         model, scheduler = _peft_model(kwargs), kwargs["lr_scheduler"]
+        resumed = self._restored_from or (_checkpoint(args, state) if state.global_step else None)
         _require_one_process(args)
+        if not self.is_kept:
+            self._run = self._begin_run(args, model, kwargs.get("train_dataloader"), resumed)
         if state.global_step > 0 and self._restored_from is None:
             self.restore(model, _checkpoint(args, state))
         config = self.session.config
@@ -94,7 +103,7 @@ class LightCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         optimizer = kwargs["optimizer"]
-        if control.should_save:
+        if control.should_save and not state.is_hyper_param_search:
             unmark(_checkpoint(args, state))
         if not self.session.end_step(_peft_model(kwargs), optimizer, state.global_step):
             return
@@ -108,19 +117,29 @@ class LightCallback(TrainerCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if control.should_save:
+        if control.should_save and not state.is_hyper_param_search:
             unmark(_checkpoint(args, state))
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.finish_checkpoint(_peft_model(kwargs), _checkpoint(args, state))
+        self.finish_checkpoint(_peft_model(kwargs), _checkpoint(args, state), self._run)
 
-    def finish_checkpoint(self, model: nn.Module, checkpoint: Path) -> None:
+    def finish_checkpoint(self, model: nn.Module, checkpoint: Path, run: RunMark | None) -> None:
         """Add what resuming needs to a checkpoint that the Trainer wrote, and mark it complete."""
-        if not is_complete(checkpoint):
+        if (checkpoint / TRAINER_STATE_NAME).is_file() and not is_complete(checkpoint):
             self.session.save(model, checkpoint)
-            mark_complete(checkpoint)
+            mark_complete(checkpoint, run)
+
+    def _begin_run(
+        self, args: TrainingArguments, model: PeftModel, batches: Any, resumed: Path | None
+    ) -> RunMark:
+        """The mark of this run's checkpoints under an ordinary Trainer."""
+        known = None if resumed is None else run_of(resumed)
+        if known is not None:
+            return begin_run(args, dict(known.settings), resumed)
+        data = getattr(batches, "dataset", None)
+        return begin_run(args, run_settings(args, model, data, self.session.config.to_dict()), resumed)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -17,6 +17,7 @@ from lightpeft.adapters import PeftModule, active_form, find_modules, limits_of_
 from lightpeft.anatomy import Anatomy
 from lightpeft.checkpoint import (
     PRUNING,
+    differences,
     read_record,
     restore_parameters,
     unsaved_parameters,
@@ -222,7 +223,7 @@ class LightSession:
         if found != self.config.to_dict():
             raise CheckpointError(
                 f"{checkpoint} was written under another lightpeft configuration; resume with the same "
-                f"one. Found {_differences(found or {}, self.config.to_dict())}."
+                f"one. Found {differences(found or {}, self.config.to_dict())}."
             )
 
 
@@ -251,17 +252,6 @@ def _flat_scores(anatomy: Anatomy, modules: Sequence[PeftModule]) -> Scores:
         steps=0,
         methods={"base": "none", "module": "none", "rank": "none"},
     )
-
-
-def _differences(found: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> str:
-    parts = []
-    for key in wanted:
-        old, new = found.get(key), wanted[key]
-        if isinstance(old, dict) and isinstance(new, dict):
-            parts.append(_differences(old, new, f"{prefix}{key}."))
-        elif old != new:
-            parts.append(f"{prefix}{key} {old!r} instead of {new!r}")
-    return ", ".join(part for part in parts if part)
 
 
 def _free_memory() -> None:

@@ -1,0 +1,131 @@
+"""A Trainer that takes care of its checkpoints: whole ones, of one run, one run in a folder at a time."""
+
+import uuid
+from pathlib import Path
+from typing import Any, cast
+
+from safetensors import SafetensorError
+from torch import nn
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import SaveStrategy, TrainOutput
+
+from lightpeft.checkpoint import (
+    RunMark,
+    differences,
+    discard_unfinished,
+    keep_newest,
+    last_complete_checkpoint,
+    mark_complete,
+    require_complete,
+    require_unused,
+    run_of,
+    unmark,
+)
+from lightpeft.errors import CheckpointError, OutputError
+from lightpeft.outputs import check_room, locked
+from lightpeft.training.run_settings import run_settings
+
+
+class KeepingTrainer(Trainer):
+    """A `transformers.Trainer` that marks whole checkpoints and deletes old ones only after that."""
+
+    run_mark: RunMark | None = None
+    """While training: what its checkpoints are marked with."""
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
+    ) -> TrainOutput:
+        """Train. `resume_from_checkpoint=True` takes this run's newest checkpoint that was written whole.
+
+        Raises:
+            CheckpointError: there is none, or only of runs with other settings.
+            OutputError: `output_dir` cannot be written to, is in use by another run, or holds checkpoints
+                that would be written over.
+        """
+        folder = Path(str(self.args.output_dir))
+        model = cast(nn.Module, self.model)
+        settings = run_settings(self.args, model, self.train_dataset, self.light_settings())
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = str(_newest(folder, settings))
+        check_room(folder)
+        with locked(folder):
+            resumed = Path(resume_from_checkpoint) if resume_from_checkpoint else None
+            self.run_mark = begin_run(self.args, settings, resumed)
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def light_settings(self) -> dict[str, Any] | None:
+        """The light configuration, of a light run."""
+        return None
+
+    def finish_checkpoint(self, checkpoint: Path) -> None:
+        """Mark what the Trainer wrote as complete."""
+        mark_complete(checkpoint, self.run_mark)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Delete old checkpoints only once the new one is complete."""
+        run, limit = Path(str(self._get_output_dir(trial=trial))), self.args.save_total_limit
+        checkpoint = run / f"checkpoint-{self.state.global_step}"
+        self.args.save_total_limit = None
+        try:
+            unmark(checkpoint)
+            super()._save_checkpoint(model, trial)
+            self.finish_checkpoint(checkpoint)
+        except (OSError, SafetensorError, OutputError) as error:
+            raise _not_written(checkpoint, error) from error
+        except RuntimeError as error:
+            if "PytorchStreamWriter" not in str(error):
+                raise
+            raise _not_written(checkpoint, error) from error
+        finally:
+            self.args.save_total_limit = limit
+        if limit is not None and limit > 0 and self.args.should_save:
+            own = None if self.run_mark is None else self.run_mark.id
+            keep_newest(run, limit, self.state.best_model_checkpoint, own)
+
+
+def begin_run(args: TrainingArguments, settings: dict[str, Any], resumed: Path | None) -> RunMark:
+    """The mark of a run that begins, or that goes on from `resumed`.
+
+    Raises:
+        CheckpointError: `resumed` is not complete.
+        OutputError: checkpoints of another run would be written over.
+    """
+    folder, mark = str(args.output_dir), None
+    if resumed is not None:
+        require_complete(resumed)
+        mark = run_of(resumed)
+    if mark is None or mark.settings != settings:
+        mark = RunMark(uuid.uuid4().hex, settings)
+    if args.save_strategy != SaveStrategy.NO:
+        if resumed is None:
+            require_unused(folder, "Resume it (resume_from_checkpoint=True)")
+        else:
+            step = int(resumed.name.rpartition("-")[2]) if resumed.name.startswith("checkpoint-") else 0
+            require_unused(folder, "Resume from the newest one", after=step, run_id=mark.id)
+    return mark
+
+
+def _newest(folder: Path, settings: dict[str, Any]) -> Path:
+    found = last_complete_checkpoint(folder, settings)
+    if found is not None:
+        return found
+    other = last_complete_checkpoint(folder)
+    mark = None if other is None else run_of(other)
+    if mark is None:
+        raise CheckpointError(
+            f"{folder} has no complete checkpoint to resume from; start without resume_from_checkpoint."
+        )
+    raise CheckpointError(
+        f"the checkpoints in {folder} are of another run, with {differences(mark.settings, settings)}. "
+        f"Resume with the same settings, name the checkpoint to go on from it all the same ({other}), or "
+        "start in another folder."
+    )
+
+
+def _not_written(checkpoint: Path, error: Exception) -> OutputError:
+    discard_unfinished(checkpoint)
+    last = last_complete_checkpoint(checkpoint.parent)
+    return OutputError(
+        f"{checkpoint} could not be written ({str(error).splitlines()[0]}), and training stopped. The newest "
+        f"whole checkpoint: {last or 'none'}."
+    )
