@@ -147,7 +147,7 @@ def test_page_has_every_section_and_picture(page: str) -> None:
     ):
         assert heading in read.words
     # Two forms: curves, similarity; each attack of both: curves of `fresh`, layers. Guards have no own curve.
-    assert read.tags.count("svg") == read.tags.count("figcaption") == 2 + 2 + 4 + 4
+    assert read.tags.count("svg") == read.tags.count("figure") == 2 * 2 + 2 + 2 * 4 + 4 * 4
     assert len(read.ids) == len(set(read.ids))
     assert any("marked as such in their own files" in text for text in read.words)
 
@@ -241,6 +241,20 @@ def test_page_asks_for_nothing_from_outside_and_is_light_and_dark(page: str) -> 
     assert "var(--kept, #0072b2)" in page
 
 
+def test_nothing_is_wider_than_a_narrow_screen(page: str) -> None:
+    """There a row of a table is a card whose lines name their column, and pictures shrink."""
+    body = page[page.index("<body>") :]
+    assert {int(width) for width in re.findall(r'<svg [^>]*?width="(\d+)"', body)} == {400}
+    cells = re.findall(r"<t[dh][ >][^<]*", body)
+    columns = [cell for cell in cells if 'scope="col"' in cell]
+    assert len(columns) > 20
+    assert all("data-label=" in cell for cell in cells if cell not in columns)
+    style = page[page.index("<style>") : page.index("</style>")]
+    assert "content: attr(data-label)" in style
+    assert "nowrap" not in style
+    assert "overflow-x" not in style
+
+
 def test_texts_from_outside_are_escaped() -> None:
     names = {"attacker_task": EVIL, "user_task": EVIL, "form": EVIL}
     settings = {EVIL: EVIL}
@@ -277,7 +291,7 @@ def test_the_same_cells_in_any_order_give_the_same_page(tmp_path: Path) -> None:
     cells = small(700, ("fresh", 100, 880))
     write_audit_report(tmp_path / "new" / "a.html", cells)
     write_audit_report(tmp_path / "new" / "b.html", cells[::-1])
-    pages = [path.read_text(encoding="utf-8") for path in sorted((tmp_path / "new").iterdir())]
+    pages = [path.read_text(encoding="utf-8") for path in sorted((tmp_path / "new").glob("*.html"))]
     assert pages[0] == pages[1] == render_audit_report(cells)
 
 
@@ -334,4 +348,4 @@ def test_guards_do_not_change_the_curve() -> None:
     """The curve of a guarded cell is the undefended one, so that it gets no picture of its own."""
     cells = small(700)
     cells.append(dataclasses.replace(cell_of(defence="onion"), after=Point(20, share(1), share(2))))
-    assert Page(render_audit_report(cells)).tags.count("svg") == 1
+    assert Page(render_audit_report(cells)).tags.count("svg") == 2

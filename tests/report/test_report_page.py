@@ -137,6 +137,7 @@ def test_nothing_is_wider_than_a_narrow_screen(page: str) -> None:
     assert smallest * 100 / 72 * (400 - 2 * 12) / max(sizes) > 10
     style = page[page.index("<style>") : page.index("</style>")]
     assert "nowrap" not in style
+    assert "overflow-x" not in style
     assert "figure svg { display: block; width: 100%; height: auto; }" in style
     assert "white-space: pre-wrap" in style
 

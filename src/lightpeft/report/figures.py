@@ -22,6 +22,9 @@ CUT = "#d55e00"
 """The palette (Okabe and Ito's blue and vermilion), safe for colour-blind readers."""
 
 PIXELS_PER_INCH = 100
+WIDTH = 4.0
+"""Inches of a picture on a page: on the narrowest screen its text is still readable."""
+
 FONTS = "'DejaVu Sans', Verdana"
 """DejaVu is what the layout is measured in, Verdana is as wide."""
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from lightpeft.plan import Plan
 from lightpeft.report.data import Result
-from lightpeft.report.figures import house_style, new_figure, to_svg
+from lightpeft.report.figures import WIDTH, house_style, new_figure, to_svg
 from lightpeft.report.plan_axes import (
     draw_heads,
     draw_modules,
@@ -19,9 +19,6 @@ from lightpeft.report.score_axes import ScoreGroup, draw_scores
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
-
-WIDTH = 4.0
-"""Inches of a picture, 400 pixels on the page: on the narrowest screen its text is still readable."""
 
 LABELS = 0.9
 """Inches of a map that its rows' labels take."""

@@ -11,7 +11,7 @@ from lightpeft.audit.report.aggregate import by_data, by_setting, group_cells, m
 from lightpeft.audit.report.findings import findings, headline
 from lightpeft.audit.report.group import Group
 from lightpeft.audit.report.limits import how_sure, not_measured
-from lightpeft.audit.report.pictures import curves_picture, layers_picture, same_layers, similarity_picture
+from lightpeft.audit.report.pictures import curves_pictures, layers_pictures, same_layers, similarity_picture
 from lightpeft.audit.report.scans import scan_rows
 from lightpeft.audit.report.tables import attack_tables, defence_tables
 from lightpeft.audit.report.wording import block_title
@@ -22,10 +22,10 @@ TITLE = "Audit of received PEFT modules"
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A picture, what it shows, and how to read it."""
+class Figures:
+    """Pictures of one thing, and what it is."""
 
-    svg: str
+    svgs: list[str]
     caption: str
 
 
@@ -92,44 +92,44 @@ def render_audit_report(cells: Sequence[Cell], scans: Sequence[Mapping[str, Any]
     )
 
 
-def _curves(groups: Sequence[Group]) -> list[Figure]:
-    figures: list[Figure] = []
+def _curves(groups: Sequence[Group]) -> list[Figures]:
+    figures: list[Figures] = []
     for found in _by_form([group for group in groups if not group.is_defended and _has_curve(group)]):
         if any(not group.is_clean for group in found):
             title = _form_title(found[0])
-            svg = curves_picture(f"curves-{len(figures)}", found, lambda group: group.key.attack, title)
-            figures.append(Figure(svg, f"{title}."))
+            svgs = curves_pictures(f"curves-{len(figures)}", found, lambda group: group.key.attack, title)
+            figures.append(Figures(svgs, title))
     return figures
 
 
-def _defended_curves(groups: Sequence[Group]) -> list[Figure]:
+def _defended_curves(groups: Sequence[Group]) -> list[Figures]:
     """Defences that train in another way; guards leave the training and its curve as they are."""
-    figures: list[Figure] = []
+    figures: list[Figures] = []
     for found in by_setting([group for group in groups if not group.is_clean and _has_curve(group)]):
         plain = [group for group in found if not group.is_defended]
         others = [group for group in found if group.is_defended and not _same_curves(group, plain)]
         if others:
             title = f"{_form_title(found[0])}, attack {found[0].key.attack}"
             name = f"defended-{len(figures)}"
-            svg = curves_picture(name, [*plain, *others], lambda group: group.key.defence, title)
-            figures.append(Figure(svg, f"{title}."))
+            svgs = curves_pictures(name, [*plain, *others], lambda group: group.key.defence, title)
+            figures.append(Figures(svgs, title))
     return figures
 
 
-def _layers(groups: Sequence[Group]) -> list[Figure]:
-    figures: list[Figure] = []
+def _layers(groups: Sequence[Group]) -> list[Figures]:
+    figures: list[Figures] = []
     for found in by_setting([group for group in groups if not group.is_clean and same_layers(group.cells)]):
         title = f"{_form_title(found[0])}, attack {found[0].key.attack}"
-        figures.append(Figure(layers_picture(f"layers-{len(figures)}", found[0].cells, title), f"{title}."))
+        figures.append(Figures(layers_pictures(f"layers-{len(figures)}", found[0].cells, title), title))
     return figures
 
 
-def _similarities(groups: Sequence[Group]) -> list[Figure]:
-    figures: list[Figure] = []
+def _similarities(groups: Sequence[Group]) -> list[Figures]:
+    figures: list[Figures] = []
     shown = [g for g in groups if not g.is_defended and all(cell.similarity for cell in g.cells)]
     for found in _by_form(shown):
         title = _form_title(found[0])
-        figures.append(Figure(similarity_picture(f"similarity-{len(figures)}", found, title), f"{title}."))
+        figures.append(Figures([similarity_picture(f"similarity-{len(figures)}", found, title)], title))
     return figures
 
 

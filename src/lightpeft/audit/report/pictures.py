@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 from lightpeft.audit.cell import CLEAN, Cell, LayerReading
 from lightpeft.audit.report.aggregate import Moment, along_training, similarity_along_training
 from lightpeft.audit.report.group import Group, OverSeeds
-from lightpeft.report.figures import CUT, FAINT, INK, KEPT, MUTED, house_style, new_figure, to_svg
+from lightpeft.report.figures import CUT, FAINT, INK, KEPT, MUTED, WIDTH, house_style, new_figure, to_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-WIDTH = 10.0
 COLOURS = (CUT, KEPT, "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 LOG_FROM = 20
 """Gradient norms whose largest is so many times the smallest are drawn on a logarithmic axis."""
@@ -29,12 +28,14 @@ class Line:
     moments: list[Moment]
 
 
-def curves_picture(name: str, groups: Sequence[Group], label: Callable[[Group], str], title: str) -> str:
+def curves_pictures(
+    name: str, groups: Sequence[Group], label: Callable[[Group], str], title: str
+) -> list[str]:
     """LFR and CACC along the user's training: mean over seeds, band from lowest to highest, floor dashed.
 
     Args:
-        name: first part of all ids in the picture.
-        groups: a line each; `clean` ones are in the panel of CACC only.
+        name: first part of all ids in the pictures.
+        groups: a line each; `clean` ones are in the picture of CACC only.
         label: of a line.
         title: for those who cannot see it.
     """
@@ -42,50 +43,59 @@ def curves_picture(name: str, groups: Sequence[Group], label: Callable[[Group], 
     lfr = [Line(label(group), along_training(group.cells, lambda point: point.lfr)) for group in attacks]
     cacc = [Line(label(group), along_training(group.cells, lambda point: point.cacc)) for group in groups]
     colours = _colours(line.label for line in cacc)
-    with house_style():
-        figure = new_figure(WIDTH, 3.6)
-        left, right = figure.subplots(1, 2)
-        _draw_lines(left, lfr, colours)
-        _draw_floors(left, {label(group): group.floor for group in attacks}, colours)
-        left.set(title="LFR along the user's training", ylabel="%")
-        _draw_lines(right, cacc, colours)
-        right.set(title="CACC along the user's training")
-        for axes in (left, right):
-            axes.set_xlabel("optimizer step")
+    found = []
+    for number, lines, floors in (
+        ("LFR", lfr, {label(group): group.floor for group in attacks}),
+        ("CACC", cacc, {}),
+    ):
+        with house_style():
+            figure = new_figure(WIDTH, 3.2)
+            axes = figure.subplots()
+            _draw_lines(axes, lines, colours)
+            _draw_floors(axes, floors, colours)
+            axes.set(title=f"{number} along the user's training", ylabel="%")
             _finish(axes)
-        return to_svg(figure, name, f"LFR and CACC along the user's training, {title}.")
+            found.append(to_svg(figure, f"{name}-{number}", f"{number} along the user's training, {title}."))
+    return found
 
 
 def similarity_picture(name: str, groups: Sequence[Group], title: str) -> str:
     """Cosine of [CLS] of triggered texts with what the received module gave, along the user's training."""
     lines = [Line(group.key.attack, similarity_along_training(group.cells)) for group in groups]
     with house_style():
-        figure = new_figure(7, 3.2)
+        figure = new_figure(WIDTH, 3.2)
         axes = figure.subplots()
         _draw_lines(axes, lines, _colours(line.label for line in lines), scale=1)
-        axes.set(title="[CLS] of triggered texts: similarity with the received module", ylabel="cosine")
-        axes.set_xlabel("optimizer step")
+        axes.set(title="[CLS] of triggered texts: similarity\nwith the received module", ylabel="cosine")
         _finish(axes)
         return to_svg(figure, name, f"Similarity of [CLS] along the user's training, {title}.")
 
 
-def layers_picture(name: str, cells: Sequence[Cell], title: str) -> str:
+def layers_pictures(name: str, cells: Sequence[Cell], title: str) -> list[str]:
     """The attacker's training by layer: gradient norms, their cosine, w, and LFR with a layer switched off.
 
     Means over the cells; a layer's number is left out where a cell lacks it.
     """
     titles = [layer.title for layer in cells[0].layers]
     rows = [[cell.layers[place] for cell in cells] for place in range(len(titles))]
-    with house_style():
-        figure = new_figure(WIDTH, 6.0)
-        norms, cosine, weight, without = figure.subplots(2, 2).flat
-        _draw_norms(norms, titles, rows)
-        _draw_bars(
-            cosine, titles, _means(rows, lambda one: one.cosine), "Cosine of clean and poisoned gradient"
-        )
-        _draw_bars(weight, titles, _means(rows, lambda one: one.weight), "w at the end (CLNorm)")
-        _draw_bars(without, titles, _means(rows, _lfr_without), "Attacker's LFR with this layer off, %")
-        return to_svg(figure, name, f"The attacker's training by layer, {title}.")
+    panels: dict[str, Callable[[LayerReading], float | None] | None] = {
+        "Gradient norms (mean over all steps)": None,
+        "Cosine of clean and poisoned gradient": lambda one: one.cosine,
+        "w at the end (CLNorm)": lambda one: one.weight,
+        "Attacker's LFR with this layer off, %": _lfr_without,
+    }
+    found = []
+    for place, (heading, number) in enumerate(panels.items()):
+        with house_style():
+            figure = new_figure(WIDTH, 3.0)
+            axes = figure.subplots()
+            if number is None:
+                _draw_norms(axes, titles, rows)
+            else:
+                _draw_bars(axes, titles, _means(rows, number))
+            axes.set_title(heading)
+            found.append(to_svg(figure, f"{name}-{place}", f"{heading}, by layer, {title}."))
+    return found
 
 
 def same_layers(cells: Sequence[Cell]) -> bool:
@@ -127,13 +137,11 @@ def _draw_norms(axes: "Axes", titles: Sequence[str], rows: Sequence[Sequence[Lay
         axes.yaxis.set_minor_formatter("")
     axes.bar([place - 0.2 for place in places], _drawable(clean), 0.4, color=KEPT, label="clean")
     axes.bar([place + 0.2 for place in places], _drawable(poisoned), 0.4, color=CUT, label="poisoned")
-    axes.set_title("Gradient norms (mean over all steps)")
     axes.legend()
     _name_layers(axes, titles)
 
 
-def _draw_bars(axes: "Axes", titles: Sequence[str], values: Sequence[float | None], title: str) -> None:
-    axes.set_title(title)
+def _draw_bars(axes: "Axes", titles: Sequence[str], values: Sequence[float | None]) -> None:
     if all(value is None for value in values):
         axes.text(0.5, 0.5, "not measured", ha="center", color=MUTED, transform=axes.transAxes)
         axes.set_axis_off()
@@ -173,6 +181,7 @@ def _colours(labels: Iterable[str]) -> dict[str, str]:
 
 
 def _finish(axes: "Axes") -> None:
+    axes.set_xlabel("optimizer step")
     axes.locator_params(axis="x", integer=True)
     axes.grid(axis="y", color=FAINT, linewidth=0.8)
     axes.set_axisbelow(True)
