@@ -15,7 +15,7 @@ from lightpeft.audit.cell import Cell, load_cells, plain
 from lightpeft.audit.metrics import over_seeds
 from lightpeft.audit.report import Group, group_cells, markdown_table
 from lightpeft.audit.report.wording import difference_text, points
-from lightpeft.files import write_json
+from lightpeft.bench import result_file, save_result
 
 PAIRS = (("sst2", "imdb"), ("imdb", "sst2"), ("enron", "ling"), ("ling", "enron"))
 ATTACKS = ("clean", "vanilla", "ripple", "lwp", "gradnorm", "gradient_control")
@@ -46,12 +46,12 @@ def main() -> None:
     parser.add_argument("--paper", action="store_true")
     parser.add_argument("--matrix", action="store_true")
     parser.add_argument("--rows", choices=("attacks", "defences"), default="attacks")
-    parser.add_argument("--pack", type=Path)
+    parser.add_argument("--pack", type=result_file)
     options = parser.parse_args()
     cells = load_cells(options.run / "cells")
     if options.pack is not None:
         rows = [plain(dataclasses.replace(cell, settings={})) for cell in cells]
-        write_json(options.pack, {"cells": rows})
+        save_result(options.pack, {"cells": rows})
     elif options.paper:
         print(beside_the_paper(cells))
     elif options.matrix:

@@ -9,6 +9,7 @@ import random
 from pathlib import Path
 
 from lightpeft.errors import ConfigError
+from lightpeft.outputs import Output, check_file, written_file
 
 SEPARATOR, VALIDATION, TRAINING = "<|doc|>", 15, 300
 
@@ -18,12 +19,14 @@ def main() -> None:
     parser.add_argument("corpus", type=Path)
     parser.add_argument("out", type=Path)
     options = parser.parse_args()
+    for split in ("validation", "train"):
+        check_file(options.out / f"{split}.jsonl", Output.DATA)
     documents = shuffled(read(options.corpus))
-    options.out.mkdir(parents=True, exist_ok=True)
     parts = {"validation": documents[:VALIDATION], "train": documents[VALIDATION:][:TRAINING]}
     for split, part in parts.items():
         lines = "".join(json.dumps({"text": text}) + "\n" for text in part)
-        (options.out / f"{split}.jsonl").write_text(lines, encoding="utf-8")
+        with written_file(options.out / f"{split}.jsonl", Output.DATA) as beside:
+            beside.write_text(lines, encoding="utf-8")
         print(f"{split}: {len(part)} documents, {sum(map(len, part))} characters")
 
 

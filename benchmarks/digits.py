@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification
 
 from lightpeft import LightCallback, LightConfig, load, save
-from lightpeft.files import write_json
+from lightpeft.bench import result_file, save_result
 from lightpeft.report import environment
 from lightpeft.runs import measure_speed
 from lightpeft.surgery import parameter_counts
@@ -65,14 +65,14 @@ def main() -> None:
     parser.add_argument("--pretraining-steps", type=int, default=Config.pretraining_steps)
     parser.add_argument("--steps", type=int, default=Config.steps)
     parser.add_argument("--seeds", type=int, nargs="+", default=Config.seeds)
-    parser.add_argument("--out", type=Path, help="file for the result")
+    parser.add_argument("--out", type=result_file, help="file for the result")
     options = vars(parser.parse_args())
     out = options.pop("out")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     result = run(Config(**options))
     if out is not None:
-        write_json(out, result)
+        save_result(out, result)
     print(table(result))
 
 

@@ -34,7 +34,7 @@ from transformers.utils import logging
 
 from lightpeft import Budget, LightTasks, Scores, cut, find_anatomy, load, make_plan, save
 from lightpeft.adapters import find_modules
-from lightpeft.files import write_json
+from lightpeft.bench import result_file, save_result
 from lightpeft.report import environment
 from lightpeft.run_config import PeftOptions
 from lightpeft.runs import MINILM, Labels, load_peft_model, minilm_path
@@ -52,7 +52,7 @@ Choose = Callable[[str], nn.Module]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=result_file)
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument(
         "--measure", choices=MEASURED, help="one way in this process; used by the program itself"
@@ -82,7 +82,7 @@ def main() -> None:
         "environment": environment(),
     }
     print(json.dumps(result, indent=2))
-    write_json(options.out, result)
+    save_result(options.out, result)
 
 
 def write_files(files: Path) -> None:

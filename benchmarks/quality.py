@@ -15,9 +15,10 @@ from typing import Any
 
 import yaml
 
+from lightpeft.bench import save_result
 from lightpeft.cli.tasks import TaskOptions
 from lightpeft.config import Budget, EstimationConfig, LightConfig, SurgeryConfig
-from lightpeft.files import read_json, write_json
+from lightpeft.files import read_json
 from lightpeft.report import environment
 from lightpeft.report.units import lower_is_better
 from lightpeft.run_config import BottleneckOptions, LoraOptions, PeftOptions, TrainingConfig
@@ -51,7 +52,7 @@ def run_all(config: dict[str, Any], options: argparse.Namespace) -> None:
         for method in methods:
             target = options.out / f"{method}-{seed}.json"
             if not target.is_file():
-                write_json(target, run_one(config, task, method, seed))
+                save_result(target, run_one(config, task, method, seed))
 
 
 def task_options(config: dict[str, Any], data: Path | None) -> TaskOptions:

@@ -33,7 +33,8 @@ from lightpeft.audit.scan import Reference, ScanTexts
 from lightpeft.audit.scan.measured import Measured, measure_module
 from lightpeft.audit.scan.scan import SUSPECT, THRESHOLD
 from lightpeft.audit.training import AttackOptions, train_attacker, train_user
-from lightpeft.files import read_json, write_json
+from lightpeft.bench import result_file, save_result
+from lightpeft.files import read_json
 from lightpeft.report import environment
 from lightpeft.run_config import PeftForm, PeftOptions, TrainingConfig
 from lightpeft.runs import MINILM, Labels, load_peft_model, load_tokenizer
@@ -85,8 +86,8 @@ RECIPES: tuple[tuple[str, TriggerRecipe, str], ...] = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    for name in ("--data", "--work", "--out"):
-        parser.add_argument(name, type=Path, required=True)
+    for name, kind in (("--data", Path), ("--work", Path), ("--out", result_file)):
+        parser.add_argument(name, type=kind, required=True)
     parser.add_argument("--limit", type=int, default=MODULES)
     options = parser.parse_args()
     tasks = {group: open_task(group, options.data) for group in GROUPS}
@@ -101,7 +102,7 @@ def main() -> None:
         "thresholds": [SUSPECT, THRESHOLD],
         "took": TOOK,
     }
-    write_json(options.out, result | {"model": MINILM, "environment": environment()})
+    save_result(options.out, result | {"model": MINILM, "environment": environment()})
     for name, parts in result["rates"].items():
         print(name, {part: f"{hits}/{total}" for part, (hits, total, *_) in parts.items()})
 
@@ -151,7 +152,7 @@ def measure(group: Group, task: AuditTask, work: Path, kind: str, number: int, s
     found: dict[str, Any] = {"group": group.name, "kind": kind, "number": number, "trigger": trigger}
     found |= {"policy": policy, "recipe": None if recipe is None else recipe.to_dict()}
     found |= {"measured": dataclasses.asdict(measured), "processor_seconds": seconds, "p": None}
-    write_json(path, found | quality(folder, task, recipe))
+    save_result(path, found | quality(folder, task, recipe))
     return read_json(path)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from datasets import load_dataset
 
 from lightpeft.audit import TriggerRecipe, trigger_visibility, triggered_test
-from lightpeft.files import write_json
+from lightpeft.bench import result_file, save_result
 from lightpeft.report import environment
 from lightpeft.runs import MINILM, load_tokenizer
 
@@ -31,10 +31,10 @@ LENGTHS, ROWS = (128, 256, 512), 2000
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=result_file, required=True)
     options = parser.parse_args()
     sets = {name: measure(options.data / name, *row) for name, row in SETS.items()}
-    write_json(options.out, {"sets": sets, "model": MINILM, "environment": environment()})
+    save_result(options.out, {"sets": sets, "model": MINILM, "environment": environment()})
     for name, lengths in sets.items():
         for length, left in lengths.items():
             print(name, length, {key: round(100 * share["share"], 1) for key, share in left.items()})

@@ -4,7 +4,6 @@ python benchmarks/whole_blocks.py --out benchmarks/results/whole-blocks.json
 """
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from transformers import AutoModelForSequenceClassification
 
 from lightpeft import Budget, Scores, cut, find_anatomy, make_plan
 from lightpeft.anatomy import Anatomy
-from lightpeft.files import write_json
+from lightpeft.bench import result_file, save_result
 from lightpeft.report import environment
 from lightpeft.runs import MINILM, measure_speed, resolve_model
 
@@ -24,7 +23,7 @@ NOTHING: dict[str, Any] = {"heads": 0.0, "neurons": 0.0, "modules": 0.0, "ranks"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=result_file, required=True)
     parser.add_argument("--repeats", type=int, default=15)
     options = parser.parse_args()
     models = {"plain": fresh()}
@@ -46,7 +45,7 @@ def main() -> None:
             "inference": speed.inference.median / base.inference.median,
         }
         print(f"| {name} | {result[name]['train_step']:.2f} | {result[name]['inference']:.2f} |")
-    write_json(options.out, {"ratios": result, "repeats": options.repeats, "environment": environment()})
+    save_result(options.out, {"ratios": result, "repeats": options.repeats, "environment": environment()})
 
 
 def fresh() -> PeftModel:

@@ -31,6 +31,7 @@ from lightpeft import (
     find_anatomy,
     make_plan,
 )
+from lightpeft.outputs import written_beside
 
 PAGE = Path(__file__).parent.parent / "docs" / "architectures.md"
 START, END = "<!-- table: python -m scripts.support_table --write -->", "<!-- end of table -->"
@@ -260,7 +261,8 @@ def main() -> None:
         table.append(markdown_row(row(animal)))
         print(table[-1], flush=True)
     if options.write:
-        PAGE.write_text(page(table), encoding="utf-8")
+        with written_beside(PAGE) as beside:
+            beside.write_text(page(table), encoding="utf-8")
 
 
 if __name__ == "__main__":
