@@ -19,6 +19,7 @@ from lightpeft.checkpoint.poison import refuse_marked, refuse_marked_model
 from lightpeft.checkpoint.sharing import BareBase, share
 from lightpeft.errors import AnatomyError, CheckpointError, PlanError
 from lightpeft.files import read_json
+from lightpeft.outputs import restore_left_behind
 from lightpeft.surgery import CutRecord, reapply, verify_discovered
 from lightpeft.wrapping import base_parameters
 
@@ -78,7 +79,7 @@ def _bare_base(
 def find_folder(folder: str | Path) -> Path:
     """The local folder of a light checkpoint, fetched from the hub if `folder` is a hub name."""
     path = Path(folder)
-    if path.is_dir():
+    if restore_left_behind(path) and path.is_dir():
         return path
     try:
         return Path(snapshot_download(str(folder), allow_patterns=["*.json", "*.safetensors", "*.txt"]))
