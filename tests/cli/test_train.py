@@ -57,19 +57,6 @@ def test_evaluate_finds_the_metric_that_train_reported(
     assert found == pytest.approx(Result.load(finished_run / "result.json").light.metric, abs=1e-6)
 
 
-def test_predict_labels_every_line(
-    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    texts = tmp_path / "texts.txt"
-    texts.write_text("the film is not dull at all\n\nan awful hotel\n", encoding="utf-8")
-    assert main(["predict", str(finished_run), str(texts)]) == 0
-    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert len(answers) == 2
-    assert all(a["label"] in ("negative", "positive") and 0.5 <= a["probability"] <= 1 for a in answers)
-    assert main(["predict", str(finished_run / "light"), str(texts), "--out", str(tmp_path / "l")]) == 0
-    assert [json.loads(line) for line in (tmp_path / "l").read_text().splitlines()] == answers
-
-
 def test_a_classifier_writes_no_texts(
     finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

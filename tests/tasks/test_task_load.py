@@ -131,7 +131,11 @@ REFUSED: list[tuple[str, dict[str, list[dict[str, Any]]], str]] = [
     ("nan label", {"train": rows(0.5, float("nan")), "validation": GOOD}, r"1 of 2 labels are"),
     ("infinite", {"train": rows(0.5, float("inf")), "validation": GOOD}, r"row 2: an infinite"),
     ("list label", {"train": rows([1], [0]), "validation": GOOD}, r"row 1: a label of type list"),
-    ("mixed", {"train": rows(1, "a"), "validation": GOOD}, r"more than one type: 'int', 'str'"),
+    (
+        "mixed",
+        {"train": rows(1, "a"), "validation": GOOD},
+        r"more than one type: 'int' \(row 1\), 'str' \(row 2\)",
+    ),
     ("constant", {"train": rows(1.5, 1.5), "validation": rows(2.0)}, r"labels are '1\.5'; there is"),
     ("string score", {"train": rows(1.5, 2.5), "validation": rows("x")}, r"has the label 'x'"),
     ("number", {"train": [{"text": 3, "label": 0}], "validation": GOOD}, r"a text, found int 3"),

@@ -6,7 +6,7 @@ from pathlib import Path
 from lightpeft.cli.checkpoints import open_checkpoint
 from lightpeft.cli.options import run_with_options
 from lightpeft.cli.output import print_json
-from lightpeft.cli.tasks import recorded_task, recorded_training
+from lightpeft.cli.tasks import recorded_training, recorded_validation
 from lightpeft.runs import evaluate_model
 
 
@@ -26,13 +26,13 @@ def evaluate(
 
     Args:
         checkpoint: Light checkpoint or a run's folder; local, or a hub name.
-        data: Folder with the task's files; by default where it was trained from.
+        data: Folder with the validation file; by default where it was trained from.
         base: Hub name or folder of the base; by default the one that the checkpoint names.
         batch_size: Examples per forward pass; by default 128, of a language model 8.
         json: Print JSON.
     """
     model, tokenizer, record = open_checkpoint(checkpoint, base)
-    task = recorded_task(record, data).load()
+    task = recorded_validation(record, data)
     metrics = evaluate_model(model, tokenizer, task, recorded_training(record, batch_size))
     if json:
         print_json(metrics)

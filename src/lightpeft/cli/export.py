@@ -12,7 +12,7 @@ from lightpeft.checkpoint import export_full_adapter, export_merged, load_merged
 from lightpeft.cli.checkpoints import light_folder, open_tokenizer, recorded
 from lightpeft.cli.options import run_with_options
 from lightpeft.cli.output import print_json
-from lightpeft.cli.tasks import recorded_task, recorded_training
+from lightpeft.cli.tasks import recorded_training, recorded_validation
 from lightpeft.errors import ConfigError
 from lightpeft.files import folder_bytes
 from lightpeft.runs import evaluate_model, resolve_model
@@ -104,7 +104,7 @@ def _measure(
     batch_size: int | None,
 ) -> dict[str, float]:
     record = described["task"]
-    task = recorded_task(record, data).load()
+    task = recorded_validation(record, data)
     tokenizer = open_tokenizer(directory)
     return evaluate_model(model, tokenizer, task, recorded_training(record, batch_size))
 

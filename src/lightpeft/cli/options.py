@@ -174,7 +174,7 @@ def _mistake(message: str, parser: ArgumentParser) -> str:
     if key and value:
         kind = kinds.get(f"--{key['key']}", _positional_kind(parser, key["key"]))
         return f"{key['key']} is {value['value']!r}; give {_wanted(kind)}."
-    return " ".join(message.removesuffix(".").split()) + "."
+    return " ".join(_KEY.sub(r"\g<key>:", message).removesuffix(".").split()) + "."
 
 
 def _positional_kind(parser: ArgumentParser, name: str) -> Any:

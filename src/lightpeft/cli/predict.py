@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightpeft.cli.checkpoints import open_checkpoint
-from lightpeft.cli.options import run_with_options
+from lightpeft.cli.options import existing_file, run_with_options
 from lightpeft.cli.tasks import recorded_objective, recorded_training
 from lightpeft.errors import ConfigError
 from lightpeft.outputs import Output, check_file, written_file
 from lightpeft.runs import generate_texts, predict_labels
+from lightpeft.tasks import TaskError, text_lines
 
 NEW_TOKENS = 64
 
@@ -32,7 +33,7 @@ def predict(
 
     Args:
         checkpoint: Light checkpoint or a run's folder; local, or a hub name.
-        texts: UTF-8 text file, one example or prompt a line; two texts are separated by a tab.
+        texts: UTF-8 text file, one example or prompt a line, blank or not; two texts have a tab between.
         out: File for the answers (jsonl); by default standard output.
         base: Hub name or folder of the base; by default the one that the checkpoint names.
         batch_size: Examples at once; by default 128, of a language model 8.
@@ -42,6 +43,7 @@ def predict(
         check_file(out, Output.PREDICTIONS)
         if out.resolve() == texts.resolve():
             raise ConfigError(f"{out} is the file of texts; choose another name for the answers.")
+    existing_file(texts, "a text file, one example a line")
     model, tokenizer, record = open_checkpoint(checkpoint, base)
     size = recorded_training(record, batch_size).batch_size
     if recorded_objective(record) == "causal-lm":
@@ -61,19 +63,23 @@ def predict(
 
 
 def read_rows(path: Path, columns: int) -> list[list[str]]:
-    """The examples of a text file, each as its one or two texts.
+    """The examples of a text file, one a line, each as its one or two texts; a blank line is a blank example.
 
     Raises:
-        ConfigError: missing, not UTF-8, empty, or a line with another number of texts.
+        ConfigError: there is no such file.
+        TaskError: it is not UTF-8, or a line has another number of texts.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read as UTF-8 text: {error}") from error
-    rows = [line.split("\t") if columns > 1 else [line] for line in lines if line.strip()]
-    if not rows:
-        raise ConfigError(f"{path} has no text in it.")
-    for number, row in enumerate(rows, 1):
-        if len(row) != columns:
-            raise ConfigError(f"{path}, example {number}: found {len(row)} texts, the task has {columns}.")
+    rows = []
+    for number, line in enumerate(
+        text_lines(existing_file(path, "a text file, one example a line")), start=1
+    ):
+        texts = line.split("\t") if columns > 1 else [line]
+        if not line.strip():
+            texts = [""] * columns
+        if len(texts) != columns:
+            raise TaskError(
+                f"{path}, line {number}: found {len(texts)} texts, the task has {columns}; put a tab "
+                "between them"
+            )
+        rows.append(texts)
     return rows

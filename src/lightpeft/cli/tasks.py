@@ -1,14 +1,24 @@
 """The task options that several verbs share."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lightpeft.errors import ConfigError
 from lightpeft.run_config import TrainingConfig
 from lightpeft.runs import OBJECTIVES
-from lightpeft.tasks import Objective, TaskData, TaskSpec, custom_task, load_task, task_names
+from lightpeft.tasks import (
+    Objective,
+    TaskData,
+    TaskSpec,
+    ValidationData,
+    custom_task,
+    find_task,
+    load_task,
+    load_validation,
+    task_names,
+)
 
 
 @dataclass(frozen=True)
@@ -65,21 +75,41 @@ def task_record(options: TaskOptions, data: TaskData, training: TrainingConfig) 
         "metric": options.metric,
         "class_names": list(data.class_names),
         "regression": data.is_regression,
+        "held_out_of": data.held_out_of,
         "max_length": training.tokens,
         "packing": training.packing,
     }
 
 
-def recorded_task(record: Mapping[str, Any], data: Path | None) -> TaskOptions:
-    """The task options of a checkpoint's record; `data` takes the place of the recorded folder."""
+def recorded_validation(record: Mapping[str, Any], data: Path | None) -> ValidationData:
+    """What a checkpoint is evaluated on, under the classes that it was trained with.
+
+    Args:
+        data: takes the place of the recorded folder.
+
+    Raises:
+        TaskError: see ``load_validation``.
+    """
     recorded = record.get("data")
-    return TaskOptions(
+    folder = data if data is not None else (None if recorded is None else Path(recorded))
+    return load_validation(_recorded_spec(record), folder, held_out_of=record.get("held_out_of"))
+
+
+def _recorded_spec(record: Mapping[str, Any]) -> TaskSpec:
+    if not record.get("own_columns"):
+        return find_task(record["name"])
+    spec = custom_task(
+        tuple(record["text"]),
+        record["label"],
+        record.get("metric"),
         name=record["name"],
-        data=data if data is not None else (None if recorded is None else Path(recorded)),
-        text=tuple(record["text"]) if record.get("own_columns") else (),
-        label=record["label"],
-        metric=record.get("metric"),
         objective=recorded_objective(record),
+    )
+    if not spec.has_labels:
+        return spec
+    names = tuple(record["class_names"]) or None
+    return replace(
+        spec, class_names=names, regression=record["regression"], labels_are_names=names is not None
     )
 
 
@@ -94,5 +124,5 @@ def recorded_training(record: Mapping[str, Any], batch_size: int | None) -> Trai
     return TrainingConfig(
         max_length=record["max_length"],
         packing=record.get("packing", False),
-        batch_size=batch_size or OBJECTIVES[recorded_objective(record)].batch_size,
+        batch_size=OBJECTIVES[recorded_objective(record)].batch_size if batch_size is None else batch_size,
     )

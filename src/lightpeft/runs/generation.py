@@ -8,6 +8,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightpeft.errors import ConfigError
+from lightpeft.runs.limits import check_ids
 
 Generating = PeftModel | PreTrainedModel
 
@@ -31,6 +32,7 @@ def generate_texts(
     if max_new_tokens < 1:
         raise ConfigError(f"max_new_tokens is {max_new_tokens}; give at least 1.")
     ids = [_prompt_ids(tokenizer, prompt) for prompt in prompts]
+    check_ids(ids, tokenizer, model)
     _check_lengths(model, ids, max_new_tokens)
     answers: list[dict[str, Any]] = []
     for start in range(0, len(ids), batch_size):

@@ -5,17 +5,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import EvalPrediction, PreTrainedTokenizerBase
+from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedTokenizerBase
 
 from lightpeft.run_config import TrainingConfig
+from lightpeft.runs.limits import check_tokens
 from lightpeft.runs.objectives import OBJECTIVES, features
-from lightpeft.tasks import TaskData, compute_metrics_for
+from lightpeft.tasks import TaskData, ValidationData, compute_metrics_for, encode
 
 
 def evaluate_model(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, task: TaskData, training: TrainingConfig
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    task: TaskData | ValidationData,
+    training: TrainingConfig,
 ) -> dict[str, float]:
     """The task's metrics on its validation split; `main` is the number to compare.
 
@@ -24,8 +29,10 @@ def evaluate_model(
     """
     row = OBJECTIVES[task.spec.objective]
     predictions, labels = [], []
+    encoded = features(task.spec.objective, task.validation, tokenizer, training)
+    check_tokens(encoded, tokenizer, model, "validation text")
     loader: DataLoader[Any] = DataLoader(
-        features(task.spec.objective, task.validation, tokenizer, training),
+        encoded,
         batch_size=training.batch_size,
         collate_fn=row.collator(tokenizer),
     )
@@ -49,14 +56,16 @@ def predict_labels(
     batch_size: int,
 ) -> list[dict[str, Any]]:
     """One answer per row: `label` and `probability`, or `value` for a regression."""
-    answers = []
-    for start in range(0, len(rows), batch_size):
-        texts = [list(column) for column in zip(*rows[start : start + batch_size], strict=True)]
-        batch = tokenizer(
-            *texts, truncation=True, max_length=record["max_length"], padding=True, return_tensors="pt"
-        )
-        answers += [_answer(logits, record) for logits in _logits(model, batch).float().cpu()]
-    return answers
+    if not rows:
+        return []
+    columns = zip(("text", "text_pair"), zip(*rows, strict=True), strict=False)
+    texts = Dataset.from_dict({name: list(column) for name, column in columns})
+    encoded = encode(texts, tokenizer, record["max_length"])
+    check_tokens(encoded, tokenizer, model, "text")
+    loader: DataLoader[Any] = DataLoader(
+        encoded, batch_size=batch_size, collate_fn=DataCollatorWithPadding(tokenizer)
+    )
+    return [_answer(logits, record) for batch in loader for logits in _logits(model, batch).float().cpu()]
 
 
 def _answer(logits: torch.Tensor, record: Mapping[str, Any]) -> dict[str, Any]:

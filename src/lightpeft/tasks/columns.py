@@ -6,7 +6,7 @@ from typing import Any
 from lightpeft.errors import did_you_mean, listed
 from lightpeft.tasks.errors import TaskError, TaskOptionError
 from lightpeft.tasks.files import Table
-from lightpeft.tasks.labels import check_labels, is_hidden, parse_labels
+from lightpeft.tasks.labels import check_labels, clean_labels, is_hidden, is_unicode
 from lightpeft.tasks.spec import TaskSpec
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ def checked_test_columns(spec: TaskSpec, table: Table) -> Columns | None:
     Raises:
         TaskError: as ``checked_columns``.
     """
-    if spec.has_labels and (spec.label not in table.names or is_hidden(_labels(spec, table))):
+    if spec.has_labels and (spec.label not in table.names or is_hidden(_column(table, spec.label))):
         logger.info("%s has no labels and is left out", table.where)
         return None
     return checked_columns(spec, table)
@@ -56,8 +56,12 @@ def checked_texts(spec: TaskSpec, table: Table) -> Columns:
 
 
 def _labels(spec: TaskSpec, table: Table) -> list[Any]:
-    values = _column(table, spec.label)
-    return parse_labels(values) if table.untyped else values
+    return clean_labels(
+        _column(table, spec.label),
+        f"{table.where}, column {spec.label!r}",
+        untyped=table.untyped,
+        as_names=spec.class_names is not None and spec.labels_are_names,
+    )
 
 
 def _column(table: Table, name: str) -> list[Any]:
@@ -82,6 +86,10 @@ def _check_strings(texts: list[Any], where: str) -> None:
         if not isinstance(text, str):
             kind = type(text).__name__
             raise TaskError(f"{where}, row {row}: expected a text, found {kind} {text!r:.60}")
+        if not is_unicode(text):
+            raise TaskError(
+                f"{where}, row {row}: half a character (a lone surrogate) in {text!a:.60}; save the file anew"
+            )
     blank = sum(not text.strip() for text in texts)
     if blank:
         logger.warning("%s: %d of %d texts are blank", where, blank, len(texts))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from lightpeft.errors import listed
 from lightpeft.tasks.errors import TaskError, TaskOptionError
@@ -42,12 +42,23 @@ def encode(data: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -
     chunks: dict[str, list[pa.Array]] = {name: [] for name in names}
     for texts in _batches(data):
         encoded = tokenizer(*texts, truncation=True, max_length=max_length, padding=False)
+        _fill_blank(encoded, tokenizer)
         for name in names:
             chunks[name].append(pa.array(encoded[name], TYPES[name]))
     columns = {name: pa.chunked_array(chunks[name], TYPES[name]) for name in names}
     if "label" in data.column_names:
         columns["labels"] = data.with_format("arrow")["label"][:]
     return Dataset.from_dict(columns)
+
+
+def _fill_blank(encoded: BatchEncoding, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give a text without any token (blank, and no special tokens around it) one; models need one."""
+    filler = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.pad_token_id
+    for row, ids in enumerate(encoded["input_ids"]):
+        if not ids and filler is not None:
+            for name, value in (("input_ids", filler), ("attention_mask", 1), ("token_type_ids", 0)):
+                if name in encoded:
+                    encoded[name][row] = [value]
 
 
 def truncated_share(data: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> float:

@@ -15,6 +15,9 @@ from lightpeft.errors import did_you_mean, listed
 from lightpeft.tasks.errors import TaskError, TaskOptionError
 from lightpeft.tasks.spec import DataPaths
 
+LONGEST_FIELD = 2**31 - 1
+"""Characters; Python's own limit is 131072, which a document may well exceed."""
+
 UTF8_BOM = b"\xef\xbb\xbf"
 
 
@@ -29,6 +32,8 @@ class Table:
     names: tuple[str, ...]
     column: Callable[[str], list[Any]]
     untyped: bool = False
+    is_validation: bool = True
+    """Of a split to evaluate on: whether it is one, or the training rows that it was held out of."""
 
 
 def find_files(data: DataPaths, splits: Mapping[str, tuple[str, ...]]) -> dict[str, Path]:
@@ -100,18 +105,22 @@ def _file_of(folder: Path, stems: tuple[str, ...]) -> Path | None:
 def _read_parquet(path: Path) -> Table:
     try:
         file = pq.ParquetFile(path, memory_map=True)
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:
         raise TaskError(f"{path} is not a readable parquet file: {error}") from error
     names = tuple(file.schema_arrow.names)
     return Table(str(path), names, lambda name: _parquet_column(file, name))
 
 
 def _parquet_column(file: Any, name: str) -> list[Any]:
-    values: list[Any] = file.read(columns=[name]).column(0).to_pylist()
+    try:
+        values: list[Any] = file.read(columns=[name]).column(0).to_pylist()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise TaskError(f"column {name!r} of a parquet file cannot be read: {error}") from error
     return values
 
 
 def _read_csv(path: Path, delimiter: str = ",") -> Table:
+    csv.field_size_limit(LONGEST_FIELD)
     lines = csv.reader(io.StringIO(_read_text(path), newline=""), delimiter=delimiter, strict=True)
     try:
         header = next(lines, [])
@@ -169,11 +178,15 @@ def _parse_json(text: str, path: Path, first_line: int) -> Any:
 
     try:
         return json.loads(text, object_pairs_hook=checked)
+    except RecursionError as error:
+        raise TaskError(f"{path}, from line {first_line}: nested too deeply to be data") from error
     except json.JSONDecodeError as error:
         raise TaskError(
             f"{path}, line {first_line + error.lineno - 1}, column {error.colno}: "
             f"not valid JSON ({error.msg})"
         ) from error
+    except ValueError as error:  # a number of thousands of digits
+        raise TaskError(f"{path}, from line {first_line}: {error}") from error
 
 
 def _table_of_records(records: list[Any], path: Path) -> Table:
@@ -187,12 +200,25 @@ def _table_of_records(records: list[Any], path: Path) -> Table:
 
 def _read_lines(path: Path) -> Table:
     """One text a line, in the column ``text``; blank lines are skipped."""
-    lines = [line.rstrip("\r") for line in _read_text(path).split("\n") if line.strip()]
+    lines = [line for line in text_lines(path) if line.strip()]
     return Table(str(path), ("text",), lambda _name: lines, untyped=True)
 
 
+def text_lines(path: Path) -> list[str]:
+    """The lines of a text file as an editor numbers them: only a line feed ends one, or CR and line feed.
+
+    Raises:
+        TaskError: it cannot be read, or is not UTF-8.
+    """
+    lines = [line.removesuffix("\r") for line in _read_text(path).split("\n")]
+    return lines if lines[-1] else lines[:-1]
+
+
 def _read_text(path: Path) -> str:
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise TaskError(f"{path} cannot be read: {error.strerror or error}") from error
     offset = len(UTF8_BOM) if content.startswith(UTF8_BOM) else 0
     try:
         return content[offset:].decode("utf-8")

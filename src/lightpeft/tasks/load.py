@@ -10,11 +10,11 @@ from lightpeft.tasks.columns import Columns, checked_columns, checked_test_colum
 from lightpeft.tasks.draw import permutation
 from lightpeft.tasks.errors import TaskError, TaskOptionError
 from lightpeft.tasks.files import Table
-from lightpeft.tasks.labels import check_varied, resolve_labels
+from lightpeft.tasks.labels import check_varied, known_labels, resolve_labels
 from lightpeft.tasks.metrics import with_metrics
 from lightpeft.tasks.registry import find_task
-from lightpeft.tasks.sources import open_tables
-from lightpeft.tasks.spec import DataPaths, TaskData, TaskSpec
+from lightpeft.tasks.sources import open_tables, open_validation
+from lightpeft.tasks.spec import DataPaths, TaskData, TaskSpec, ValidationData
 
 logger = logging.getLogger(__name__)
 
@@ -51,11 +51,46 @@ def load_task(
     if spec.has_labels:
         spec, columns = _with_ids(spec, columns)
     spec = with_metrics(spec)
+    held_out_of = None
     if "validation" not in columns:
+        held_out_of = len(columns["train"]["text"])
         columns |= _held_out(columns["train"], spec, seed)
     columns["train"] = _limited(columns["train"], spec, train_limit, seed)
     splits = {split: _dataset(found, spec) for split, found in columns.items()}
-    return TaskData(spec, splits["train"], splits["validation"], splits.get("test"))
+    return TaskData(spec, splits["train"], splits["validation"], splits.get("test"), held_out_of)
+
+
+def load_validation(
+    task: str | TaskSpec,
+    data: DataPaths | None = None,
+    *,
+    held_out_of: int | None = None,
+    seed: int = 0,
+) -> ValidationData:
+    """Load what a trained model is evaluated on; no other split is read.
+
+    Args:
+        task: a name, or a spec that says its classes or that it is a regression.
+        data: as for ``load_task``.
+        held_out_of: rows of the training file, if the validation rows were held out of it in training.
+        seed: of ``load_task`` in training.
+
+    Raises:
+        TaskError: the split is missing, or a text or label in it cannot be used (names the row).
+    """
+    spec = with_metrics(find_task(task) if isinstance(task, str) else task)
+    table = open_validation(spec, data, seed, held_out=held_out_of is not None)
+    columns = checked_columns(spec, table)
+    if spec.has_labels:
+        columns["label"] = known_labels(spec, columns["label"], "validation")
+    if held_out_of is not None and not table.is_validation:
+        if len(columns["text"]) != held_out_of:
+            raise TaskError(
+                f"task {spec.name!r}: the validation rows were held out of {held_out_of} training rows, but "
+                f"{table.where} has {len(columns['text'])}, so they cannot be told; add a validation file"
+            )
+        columns = _held_out(columns, spec, seed)["validation"]
+    return ValidationData(spec, _dataset(columns, spec))
 
 
 def _checked(spec: TaskSpec, tables: Mapping[str, Table]) -> dict[str, Columns]:

@@ -1,6 +1,7 @@
 """Where the splits of a task come from: local files, the hub, or a generator."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import datasets
@@ -39,9 +40,25 @@ def open_tables(
     raise TaskOptionError(f"task {spec.name!r} has no data of its own; give data= a folder or files")
 
 
+def open_validation(spec: TaskSpec, data: DataPaths | None, seed: int, *, held_out: bool) -> Table:
+    """The unchecked validation split alone; with ``held_out``, else the training split.
+
+    Raises:
+        TaskError: as ``open_tables``.
+    """
+    if data is None:
+        return open_tables(spec, None, None, seed)["validation"]
+    files = find_files(data, _accepted_names(spec))
+    if "validation" not in files and held_out and "train" in files:
+        return replace(read_table(files["train"]), is_validation=False)
+    _require_splits(spec, files, f"data={str(data)!r}", ["validation"])
+    return read_table(files["validation"])
+
+
 def _tables_of_files(spec: TaskSpec, data: DataPaths) -> dict[str, Table]:
     files = find_files(data, _accepted_names(spec))
-    _require_splits(spec, files, f"data={str(data)!r}")
+    required = ["train"] if spec.source is None else ["train", "validation"]
+    _require_splits(spec, files, f"data={str(data)!r}", required)
     return {split: read_table(path) for split, path in files.items()}
 
 
@@ -79,7 +96,7 @@ def _hub_tables(spec: TaskSpec, source: HubSource) -> dict[str, Table]:
         for split, names in _accepted_names(spec).items()
         if any(name in hub for name in names)
     }
-    _require_splits(spec, present, f"{source.path} ({source.config})")
+    _require_splits(spec, present, f"{source.path} ({source.config})", ["train", "validation"])
     return {
         split: Table(f"{spec.name} {name}", tuple(hub[name].column_names), _column_on_hub(hub[name]))
         for split, name in present.items()
@@ -98,8 +115,7 @@ def _accepted_names(spec: TaskSpec) -> dict[str, tuple[str, ...]]:
     }
 
 
-def _require_splits(spec: TaskSpec, found: Mapping[str, object], where: str) -> None:
-    required = ["train"] if spec.source is None else ["train", "validation"]
+def _require_splits(spec: TaskSpec, found: Mapping[str, object], where: str, required: Sequence[str]) -> None:
     missing = [split for split in required if split not in found]
     if missing:
         names = [name for split in missing for name in _accepted_names(spec)[split]]

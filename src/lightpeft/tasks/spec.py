@@ -47,6 +47,8 @@ class TaskSpec:
         metrics: names from ``METRICS``; empty means the usual ones for the kind of labels.
         main: the metrics whose mean is the one number to compare; empty means all of ``metrics``.
         validation_splits: names of the split to validate on, the first that exists is taken.
+        labels_are_names: with class names, the labels in the data are these names and never class ids: a
+            trained model's 1 is the class that was written as 1 when it was trained.
         source: where the data comes from without ``data=``; None means only from files.
     """
 
@@ -60,6 +62,7 @@ class TaskSpec:
     validation_splits: tuple[str, ...] = ("validation",)
     source: HubSource | GeneratedSource | None = None
     objective: Objective = "sequence-classification"
+    labels_are_names: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.text, str) or len(self.text) not in (1, 2):
@@ -101,6 +104,8 @@ class TaskData:
     train: Dataset
     validation: Dataset
     test: Dataset | None = None
+    held_out_of: int | None = None
+    """Rows of the training file, where ``validation`` was taken out of them."""
 
     @property
     def is_regression(self) -> bool:
@@ -121,6 +126,14 @@ class TaskData:
     def id2label(self) -> dict[int, str]:
         """Class names by id, for the model's config; empty for regression."""
         return dict(enumerate(self.class_names))
+
+
+@dataclass(frozen=True)
+class ValidationData:
+    """What a trained model is evaluated on: a resolved task, and its validation split as in ``TaskData``."""
+
+    spec: TaskSpec
+    validation: Dataset
 
 
 DataPaths = str | Path | Mapping[str, str | Path]
