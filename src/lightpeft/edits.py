@@ -13,7 +13,7 @@ from lightpeft.linears import OUTPUTS, Projection, weight_dim, width_attribute
 class Journal:
     """Applies changes and remembers how to undo them, and what each change did to parameters.
 
-    The old tensors stay alive until the journal itself is dropped.
+    What it has to remember for that stays alive until the journal itself is dropped.
     """
 
     def __init__(self) -> None:
@@ -38,10 +38,25 @@ class Journal:
         _give(parameter, value)
 
     def slice(self, parameter: Tensor, dim: int, kept: Tensor) -> None:
-        """Keep the indices `kept` (int64, ascending) of dimension `dim` of `parameter`."""
+        """Keep the indices `kept` (int64, ascending) of dimension `dim` of `parameter`.
+
+        Of what was, only what goes is remembered, so that a cut needs no second copy of the weights.
+        """
+        shape, grad = parameter.shape, parameter.grad
         index = kept.to(parameter.device)
-        self.shapes.setdefault(parameter, parameter.shape)
-        self.assign(parameter, parameter.data.index_select(dim, index).contiguous())
+        gone = torch.ones(shape[dim], dtype=torch.bool, device=parameter.device).index_fill(0, index, False)
+        lost = parameter.data[(slice(None),) * dim + (gone,)]
+
+        def restore() -> None:
+            whole = lost.new_empty(shape)
+            whole.index_copy_(dim, index, parameter.data)
+            whole.index_copy_(dim, gone.nonzero().flatten(), lost)
+            parameter.data, parameter.grad = whole, grad
+
+        self._undo.append(restore)
+        self.shapes.setdefault(parameter, shape)
+        parameter.grad = None
+        parameter.data = parameter.data.index_select(dim, index).contiguous()
         self.slices.setdefault(parameter, []).append((dim, kept))
 
     def slice_linear(self, linear: Projection, side: int, kept: Tensor) -> None:

@@ -20,6 +20,7 @@ from lightpeft import (
     EstimationConfig,
     LightCallback,
     LightConfig,
+    LightTrainer,
     PlanError,
 )
 
@@ -184,3 +185,18 @@ def test_a_plain_peft_model_is_untouched_by_a_refusal(tmp_path: Path) -> None:
         model=model,
     )
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+class Positional(LightTrainer):
+    """Calls the model as many loops do, without names."""
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        logits = model(inputs["input_ids"], inputs["attention_mask"]).logits
+        return nn.functional.cross_entropy(logits, inputs["labels"])
+
+
+def test_a_trainer_that_calls_the_model_by_position(base: Path, tmp_path: Path) -> None:
+    """PEFT's models for a task name the arguments again; a plain PeftModel hands them on as they are."""
+    run = trainer(base, tmp_path, kind=Positional, model=fresh_model(base, task_type=None))
+    run.train()
+    assert run.light.report is not None

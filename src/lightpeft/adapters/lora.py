@@ -115,6 +115,11 @@ class LoraFollower(Follower):
         self._gains: dict[str, Tensor] = {}
         """Of DoRA, what the rows of W + ΔW are multiplied by: magnitude / ‖W + ΔW‖."""
 
+    @property
+    def reads_weights(self) -> bool:
+        """DoRA takes the norms of W + ΔW."""
+        return bool(self._layer.lora_magnitude_vector)
+
     @torch.no_grad()
     def prepare(self, kept_ranks: Mapping[str, Tensor]) -> None:
         """Take DoRA's row factors, which a cut has to leave as they are."""

@@ -111,6 +111,11 @@ class Follower(ABC):
     fixed_outputs: str | None = None
     """Why no outputs of the linear can be cut under it."""
 
+    @property
+    def reads_weights(self) -> bool:
+        """Whether what the layer computes hangs on the linear's weights, not only on what it puts out."""
+        return False
+
     def prepare(self, kept_ranks: Mapping[str, Tensor]) -> None:
         """Look at the whole layer; of some adapters only these ranks will count."""
         del kept_ranks

@@ -52,6 +52,7 @@ def _write_pruning(
         "format_version": FORMAT_VERSION,
         "kind": kind,
         "fingerprint": record.fingerprint,
+        "beside": sorted(record.beside),
         "plan": record.plan.to_dict(),
         "files": present,
     }
@@ -74,6 +75,7 @@ def read_record(folder: Path) -> tuple[CutRecord, dict[str, Any], dict[str, Tens
             str(value["fingerprint"]),
             under(tensors, "gates"),
             {name: (left[name], right[name]) for name in left},
+            frozenset(value.get("beside", ())),
             constants=under(tensors, "constants"),
             row_factors=under(tensors, "row_factors"),
             shifts=under(tensors, "shifts"),

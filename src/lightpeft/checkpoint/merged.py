@@ -17,7 +17,7 @@ from lightpeft.checkpoint.poison import refuse_marked, refuse_marked_model
 from lightpeft.errors import AnatomyError, CheckpointError, PlanError
 from lightpeft.files import read_json
 from lightpeft.linears import OUTPUTS, width
-from lightpeft.surgery import record_of, reshape, verify_discovered
+from lightpeft.surgery import fold_beside, record_of, reshape, verify_discovered
 
 
 def save_merged(model: PeftModel, folder: Path, described: dict[str, Any]) -> PreTrainedModel:
@@ -44,6 +44,7 @@ def save_merged(model: PeftModel, folder: Path, described: dict[str, Any]) -> Pr
             "The light checkpoint itself is the smallest form of this model; load it with lightpeft.load."
         )
     merged: Any = model.merge_and_unload()
+    fold_beside(merged)
     folder.mkdir(parents=True)
     merged.config.save_pretrained(folder)
     save_model(merged, str(folder / WEIGHTS), metadata={"format": "pt"})

@@ -1,6 +1,7 @@
 """The estimator: puts gates into a model, gathers statistics step by step, and turns them into scores."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -55,7 +56,7 @@ class Estimator:
         )
         self._handles: list[RemovableHandle] = []
         self.last_batch: dict[str, Any] | None = None
-        """Keyword arguments of the model's last training forward."""
+        """Arguments of the model's last training forward, by name."""
         trained = [gate.values for gate in self._gates if isinstance(gate, Mask)]
         self._gate_optimizer = torch.optim.AdamW(trained, weight_decay=0.0) if trained else None
 
@@ -188,7 +189,8 @@ class Estimator:
 
     def _note_batch(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         if module.training:
-            self.last_batch = {k: v for k, v in kwargs.items() if isinstance(v, Tensor)}
+            given = dict(zip(inspect.signature(module.forward).parameters, args, strict=False)) | kwargs
+            self.last_batch = {name: value for name, value in given.items() if isinstance(value, Tensor)}
 
     def _make_gate(self, site: Site) -> Gate:
         if self._readout.of_base.trains_gates and site.kind != "ranks":

@@ -5,6 +5,7 @@ from lightpeft.surgery.cut import CutReport, cut, parameter_counts, reapply, res
 from lightpeft.surgery.fingerprint import fingerprint
 from lightpeft.surgery.operation import require_allowed
 from lightpeft.surgery.optimizer import require_followable
+from lightpeft.surgery.pairs import fold_beside
 from lightpeft.surgery.probe import ProbeReport, probe_cuts, verify_discovered
 from lightpeft.surgery.record import CutRecord, attach_record, record_of
 from lightpeft.surgery.verify import largest_difference, observe, padded_batch
@@ -16,6 +17,7 @@ __all__ = [
     "attach_record",
     "cut",
     "fingerprint",
+    "fold_beside",
     "kept_channels",
     "kept_rows",
     "largest_difference",

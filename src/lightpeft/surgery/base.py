@@ -95,16 +95,6 @@ def fold_gates(
             followers[name].scale_inputs(values, journal)
 
 
-def fold_pairs(base: PreTrainedModel, pairs: Mapping[str, tuple[Tensor, Tensor]], journal: Journal) -> None:
-    """Add frozen low-rank pairs to the base's linears: W += left @ right."""
-    for name, (left, right) in pairs.items():
-        linear = linear_at(base, name)
-        weight = matrix(linear).data
-        wide = torch.promote_types(weight.dtype, torch.float32)
-        delta = left.to(weight.device, wide) @ right.to(weight.device, wide)
-        journal.assign(linear.weight, as_stored(linear, (weight.to(wide) + delta).to(weight.dtype)))
-
-
 def shift_biases(base: PreTrainedModel, shifts: Mapping[str, Tensor], journal: Journal) -> None:
     """Add to the biases of output projections, giving a bias to those that have none."""
     for name, shift in shifts.items():

@@ -20,7 +20,7 @@ from lightpeft.surgery.fingerprint import fingerprint
 from lightpeft.surgery.operation import Operation
 from lightpeft.surgery.optimizer import prepare_to_follow
 from lightpeft.surgery.record import CutRecord, attach_record
-from lightpeft.surgery.verify import largest_difference, observe, padded_batch
+from lightpeft.surgery.verify import largest_difference, narrowest_dtype, observe, padded_batch
 
 
 @dataclass(frozen=True)
@@ -50,24 +50,31 @@ class CutReport:
     modules_after: int
     difference: float
     """Largest relative difference between the gated and the cut model."""
+    beside: int = 0
+    """Linears whose removed ΔW is added to what they put out, because their dtype would lose it."""
 
     @classmethod
-    def of(cls, before: Counts, after: Counts, difference: float) -> "CutReport":
+    def of(cls, before: Counts, after: Counts, difference: float, beside: int) -> "CutReport":
         """From counts before and after."""
         return cls(
             *(before.encoder, after.encoder),
             *(before.peft, after.peft),
             *(before.modules, after.modules),
             difference,
+            beside,
         )
 
     def describe(self) -> str:
         """One line for a log."""
+        kept = (
+            f"; the removed ΔW of {self.beside} linears stays beside them in float32, as their dtype "
+            "would lose part of it"
+        )
         return (
             f"encoder parameters {self.encoder_before:,} -> {self.encoder_after:,}, "
             f"PEFT parameters {self.peft_before:,} -> {self.peft_after:,}, "
             f"PEFT modules {self.modules_before} -> {self.modules_after}; "
-            f"verified, largest difference {self.difference:.1e}"
+            f"verified, largest difference {self.difference:.1e}{kept if self.beside else ''}"
         )
 
 
@@ -97,13 +104,14 @@ def cut(
     before = Counts.of(model)
     inputs = padded_batch(model, batch)
     expected = observe(model, inputs, operation.reference_gates())
+    narrowest = narrowest_dtype(operation.base)
     name = fingerprint(model)
     journal = Journal()
     try:
         operation.perform(journal)
-        difference = largest_difference(expected, observe(model, inputs))
+        difference = largest_difference(expected, observe(model, inputs), narrowest)
         operation.compensate(journal)
-        report = CutReport.of(before, Counts.of(model), difference)
+        report = CutReport.of(before, Counts.of(model), difference, len(operation.beside))
         follow = None if optimizer is None else prepare_to_follow(optimizer, journal)
         attach_record(model, operation.record(name))
     except (AnatomyError, VerificationError) as error:
@@ -114,6 +122,8 @@ def cut(
         raise
     if follow is not None:
         follow()
+    operation.settle()
+    torch.clear_autocast_cache()  # an autocast around this call holds casts of the uncut weights
     return report
 
 

@@ -1,6 +1,7 @@
 """One cut of one model: what is known before it, and its steps in their order."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 
 import torch
 from peft import PeftModel
@@ -25,23 +26,30 @@ from lightpeft.scores import Scores
 from lightpeft.surgery.base import (
     cut_base,
     fold_gates,
-    fold_pairs,
     kept_channels,
     kept_rows,
     scale_rows,
     shift_biases,
 )
+from lightpeft.surgery.pairs import (
+    LARGEST_LOSS,
+    Pair,
+    add_pairs,
+    fold_beside,
+    fold_pairs,
+    lost_by_folding,
+)
 from lightpeft.surgery.record import CutRecord, record_of
 
 Vectors = dict[str, Tensor]
-Pairs = dict[str, tuple[Tensor, Tensor]]
+Pairs = dict[str, Pair]
 
 
 class Operation:
     """A plan on its way into a model.
 
-    Either `perform` (verified by the caller against `reference_gates`), then `compensate` and `record`; or
-    `repeat`, which does what a record says to a fresh copy of the same base.
+    Either `perform` (verified by the caller against `reference_gates`), then `compensate`, `record` and
+    `settle`; or `repeat`, which does what a record says to a fresh copy of the same base.
 
     Raises:
         PlanError: the plan does not fit, the model is cut already, or its form of PEFT forbids the cut.
@@ -76,6 +84,7 @@ class Operation:
         self.shifts = self._mean_contributions(means)
         self.rank_shifts = self._mean_outputs(means)
         self.pairs: Pairs = {}
+        self.beside: frozenset[str] = frozenset()
         self.constants: Vectors = {}
         self.row_factors: Vectors = {}
 
@@ -93,11 +102,14 @@ class Operation:
         return {name: values.to(device) for name, values in gates.items()}
 
     def perform(self, journal: Journal) -> None:
-        """Cut the base, fold gates and what goes, cut the ranks."""
+        """Cut the base, fold gates, put what goes beside its linears, cut the ranks."""
         cut_base(self.base, self.anatomy, self.plan, self.followers, journal)
         fold_gates(self.base, self._surviving_gates(), self.followers, journal)
         self.pairs = self._removed_pairs()
-        fold_pairs(self.base, self.pairs, journal)
+        at_once = {name for name in self.pairs if self._weights_are_read(name)}
+        fold_pairs(self.base, _chosen(self.pairs, at_once), journal)
+        add_pairs(self.base, _chosen(self.pairs, self.pairs.keys() - at_once), journal)
+        self.beside = frozenset(name for name in self.pairs.keys() - at_once if self._would_lose(name))
         for module in self._removed():
             self._note_left_behind(module)
         self._cut_ranks(journal)
@@ -117,6 +129,11 @@ class Operation:
                 self.shifts[module.name] = more if shift is None else shift + more
         shift_biases(self.base, self.shifts, journal)
 
+    def settle(self) -> None:
+        """Fold the pairs that lose nothing by it. This cannot be taken back, and changes nothing that is
+        computed; what the linears hold until then needs no copy of the weights, as folding at once would."""
+        fold_beside(self.base, self.pairs.keys() - self.beside)
+
     def record(self, fingerprint: str) -> CutRecord:
         """What was done, on the CPU."""
         return CutRecord(
@@ -124,6 +141,7 @@ class Operation:
             fingerprint=fingerprint,
             gates=self._surviving_gates(),
             pairs={name: (left.cpu(), right.cpu()) for name, (left, right) in self.pairs.items()},
+            beside=self.beside,
             constants=_on_cpu(self.constants),
             row_factors=_on_cpu(self.row_factors),
             shifts=_on_cpu(self.shifts),
@@ -135,10 +153,17 @@ class Operation:
         cut_base(self.base, self.anatomy, self.plan, self.followers, journal)
         self._cut_ranks(journal)
         fold_gates(self.base, record.gates, {}, journal)
-        fold_pairs(self.base, record.pairs, journal)
+        fold_pairs(self.base, _chosen(record.pairs, record.pairs.keys() - record.beside), journal)
+        add_pairs(self.base, _chosen(record.pairs, record.beside), journal)
         scale_rows(self.base, record.row_factors, journal)
         shift_biases(self.base, record.constants, journal)
         shift_biases(self.base, record.shifts, journal)
+
+    def _weights_are_read(self, name: str) -> bool:
+        return name in self.followers and self.followers[name].reads_weights
+
+    def _would_lose(self, name: str) -> bool:
+        return lost_by_folding(linear_at(self.base, name), self.pairs[name]) > LARGEST_LOSS
 
     def _folds(self, module: PeftModule) -> bool:
         return self.config.fold_removed and module.is_linear
@@ -266,6 +291,10 @@ def _check_modules(plan: Plan, modules: Iterable[PeftModule]) -> None:
         f"the plan's PEFT modules are not the model's ({len(differences)} differ by rank): "
         + "; ".join(differences[:3])
     )
+
+
+def _chosen(pairs: Pairs, names: AbstractSet[str]) -> Pairs:
+    return {name: pair for name, pair in pairs.items() if name in names}
 
 
 def _finite(values: Tensor, name: str) -> Tensor:

@@ -22,7 +22,10 @@ class CutRecord:
     """Per output projection: folded gates of the surviving input channels, (channels,)."""
 
     pairs: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    """Per linear: folded low-rank pair in the cut shape, (d_out, k) and (k, d_in)."""
+    """Per linear: low-rank pair of what is gone, in the cut shape, (d_out, k) and (k, d_in)."""
+
+    beside: frozenset[str] = frozenset()
+    """Linears whose pair is not folded into the weight but added to what it puts out, in float32."""
 
     constants: dict[str, Tensor] = field(default_factory=dict)
     """Per linear: what PEFT modules that are gone put out always, added to its bias, (d_out,)."""

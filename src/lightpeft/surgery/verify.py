@@ -11,6 +11,7 @@ from lightpeft.anatomy import base_of, layer_modules
 from lightpeft.errors import AnatomyError, VerificationError
 from lightpeft.estimation import fixed_gates
 from lightpeft.surgery.inputs import random_batch
+from lightpeft.wrapping import added_parameters
 
 TOLERANCES = {
     torch.float64: 1e-9,
@@ -20,17 +21,27 @@ TOLERANCES = {
 }
 """Largest difference allowed, relative to the largest value of the tensor (at least 1)."""
 
+ROWS = 2
+"""Of a batch that are verified on: the longest and the shortest. More would take memory and show no more."""
+
+LOGITS = 64
+"""Tokens whose logits are compared: there are many of them, and the layers below were compared at all."""
+
 Batch = Mapping[str, Tensor]
 
 
 def padded_batch(model: nn.Module, batch: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
-    """`batch` without labels and, where it is text, with at least one padded row; random if there is none."""
+    """Two rows of `batch` without labels and, where it is text, one of them padded; random if there is none.
+
+    Raises:
+        AnatomyError: the batch has no input that the model is known to take.
+    """
     base = base_of(model)
     device = next(base.parameters()).device
     if batch is None:
         batch = random_batch(base)
     inputs = {
-        name: value.detach().clone().to(device)
+        name: value.detach()
         for name, value in batch.items()
         if isinstance(value, Tensor) and name not in ("label", "label_ids", "return_loss")
     }
@@ -38,9 +49,11 @@ def padded_batch(model: nn.Module, batch: Mapping[str, Any] | None = None) -> di
         inputs.pop("labels", None)
     if base.main_input_name not in inputs and "inputs_embeds" not in inputs:
         raise AnatomyError(
-            f"the verification batch has {sorted(inputs)}, but no {base.main_input_name}; give a batch of "
-            "the task."
+            f"the cut is verified on a training batch, but the model was called with {sorted(inputs)}, "
+            f"without {base.main_input_name}. Call it as model(**batch), with {base.main_input_name} among "
+            "the tensors of the batch."
         )
+    inputs = {name: value.to(device, copy=True) for name, value in _few_rows(inputs).items()}
     text = inputs.get("input_ids", inputs.get("inputs_embeds"))
     if text is not None:
         tokens = text.shape[1]
@@ -52,6 +65,19 @@ def padded_batch(model: nn.Module, batch: Mapping[str, Any] | None = None) -> di
     return inputs
 
 
+def _few_rows(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The longest row and the shortest, where every tensor has one entry per row."""
+    rows = {len(value) if value.dim() else None for value in inputs.values()}
+    if len(rows) != 1 or (count := rows.pop()) is None or count <= ROWS:
+        return inputs
+    mask = inputs.get("attention_mask", torch.ones(count, 1))
+    lengths = mask.flatten(1).ne(0).sum(1)
+    if int(lengths.max()) == int(lengths.min()):
+        return {name: value[:ROWS] for name, value in inputs.items()}
+    chosen = torch.stack([lengths.argmax(), lengths.argmin()])
+    return {name: value[chosen.to(value.device)] for name, value in inputs.items()}
+
+
 def observe(model: nn.Module, batch: Batch, gates: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """Outputs of every layer and of the model in eval mode, at the tokens that are not padding.
 
@@ -60,25 +86,49 @@ def observe(model: nn.Module, batch: Batch, gates: Mapping[str, Tensor] | None =
     """
     seen: dict[str, Tensor] = {}
     entered: list[str] = []
-    base = base_of(model)
+    base, mask = base_of(model), batch.get("attention_mask")
     with ExitStack() as stack:
         stack.enter_context(_evaluating(model))
         stack.enter_context(fixed_gates(base, gates or {}))
         for name, layer in layer_modules(model):
             stack.callback(layer.register_forward_pre_hook(_entering(entered, name)).remove)
-            stack.callback(layer.register_forward_hook(_noting(seen, name)).remove)
-        # accelerate wraps the outer forward in autocast, whose rounding would hide or fake a difference.
-        stack.enter_context(torch.autocast(next(base.parameters()).device.type, enabled=False))
+            stack.callback(layer.register_forward_hook(_noting(seen, name, mask)).remove)
+        stack.enter_context(_precision(base))
         outputs = _run(base, batch, entered)
     if "logits" in outputs:
-        seen["the logits"] = outputs["logits"].detach()
-    if "attention_mask" not in batch:
-        return seen
-    tokens = batch["attention_mask"].bool()
-    return {
-        name: value[tokens] if value.shape[: tokens.dim()] == tokens.shape else value
-        for name, value in seen.items()
-    }
+        seen["the logits"] = _unpadded(outputs["logits"].detach(), mask, LOGITS)
+    return seen
+
+
+def _unpadded(value: Tensor, mask: Tensor | None, most: int | None = None) -> Tensor:
+    """The entries of tokens that are not padding, at most so many; everything, where there are no tokens."""
+    if mask is None or value.shape[: mask.dim()] != mask.shape:
+        return value
+    places = mask.nonzero()
+    if most is not None:
+        places = places[:: max(1, len(places) // most)]
+    return value[tuple(places.T)]
+
+
+def _precision(base: nn.Module) -> torch.autocast:
+    """No autocast, whose rounding would hide or fake a difference, unless the base needs it: one whose own
+    parameters have several dtypes (bfloat16 with norms or a head in float32) runs in no other way."""
+    device, narrow = next(base.parameters()).device.type, narrowest_dtype(base)
+    mixed = len(_dtypes(base)) > 1 and torch.finfo(narrow).bits == 16
+    if not mixed:
+        return torch.autocast(device, enabled=False)
+    return torch.autocast(device, dtype=narrow, cache_enabled=False)  # the weights are about to change
+
+
+def narrowest_dtype(base: nn.Module) -> torch.dtype:
+    """The least exact dtype among the parameters of the base, PEFT's own not counted."""
+    return max(_dtypes(base), key=lambda dtype: TOLERANCES.get(dtype, 0.0))
+
+
+def _dtypes(base: nn.Module) -> set[torch.dtype]:
+    added = {id(parameter) for parameter in added_parameters(base)}
+    found = {p.dtype for p in base.parameters() if p.dtype.is_floating_point and id(p) not in added}
+    return found or {torch.float32}
 
 
 def _run(base: nn.Module, batch: Batch, entered: list[str]) -> Any:
@@ -89,18 +139,24 @@ def _run(base: nn.Module, batch: Batch, entered: list[str]) -> Any:
         raise VerificationError(f"{where}: the model does not run: {error}") from error
 
 
-def largest_difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> float:
+def largest_difference(
+    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], dtype: torch.dtype | None = None
+) -> float:
     """Check that two observations agree; the largest relative difference.
+
+    Args:
+        dtype: the least exact one that was computed in, if not that of the outputs.
 
     Raises:
         VerificationError: they differ beyond the dtype's tolerance; names the first place.
     """
     worst = 0.0
     for name, before in expected.items():
+        _require_finite(before, name)
         after = found[name]
         scale = max(1.0, float(before.abs().max()))
         difference = float((before - after).abs().max()) / scale
-        limit = TOLERANCES[before.dtype]
+        limit = max(TOLERANCES[before.dtype], TOLERANCES.get(dtype or before.dtype, 0.0))
         if not difference <= limit:
             raise VerificationError(
                 f"{name} of the cut model differs from the gated model by {difference:.2g} (allowed for "
@@ -111,6 +167,14 @@ def largest_difference(expected: Mapping[str, Tensor], found: Mapping[str, Tenso
     return worst
 
 
+def _require_finite(values: Tensor, name: str) -> None:
+    if not bool(torch.isfinite(values).all()):
+        raise VerificationError(
+            f"{name} puts out values that are not finite before anything is cut: the run has diverged. Lower "
+            "the learning rate or lengthen the warm-up; in float16, train in bfloat16 or float32 instead."
+        )
+
+
 def _entering(entered: list[str], name: str) -> Any:
     def hook(_module: nn.Module, _inputs: Any) -> None:
         entered.append(name)
@@ -118,9 +182,10 @@ def _entering(entered: list[str], name: str) -> Any:
     return hook
 
 
-def _noting(seen: dict[str, Tensor], name: str) -> Any:
+def _noting(seen: dict[str, Tensor], name: str, mask: Tensor | None) -> Any:
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        seen[name] = (output[0] if isinstance(output, tuple) else output).detach()
+        value = output[0] if isinstance(output, tuple) else output
+        seen[name] = _unpadded(value.detach(), mask)
 
     return hook
 
