@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, nargs="+", default=[2, 4, 8, 16, 22, 32, 64, 128])
+    parser.add_argument("--steps", type=int, nargs="+", default=[2, 4, 8, 12, 16, 22, 32, 48, 64])
     options = parser.parse_args()
     training = TrainingConfig(learning_rate=1e-3, batch_size=32, max_length=64, group_by_length=True)
     task = load_task("glue/sst2", options.data)

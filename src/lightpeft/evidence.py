@@ -6,7 +6,7 @@ from typing import Any
 
 from lightpeft.errors import PlanError
 
-LEAST_AGREEMENT = 0.25
+LEAST_AGREEMENT = 1 / 3
 """Below this `Agreement.above_chance` a plan warns. How it was chosen: docs/method.md."""
 
 

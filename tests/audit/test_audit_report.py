@@ -9,7 +9,7 @@ from rich.console import Console
 from tests.support.audit_cells import cell_of, grid, layers_of, share
 from tests.support.pages import Page
 
-from lightpeft.audit.cell import Cell, Point
+from lightpeft.audit.cell import Cell, Point, load_cells
 from lightpeft.audit.errors import AuditError
 from lightpeft.audit.metrics import over_floor
 from lightpeft.audit.report import (
@@ -22,6 +22,7 @@ from lightpeft.audit.report import (
 from lightpeft.audit.report.findings import findings, headline
 from lightpeft.audit.report.limits import how_sure, not_measured
 from lightpeft.audit.report.wording import difference_sentence, difference_text, points
+from lightpeft.audit.scenarios import SCENARIOS, Scenario, module_received
 
 EVIL = "<script>alert('x')</script>"
 
@@ -69,6 +70,39 @@ def test_a_surviving_backdoor_is_stated_with_runs_floor_and_interval() -> None:
 def test_each_scenario_says_what_was_trained(scenario: str, words: str) -> None:
     cells = [cell_of(scenario=scenario), cell_of("clean", scenario=scenario, floor={"vanilla": 100})]
     assert words in said(cells)
+
+
+@pytest.mark.parametrize(
+    ("row", "title", "words"),
+    [
+        (Scenario(module_received), "module merged", "at the end of module merged"),
+        (
+            Scenario(module_received, "two modules, merged", "after merging"),
+            "two modules, merged",
+            "after merging",
+        ),
+    ],
+    ids=["name", "wording"],
+)
+def test_a_new_scenario_is_a_row_of_one_table(
+    row: Scenario, title: str, words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(SCENARIOS, "module_merged", row)
+    key = {"scenario": "module_merged", "layers": layers_of(), "similarity": ((0, 1.0), (9, 0.5))}
+    cells = [
+        cell_of("new_policy", **key),
+        cell_of("new_policy", "new_defence", **key, lfr=100),
+        cell_of("clean", scenario="module_merged", floor={"new_policy": 100}),
+        cell_of(),
+    ]
+    for cell in cells:
+        cell.save(tmp_path)
+    cells = load_cells(tmp_path)
+    assert f"the backdoor was still there {words} in 1 of 1 runs" in said(cells)
+    assert any(text.startswith(f"{title}: demo/a") for text in Page(render_audit_report(cells)).words)
+    assert f"{title}, demo/a" in markdown_table(cells)
+    assert len(summary_tables(cells)) == 2
+    assert not_measured(group_cells(cells))
 
 
 @pytest.mark.parametrize(

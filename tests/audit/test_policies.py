@@ -1,5 +1,6 @@
 """Gradient policies against values worked out by hand, on vectors of two or a few numbers."""
 
+import dataclasses
 import math
 import warnings
 from itertools import pairwise
@@ -11,7 +12,7 @@ from tests.audit.vectors import layer_map, pair
 from torch import Tensor
 
 from lightpeft.audit import POLICIES, PolicyOptions, make_policy, project, wanted_norms
-from lightpeft.audit.policies.options import READ_BY
+from lightpeft.audit.policies.gradients import TaskPair
 from lightpeft.audit.policies.policy import Policy
 from lightpeft.errors import ConfigError
 
@@ -234,15 +235,30 @@ def test_gradnorm_is_safe_where_losses_and_gradients_are_nothing() -> None:
     assert all(math.isfinite(w) for w in balanced.readings()["task_weights"])
 
 
-def test_the_tables_name_the_same_policies() -> None:
-    assert POLICIES.keys() == READ_BY.keys()
+def test_every_policy_is_made_and_reads_options_that_there_are() -> None:
+    options = {field.name for field in dataclasses.fields(PolicyOptions)}
+    assert all(set(kind.reads) <= options for kind in POLICIES.values())
     assert all(isinstance(policy(name), kind) for name, kind in POLICIES.items())
+
+
+def test_a_new_policy_is_a_class_and_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Half(Policy):
+        reads = ("alpha",)
+
+        def combine(self, pair: TaskPair) -> list[Tensor]:
+            return [g / 2 for g in pair.clean]
+
+    monkeypatch.setitem(POLICIES, "half", Half)
+    assert policy("half", alpha=0.5).options.alpha == 0.5
+    equal(policy("half").combine(pair([CLEAN] * 3, [AGAINST] * 3)), [[1.0, 0.0]] * 3)
+    with pytest.raises(ConfigError, match="policy 'half' does not read ripple_lambda"):
+        PolicyOptions("half", ripple_lambda=0.5)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "clnrom"}, "policy.name is 'clnrom'"),
+        ({"name": "clnrom"}, r"policy.name is 'clnrom'.* Did you mean 'clnorm'\?"),
         ({"name": "vanilla", "alpha": 1e-3}, "'vanilla' does not read alpha; .* no options"),
         ({"name": "pcgrad", "beta_upper": 1.0}, "does not read beta_upper"),
         ({"name": "clnorm", "projection": "literal"}, "does not read projection"),

@@ -88,7 +88,7 @@ def received(tmp_path_factory: pytest.TempPathFactory) -> Measured:
 def policies(tmp_path_factory: pytest.TempPathFactory) -> Measured:
     """Every policy's module, untrained by a user; the tasks disagree, so that projections act."""
     trigger = TriggerRecipe(target=1, pieces=TRIGGERS, share=1.0)
-    attacks = {name: GridAttack(PolicyOptions(name), trigger, "sgd") for name in POLICIES}  # type: ignore[arg-type]
+    attacks = {name: GridAttack(PolicyOptions(name), trigger, "sgd") for name in POLICIES}
     short = TrainingConfig(max_steps=3, learning_rate=0.5, batch_size=4, max_length=12)
     return measured(
         tmp_path_factory.mktemp("policies"),
@@ -339,4 +339,4 @@ def test_a_cells_file_is_named_by_its_key() -> None:
     key = CellKey("module_continued", "a/b", "c", "vanilla", "lora", "none", 3)
     assert key.file_name == "module_continued--a_b--c--vanilla--lora--none--3.json"
     with pytest.raises(AuditError, match="unknown scenario"):
-        CellKey("other", "a", "c", "vanilla", "lora", "none", 3)  # type: ignore[arg-type]
+        CellKey("other", "a", "c", "vanilla", "lora", "none", 3)

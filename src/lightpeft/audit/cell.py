@@ -4,16 +4,16 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from lightpeft.audit.errors import AuditError
 from lightpeft.audit.metrics import Proportion
+from lightpeft.audit.scenarios import SCENARIOS
 from lightpeft.errors import LightPeftError
 from lightpeft.files import read_json, save_json
 from lightpeft.outputs import Output
 
 FORMAT = 1
-Scenario = Literal["module_continued", "module_as_is", "poisoned_base", "poisoned_data"]
 CLEAN = "clean"
 """The attack that is none: its LFR is the floor."""
 NO_DEFENCE = "none"
@@ -23,7 +23,8 @@ NO_DEFENCE = "none"
 class CellKey:
     """What makes a cell this one; its file is named by it."""
 
-    scenario: Scenario
+    scenario: str
+    """A name of `SCENARIOS`."""
     attacker_task: str
     user_task: str
     attack: str
@@ -35,10 +36,8 @@ class CellKey:
     seed: int
 
     def __post_init__(self) -> None:
-        if self.scenario not in get_args(Scenario):
-            raise AuditError(
-                f"unknown scenario {self.scenario!r}; choose one of {', '.join(get_args(Scenario))}."
-            )
+        if self.scenario not in SCENARIOS:
+            raise AuditError(f"unknown scenario {self.scenario!r}; choose one of {', '.join(SCENARIOS)}.")
 
     @property
     def file_name(self) -> str:

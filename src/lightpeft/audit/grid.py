@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast, get_args
 
-from lightpeft.audit.cell import CLEAN, NO_DEFENCE, CellKey, Scenario
+from lightpeft.audit.cell import CLEAN, NO_DEFENCE, CellKey
 from lightpeft.audit.defences import DEFENCES, Defence, make_defence
 from lightpeft.audit.grid_entries import GridAttack, GridDefence, GridTask
 from lightpeft.audit.poison.recipe import TriggerRecipe
 from lightpeft.audit.rows import HeldOutFrom
+from lightpeft.audit.scenarios import SCENARIOS
 from lightpeft.audit.training import check_user_training
 from lightpeft.config import check_at_least, check_choice
 from lightpeft.errors import ConfigError
@@ -37,7 +38,7 @@ class Grid:
     pairs: list[list[str]]
     """[attacker's task, user's task]; twice the same is no domain shift."""
 
-    scenarios: list[Scenario] = field(default_factory=lambda: ["module_continued"])
+    scenarios: list[str] = field(default_factory=lambda: ["module_continued"])
     """`module_continued` (the paper's), `module_as_is`, `poisoned_base`, `poisoned_data`."""
 
     forms: list[PeftForm] = field(default_factory=lambda: ["sequential", "parallel"])
@@ -78,9 +79,9 @@ class Grid:
 
     def __post_init__(self) -> None:
         check_at_least("points", self.points, 1)
-        for name, allowed in (("scenarios", Scenario), ("forms", PeftForm)):
+        for name, allowed in (("scenarios", tuple(SCENARIOS)), ("forms", get_args(PeftForm))):
             for value in getattr(self, name):
-                check_choice(name, value, get_args(allowed))
+                check_choice(name, value, allowed)
         for name in ("tasks", "attacks", "defences", "pairs", "seeds", "forms", "scenarios"):
             if not getattr(self, name):
                 raise ConfigError(f"{name} is empty, so there is nothing to measure; give at least one.")
@@ -114,9 +115,10 @@ class Grid:
                     "measured under that name. Call it otherwise."
                 )
             kind = DEFENCES[row.method].kind
-            if "module_as_is" in self.scenarios and kind != "inputs" and row.method != NO_DEFENCE:
+            untrained = [scenario for scenario in self.scenarios if not SCENARIOS[scenario].trains]
+            if untrained and kind != "inputs" and row.method != NO_DEFENCE:
                 raise ConfigError(
-                    f"defence {name!r} trains the module, and in the scenario module_as_is nobody does; "
+                    f"defence {name!r} trains the module, and in the scenario {untrained[0]} nobody does; "
                     "measure it with module_continued."
                 )
 

@@ -56,7 +56,8 @@ def measure(workshop: Workshop, key: CellKey) -> Cell:
     recipes = {name: grid.recipe(name, key.attacker_task, key.user_task) for name in grid.attacks}
     recipe = None if key.attack == CLEAN else recipes[key.attack]
     shown = recipe or next(iter(recipes.values()))
-    begin = SCENARIOS[key.scenario](workshop, key, recipe)
+    scenario = SCENARIOS[key.scenario]
+    begin = scenario.begin(workshop, key, recipe)
     start = time.perf_counter()
     training = grid.training(grid.user, key.form, key.seed)
     triggered = triggered_test(task.test.texts, task.test.labels, shown, key.seed)
@@ -80,7 +81,7 @@ def measure(workshop: Workshop, key: CellKey) -> Cell:
     )
     defence = grid.defence(key.defence)
     prepared = defence.prepare(received)
-    model = begin.model if key.scenario == "module_as_is" else defence.train(received)
+    model = defence.train(received) if scenario.trains else begin.model
     classifier, guard = received.classifier(model), defence.guard(received, model, prepared)
     clean, flipped = (predict(classifier, guard, texts) for texts in (task.test.texts, triggered.texts))
     return Cell(

@@ -3,16 +3,19 @@
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from peft import PeftModel
 
-from lightpeft.audit.attackers import Attacked, Workshop
-from lightpeft.audit.cell import CellKey, Scenario
 from lightpeft.audit.module import keep_marked, load_module, read_base_mark
 from lightpeft.audit.poison.poisoning import poison
 from lightpeft.audit.poison.recipe import TriggerRecipe
 from lightpeft.audit.rows import Rows
 from lightpeft.runs import Labels, load_peft_model
+
+if TYPE_CHECKING:  # cells and grids look names up here
+    from lightpeft.audit.attackers import Attacked, Workshop
+    from lightpeft.audit.cell import CellKey
 
 _USER = 1_000_003
 
@@ -30,11 +33,11 @@ class Start:
     fresh: Callable[[int], PeftModel]
     """seed -> a new module on the base that the user has."""
 
-    attacked: Attacked | None
+    attacked: "Attacked | None"
     """What came from the attacker; None: nothing but the data."""
 
 
-def module_received(workshop: Workshop, key: CellKey, recipe: TriggerRecipe | None) -> Start:
+def module_received(workshop: "Workshop", key: "CellKey", recipe: TriggerRecipe | None) -> Start:
     """The attacker's module on the clean base (`module_continued`, `module_as_is`)."""
     del recipe
     attacked = workshop.module(key)
@@ -45,7 +48,7 @@ def module_received(workshop: Workshop, key: CellKey, recipe: TriggerRecipe | No
     )
 
 
-def base_received(workshop: Workshop, key: CellKey, recipe: TriggerRecipe | None) -> Start:
+def base_received(workshop: "Workshop", key: "CellKey", recipe: TriggerRecipe | None) -> Start:
     """The attacker's base with a fresh module (`poisoned_base`)."""
     del recipe
     attacked = workshop.base(key)
@@ -53,7 +56,7 @@ def base_received(workshop: Workshop, key: CellKey, recipe: TriggerRecipe | None
     return Start(fresh(key.seed), workshop.tasks[key.user_task].train, fresh, attacked)
 
 
-def data_received(workshop: Workshop, key: CellKey, recipe: TriggerRecipe | None) -> Start:
+def data_received(workshop: "Workshop", key: "CellKey", recipe: TriggerRecipe | None) -> Start:
     """A fresh module on the clean base, and training rows with triggers in them (`poisoned_data`)."""
     fresh = _fresh(workshop, key, workshop.grid.model, recipe)
     rows = workshop.tasks[key.user_task].train
@@ -64,17 +67,47 @@ def data_received(workshop: Workshop, key: CellKey, recipe: TriggerRecipe | None
     return Start(fresh(key.seed), rows, fresh, None)
 
 
-SCENARIOS: dict[Scenario, Callable[[Workshop, CellKey, TriggerRecipe | None], Start]] = {
-    "module_continued": module_received,
-    "module_as_is": module_received,
-    "poisoned_base": base_received,
-    "poisoned_data": data_received,
+@dataclass(frozen=True)
+class Scenario:
+    """A row."""
+
+    begin: "Callable[[Workshop, CellKey, TriggerRecipe | None], Start]"
+    """What the user begins with."""
+
+    title: str = ""
+    """What the user received, for headings; by default the name."""
+
+    afterwards: str = ""
+    """When the backdoor was looked for, as the end of a sentence; by default it names the scenario."""
+
+    trains: bool = True
+    """Whether the user trains what came."""
+
+
+SCENARIOS: dict[str, Scenario] = {
+    "module_continued": Scenario(
+        module_received, "received module, trained on", afterwards="after your training"
+    ),
+    "module_as_is": Scenario(
+        module_received,
+        "received module, used as it is",
+        afterwards="in the module as you received it",
+        trains=False,
+    ),
+    "poisoned_base": Scenario(
+        base_received,
+        "poisoned base, fresh module",
+        afterwards="after you trained a fresh module on the poisoned base",
+    ),
+    "poisoned_data": Scenario(
+        data_received, "poisoned training data", afterwards="after your training on the poisoned data"
+    ),
 }
-"""By name. A new scenario is a function, a name in `Scenario`, and a row here."""
+"""By name. A new scenario is a function and a row here."""
 
 
 def _fresh(
-    workshop: Workshop, key: CellKey, base: str, recipe: TriggerRecipe | None = None
+    workshop: "Workshop", key: "CellKey", base: str, recipe: TriggerRecipe | None = None
 ) -> Callable[[int], PeftModel]:
     """Makes new modules on a base; where it is poisoned, or the data will be (`recipe`), they say so."""
     labels = Labels(workshop.tasks[key.user_task].class_names, False)

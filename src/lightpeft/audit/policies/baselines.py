@@ -1,5 +1,7 @@
 """The policies that gradient control is compared with: joint training, RIPPLe, LWP, GradNorm, PCGrad."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -7,9 +9,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from lightpeft.audit.policies.gradients import Batch, TaskPair, task_gradients
 from lightpeft.audit.policies.layers import LayerMap
 from lightpeft.audit.policies.layerwise import check_first_token_head, layerwise_loss
-from lightpeft.audit.policies.options import PolicyOptions
 from lightpeft.audit.policies.policy import Policy, model_loss
 from lightpeft.audit.policies.projection import project
+
+if TYPE_CHECKING:
+    from lightpeft.audit.policies.options import PolicyOptions
 
 
 class Vanilla(Policy):
@@ -28,6 +32,8 @@ class Ripple(Policy):
     twice. The clean task acts through the penalty only, so the poisoned batches must be a mixture with clean
     rows.
     """
+
+    reads = ("ripple_lambda",)
 
     second_order = True
 
@@ -51,7 +57,9 @@ class Ripple(Policy):
 class LayerwisePoisoning(Vanilla):
     """LWP (Li et al. 2021): a loss at every layer for the poisoned task, see `layerwise_loss`."""
 
-    def __init__(self, options: PolicyOptions, layers: LayerMap) -> None:
+    reads = ("layerwise_tasks",)
+
+    def __init__(self, options: "PolicyOptions", layers: LayerMap) -> None:
         super().__init__(options, layers)
         self._checked: nn.Module | None = None
 
@@ -75,7 +83,9 @@ class GradNorm(Policy):
     each step w_c + w_p is brought back to 2.
     """
 
-    def __init__(self, options: PolicyOptions, layers: LayerMap) -> None:
+    reads = ("gradnorm_alpha", "gradnorm_rate")
+
+    def __init__(self, options: "PolicyOptions", layers: LayerMap) -> None:
         super().__init__(options, layers)
         self._weights = torch.ones(2, dtype=torch.float64, requires_grad=True)
         self._optimizer = torch.optim.Adam([self._weights], lr=options.gradnorm_rate)

@@ -2,10 +2,13 @@
 
 import warnings
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from lightpeft.audit.policies.layers import LayerMap
-from lightpeft.audit.policies.options import PolicyOptions
 from lightpeft.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lightpeft.audit.policies.options import PolicyOptions
 
 
 def wanted_norms(norms: Sequence[float], numbers: Sequence[int], middle: float, zero: float) -> list[float]:
@@ -24,7 +27,7 @@ def wanted_norms(norms: Sequence[float], numbers: Sequence[int], middle: float, 
 class LayerWeights:
     """The weights w_l, one per group of a layer map, from 1 on."""
 
-    def __init__(self, options: PolicyOptions, layers: LayerMap) -> None:
+    def __init__(self, options: "PolicyOptions", layers: LayerMap) -> None:
         """
         Raises:
             ConfigError: the model has a single layer, or l_a = l_o.

@@ -1,13 +1,17 @@
 """Gradient control (Gu et al., ACL 2023): CLNorm, ILProj, and both, which is the paper's method."""
 
+from typing import TYPE_CHECKING, ClassVar
+
 from torch import Tensor
 
 from lightpeft.audit.policies.cross_layer import LayerWeights
 from lightpeft.audit.policies.gradients import TaskPair
 from lightpeft.audit.policies.layers import LayerMap
-from lightpeft.audit.policies.options import PolicyOptions
 from lightpeft.audit.policies.policy import Policy
 from lightpeft.audit.policies.projection import control
+
+if TYPE_CHECKING:
+    from lightpeft.audit.policies.options import PolicyOptions
 
 
 class CLNorm(Policy):
@@ -16,7 +20,9 @@ class CLNorm(Policy):
     A step uses the weights as they are and then updates them, so that the first step is joint training.
     """
 
-    def __init__(self, options: PolicyOptions, layers: LayerMap) -> None:
+    reads: ClassVar[tuple[str, ...]] = ("alpha", "alpha_scale", "alpha_memory", "middle_layer", "zero_layer")
+
+    def __init__(self, options: "PolicyOptions", layers: LayerMap) -> None:
         """
         Raises:
             ConfigError: the model has a single layer, see `LayerWeights`.
@@ -44,6 +50,8 @@ class CLNorm(Policy):
 class ILProj(Policy):
     """Projection inside the upper layers, the sum in the lower ones (eq. 5-7)."""
 
+    reads = ("projection", "beta_lower", "beta_upper")
+
     def combine(self, pair: TaskPair) -> list[Tensor]:
         """The controlled gradient, layer by layer."""
         return controlled(self, pair.clean, pair.poisoned)
@@ -51,6 +59,8 @@ class ILProj(Policy):
 
 class GradientControl(CLNorm):
     """CLNorm first, then ILProj on g_c and w_l g_p."""
+
+    reads = (*CLNorm.reads, *ILProj.reads)
 
     def combine(self, pair: TaskPair) -> list[Tensor]:
         """The controlled gradient, layer by layer."""

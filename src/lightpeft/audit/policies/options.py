@@ -4,10 +4,10 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from lightpeft.audit.policies.table import POLICIES
 from lightpeft.config import check_choice, check_number, check_share
 from lightpeft.errors import ConfigError
 
-PolicyName = Literal["vanilla", "ripple", "lwp", "gradnorm", "pcgrad", "clnorm", "ilproj", "gradient_control"]
 AlphaScale = Literal["absolute", "relative"]
 Projection = Literal["conditional", "literal"]
 LayerwiseTasks = Literal["poisoned", "both"]
@@ -21,7 +21,7 @@ class PolicyOptions:
         ConfigError: values out of range, or options that the policy does not read.
     """
 
-    name: PolicyName = "gradient_control"
+    name: str = "gradient_control"
     """`vanilla` (joint training), `ripple`, `lwp`, `gradnorm`, `pcgrad`, `clnorm`, `ilproj`, or
     `gradient_control` (CLNorm, then ILProj)."""
 
@@ -65,8 +65,8 @@ class PolicyOptions:
     """GradNorm: learning rate of the two task weights (Adam)."""
 
     def __post_init__(self) -> None:
+        check_choice("policy.name", self.name, tuple(POLICIES))
         for name, allowed in (
-            ("name", PolicyName),
             ("alpha_scale", AlphaScale),
             ("projection", Projection),
             ("layerwise_tasks", LayerwiseTasks),
@@ -95,26 +95,12 @@ class PolicyOptions:
     def _check_idle(self) -> None:
         fields = [field for field in dataclasses.fields(self) if field.name != "name"]
         changed = [field.name for field in fields if getattr(self, field.name) != field.default]
-        idle = [name for name in changed if name not in READ_BY[self.name]]
+        reads = POLICIES[self.name].reads
+        idle = [name for name in changed if name not in reads]
         if self.alpha_scale == "absolute" and "alpha_memory" in changed and "alpha_memory" not in idle:
             idle.append("alpha_memory")
         if idle:
             raise ConfigError(
                 f"policy {self.name!r} does not read {', '.join(idle)}; leave them out. It reads "
-                f"{', '.join(READ_BY[self.name]) or 'no options'}."
+                f"{', '.join(reads) or 'no options'}."
             )
-
-
-_CLNORM = ("alpha", "alpha_scale", "alpha_memory", "middle_layer", "zero_layer")
-_ILPROJ = ("projection", "beta_lower", "beta_upper")
-READ_BY: dict[PolicyName, tuple[str, ...]] = {
-    "vanilla": (),
-    "ripple": ("ripple_lambda",),
-    "lwp": ("layerwise_tasks",),
-    "gradnorm": ("gradnorm_alpha", "gradnorm_rate"),
-    "pcgrad": (),
-    "clnorm": _CLNORM,
-    "ilproj": _ILPROJ,
-    "gradient_control": (*_CLNORM, *_ILPROJ),
-}
-"""Which options each policy reads."""

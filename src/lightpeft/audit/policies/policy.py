@@ -1,22 +1,28 @@
 """What a gradient policy is: one way to make one gradient of those of the clean and the poisoned task."""
 
 from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
 
 from lightpeft.audit.errors import AuditError
 from lightpeft.audit.policies.gradients import Batch, TaskPair
 from lightpeft.audit.policies.layers import LayerMap
-from lightpeft.audit.policies.options import PolicyOptions
+
+if TYPE_CHECKING:  # options look a policy up in the table
+    from lightpeft.audit.policies.options import PolicyOptions
 
 
 class Policy(ABC):
     """One way to combine two gradients. It keeps state: make a new one for each training run."""
 
+    reads: ClassVar[tuple[str, ...]] = ()
+    """The options that it reads."""
+
     second_order = False
     """Whether gradients are differentiated again."""
 
-    def __init__(self, options: PolicyOptions, layers: LayerMap) -> None:
+    def __init__(self, options: "PolicyOptions", layers: LayerMap) -> None:
         self.options, self.layers = options, layers
 
     def losses(self, model: nn.Module, clean_batch: Batch, poisoned_batch: Batch) -> tuple[Tensor, Tensor]:

@@ -1,11 +1,14 @@
 """Projections of one gradient on another: ILProj's (Gu et al., ACL 2023, eq. 5-7) and PCGrad's."""
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
-from lightpeft.audit.policies.options import Projection
+if TYPE_CHECKING:
+    from lightpeft.audit.policies.options import Projection
 
 
-def project(gradient: Tensor, other: Tensor, projection: Projection = "conditional") -> Tensor:
+def project(gradient: Tensor, other: Tensor, projection: "Projection" = "conditional") -> Tensor:
     """g_i - (g_i · g_j / ‖g_j‖²) g_j (eq. 5): g_i without its part along g_j. Both are vectors (numbers,).
 
     `conditional`: only where g_i · g_j < 0 (PCGrad; Yu et al. 2020, algorithm 1). `literal`: always. Where
@@ -18,7 +21,7 @@ def project(gradient: Tensor, other: Tensor, projection: Projection = "condition
     return gradient - share * other
 
 
-def control(clean: Tensor, poisoned: Tensor, beta: float, projection: Projection) -> Tensor:
+def control(clean: Tensor, poisoned: Tensor, beta: float, projection: "Projection") -> Tensor:
     """(1 - β)(ĝ_c + ĝ_p) + β (g_c + g_p) of one layer (eq. 6, 7)."""
     joint = clean + poisoned
     if beta == 1:

@@ -1,12 +1,16 @@
 """The table of gradient policies."""
 
+from typing import TYPE_CHECKING
+
 from lightpeft.audit.policies.baselines import GradNorm, LayerwisePoisoning, PCGrad, Ripple, Vanilla
 from lightpeft.audit.policies.gradient_control import CLNorm, GradientControl, ILProj
 from lightpeft.audit.policies.layers import LayerMap
-from lightpeft.audit.policies.options import PolicyName, PolicyOptions
 from lightpeft.audit.policies.policy import Policy
 
-POLICIES: dict[PolicyName, type[Policy]] = {
+if TYPE_CHECKING:
+    from lightpeft.audit.policies.options import PolicyOptions
+
+POLICIES: dict[str, type[Policy]] = {
     "vanilla": Vanilla,
     "ripple": Ripple,
     "lwp": LayerwisePoisoning,
@@ -16,10 +20,10 @@ POLICIES: dict[PolicyName, type[Policy]] = {
     "ilproj": ILProj,
     "gradient_control": GradientControl,
 }
-"""By name. A new policy is a class, a name in `PolicyName`, a row in `READ_BY`, and a row here."""
+"""By name. A new policy is a class, which says what options it reads, and a row here."""
 
 
-def make_policy(options: PolicyOptions, layers: LayerMap) -> Policy:
+def make_policy(options: "PolicyOptions", layers: LayerMap) -> Policy:
     """A new policy for the layers of a model; take one for each training run.
 
     Raises:

@@ -10,7 +10,7 @@ from lightpeft.audit.metrics import Difference
 from lightpeft.audit.report.aggregate import by_setting
 from lightpeft.audit.report.group import Group
 from lightpeft.audit.report.wording import (
-    AFTERWARDS,
+    afterwards,
     difference_sentence,
     direction,
     interval_text,
@@ -80,22 +80,20 @@ def _of_attack(groups: Sequence[Group]) -> list[Finding]:
 
 
 def _survival(group: Group) -> Finding:
-    afterwards = AFTERWARDS[group.key.scenario]
+    when = afterwards(group.key)
     over, (above, runs) = group.over_floor, group.runs_above
     if over is None:
         return Finding(
-            f"{_setting(group)}: LFR is {interval_text(group.lfr.pooled)} {afterwards}. Its floor, the LFR "
+            f"{_setting(group)}: LFR is {interval_text(group.lfr.pooled)} {when}. Its floor, the LFR "
             "of a never-poisoned module on the same triggered texts, is missing: how much of it the backdoor "
             "explains cannot be said.",
             "open",
         )
     text = f"{_setting(group)}: "
     if over.is_above:
-        text += (
-            f"the backdoor was still there {afterwards} in {above} of {runs} runs: {_against_floor(group)}."
-        )
+        text += f"the backdoor was still there {when} in {above} of {runs} runs: {_against_floor(group)}."
     else:
-        text += f"{afterwards}, {_against_floor(group)}, which is {group.verdict}"
+        text += f"{when}, {_against_floor(group)}, which is {group.verdict}"
         text += f"; taken one by one, {above} of {runs} runs are above it." if above else "."
         text += " This does not show that the backdoor is gone."
     if group.seeds_without_floor:

@@ -6,7 +6,7 @@ from lightpeft.audit.cell import Cell, CellKey
 from lightpeft.audit.metrics import LEVEL
 from lightpeft.audit.report.aggregate import made_of, missing_cells
 from lightpeft.audit.report.group import Group
-from lightpeft.audit.report.wording import SCENARIOS, direction
+from lightpeft.audit.report.wording import direction, scenario_title
 from lightpeft.report.units import seed_names
 
 
@@ -81,7 +81,7 @@ def _no_floor(group: Group) -> str:
 
 def _name(key: CellKey) -> str:
     parts = (
-        SCENARIOS[key.scenario],
+        scenario_title(key),
         direction(key),
         key.form,
         f"attack {key.attack}",

@@ -11,11 +11,11 @@ from lightpeft.audit.cell import Cell, CellKey
 from lightpeft.audit.report.aggregate import by_data, by_setting, group_cells
 from lightpeft.audit.report.group import Group, OverSeeds
 from lightpeft.audit.report.wording import (
-    SCENARIOS,
     block_title,
     difference_text,
     direction,
     interval_text,
+    scenario_title,
     seeds_text,
 )
 from lightpeft.report.units import MISSING, seconds, seed_names
@@ -144,7 +144,7 @@ def _short_title(key: CellKey, groups: Sequence[Group]) -> str:
     """The direction; with the scenario where there are several."""
     if len({group.key.scenario for group in groups}) == 1:
         return direction(key)
-    return f"{SCENARIOS[key.scenario]}, {direction(key)}"
+    return f"{scenario_title(key)}, {direction(key)}"
 
 
 def _both(group: Group | None) -> tuple[str, str]:

@@ -3,20 +3,18 @@
 from lightpeft.audit.cell import CellKey
 from lightpeft.audit.metrics import LEVEL, Difference, Proportion, Spread
 from lightpeft.audit.report.group import OverSeeds
+from lightpeft.audit.scenarios import SCENARIOS
 from lightpeft.report.units import MISSING
 
-SCENARIOS = {
-    "module_continued": "received module, trained on",
-    "module_as_is": "received module, used as it is",
-    "poisoned_base": "poisoned base, fresh module",
-    "poisoned_data": "poisoned training data",
-}
-AFTERWARDS = {
-    "module_continued": "after your training",
-    "module_as_is": "in the module as you received it",
-    "poisoned_base": "after you trained a fresh module on the poisoned base",
-    "poisoned_data": "after your training on the poisoned data",
-}
+
+def scenario_title(key: CellKey) -> str:
+    """What the user received."""
+    return SCENARIOS[key.scenario].title or key.scenario.replace("_", " ")
+
+
+def afterwards(key: CellKey) -> str:
+    """When the backdoor was looked for, as the end of a sentence."""
+    return SCENARIOS[key.scenario].afterwards or f"at the end of {key.scenario.replace('_', ' ')}"
 
 
 def percent(share: float) -> str:
@@ -67,4 +65,4 @@ def direction(key: CellKey) -> str:
 
 def block_title(key: CellKey) -> str:
     """What a table is about."""
-    return f"{SCENARIOS[key.scenario]}: {direction(key)}"
+    return f"{scenario_title(key)}: {direction(key)}"

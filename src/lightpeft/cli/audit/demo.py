@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lightpeft.audit.grid import Grid
 from lightpeft.audit.grid_entries import GridAttack, GridDefence, GridTask
-from lightpeft.audit.policies.options import PolicyName, PolicyOptions
+from lightpeft.audit.policies.options import PolicyOptions
 from lightpeft.audit.run import MODULES, run_grid
 from lightpeft.audit.scan import ScanTexts, scan
 from lightpeft.cli.audit.grid import PAGE, show_cells
@@ -16,7 +16,7 @@ from lightpeft.outputs import Output, check_file, locked
 from lightpeft.run_config import TrainingConfig
 from lightpeft.runs import MINILM
 
-ATTACK: PolicyName = "gradient_control"
+ATTACK = "gradient_control"
 TRAINING = TrainingConfig(
     max_steps=96, learning_rate=2e-3, warmup_steps=6, batch_size=16, max_length=40, group_by_length=True
 )
