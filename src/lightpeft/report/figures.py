@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from lightpeft.errors import ConfigError
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 INK = "#1b2330"
@@ -98,6 +99,11 @@ def new_figure(width: float, height: float) -> "Figure":
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height))
+
+
+def headline(axes: "Axes", text: str) -> None:
+    """A title at the picture's left edge, so that it has room beside long labels, too."""
+    axes.figure.suptitle(text, x=0.01, horizontalalignment="left", fontsize=10, fontweight="bold")
 
 
 def to_svg(figure: "Figure", name: str, label: str, *, card: bool = False) -> str:

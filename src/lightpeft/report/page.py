@@ -1,6 +1,7 @@
 """The report: one HTML file that needs nothing else, neither network nor script."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,7 @@ def render_report(result: Result, plan: Plan | None = None, scores: Scores | Non
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    templates.filters["tied"] = _tied
     if plan is not None:
         _check_same_run(result, plan)
     return templates.get_template("page.html.j2").render(
@@ -198,6 +200,11 @@ def _seed_cuts(result: Result) -> Grid | None:
         for found in result.seed_cuts
     ]
     return Grid(headings, rows)
+
+
+def _tied(text: str) -> str:
+    """Units stay on the line of their number, and `±` on that of what follows."""
+    return re.sub(r"(?<=±) | (?=(?:[µm]?s|[kMGT]?B|[kMGT])$)", "\N{NO-BREAK SPACE}", text)
 
 
 def _value(value: Any) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from lightpeft.plan import Count, LayerPlan, ModulePlan, Plan
-from lightpeft.report.figures import CUT, FAINT, INK, KEPT
+from lightpeft.report.figures import CUT, FAINT, INK, KEPT, headline
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,7 +56,8 @@ def draw_heads(axes: "Axes", plan: Plan, row: float) -> None:
     columns = max((layer.head_count for layer in plan.layers), default=1)
     _frame(axes, columns, layer_labels(plan))
     axes.set_xticks(range(0, columns, 1 + columns // 17))
-    axes.set(title=heads_title(plan), xlabel="head (× is cut)", ylabel="layer")
+    axes.set(xlabel="head (× is cut)", ylabel="layer")
+    headline(axes, heads_title(plan))
 
 
 def draw_neurons(axes: "Axes", plan: Plan) -> None:
@@ -72,7 +73,8 @@ def draw_neurons(axes: "Axes", plan: Plan) -> None:
     _frame(axes, 1, layer_labels(plan))
     axes.set_xlim(0, widest * 1.18)
     axes.set_xticks([0, widest], ["0", f"{widest:,}"])
-    axes.set(title=neurons_title(plan), xlabel="neurons kept, of the full width", ylabel="layer")
+    axes.set(xlabel="neurons", ylabel="layer")
+    headline(axes, neurons_title(plan))
 
 
 def draw_modules(axes: "Axes", plan: Plan, row: float, column: float) -> None:
@@ -80,7 +82,7 @@ def draw_modules(axes: "Axes", plan: Plan, row: float, column: float) -> None:
 
     A row is `row` inches high and a column `column` inches wide.
     """
-    axes.set_title(textwrap.fill(modules_title(plan), TITLE))
+    headline(axes, textwrap.fill(modules_title(plan), TITLE))
     columns, rows = module_grid(plan)
     labels = layer_labels(plan)
     _frame(axes, len(columns), ["other" if number is None else labels[number] for number in rows])
@@ -93,7 +95,7 @@ def draw_modules(axes: "Axes", plan: Plan, row: float, column: float) -> None:
     _cross(axes, [where[one.name] for one in plan.removed_modules], row)
     _number_cells(axes, plan.kept_modules, where, row)
     _name_columns(axes, columns, column)
-    axes.set(xlabel="ranks kept per module (× is removed)", ylabel="layer")
+    axes.set(xlabel="ranks kept (× is removed)", ylabel="layer")
 
 
 def module_grid(plan: Plan) -> tuple[list[str], list[int | None]]:

@@ -6,7 +6,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from lightpeft.report.data import Curve, Result
-from lightpeft.report.figures import CUT, FAINT, INK, KEPT, MUTED
+from lightpeft.report.figures import CUT, FAINT, INK, KEPT, MUTED, headline
 from lightpeft.report.units import LABELS, lower_is_better, times
 
 if TYPE_CHECKING:
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 SMOOTH_FROM = 60
 """Curves with so many points are drawn as their running mean; one alone faintly as it is, too."""
+
+TOO_WIDE = 1.6
+"""A ratio beside which the ticks below 1 would lie on each other."""
 
 WHOLE_COLOURS = (MUTED, "#cc79a7", "#e69f00")
 LIGHT_COLOURS = (KEPT, "#009e73", "#56b4e9")
@@ -26,7 +29,8 @@ def draw_curves(axes: "Axes", curves: Sequence[Curve], name: str, colours: dict[
     for number, step in enumerate(sorted({c.cut_step for c in curves if c.cut_step is not None})):
         text = "_" if number else "cut"
         axes.axvline(step, color=CUT, linestyle="--", linewidth=1.2, label=text)
-    axes.set(title=name, xlabel="optimizer step")
+    axes.set_xlabel("optimizer step")
+    headline(axes, name)
     axes.grid(axis="y", color=FAINT, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.legend()
@@ -39,7 +43,7 @@ def draw_ratios(axes: "Axes", result: Result) -> None:
         drawn["metric"] = result.light.metric_name
     found = {label: result.ratios.get(name) for name, label in drawn.items()}
     bars = [(label, ratio) for label, ratio in found.items() if ratio is not None]
-    axes.set(title="Light over plain: less is better")
+    headline(axes, "Light over plain: less is better")
     if not bars:
         axes.text(0.5, 0.5, "plain PEFT was not run", ha="center", color=MUTED)
         axes.set_axis_off()
@@ -53,7 +57,8 @@ def draw_ratios(axes: "Axes", result: Result) -> None:
         axes.text(max(1.0, ratio) + widest * 0.02, row, times(ratio), va="center", color=INK)
     axes.axvline(1, color=MUTED, linewidth=1)
     axes.set_xlim(0, widest * 1.16)
-    axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1 = plain"])
+    ticks = {0: "0", 0.5: "0.5", 1: "1 = plain"} if widest < TOO_WIDE else {1: "1 = plain"}
+    axes.set_xticks(list(ticks), list(ticks.values()))
     axes.set_yticks(rows, labels)
     axes.invert_yaxis()
     axes.tick_params(length=0)

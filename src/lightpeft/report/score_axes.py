@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from lightpeft.plan import Cutoff, Plan
-from lightpeft.report.figures import CUT, INK, KEPT, MUTED
+from lightpeft.report.figures import CUT, INK, KEPT, MUTED, headline
 from lightpeft.scores import Scores
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def score_groups(scores: Scores, plan: Plan) -> list[ScoreGroup]:
 
 def draw_scores(axes: "Axes", group: ScoreGroup) -> None:
     """Histogram of one kind, cut below kept, with the cut line where there is one."""
-    axes.set(title=group.headline)
+    headline(axes, group.headline)
     if not group.kept and not group.cut:
         axes.text(0.5, 0.5, "none", ha="center", color=MUTED, transform=axes.transAxes)
         axes.set_axis_off()

@@ -9,7 +9,6 @@ from lightpeft.report.units import (
     difference,
     metric,
     percent,
-    plus_minus,
     seconds,
     seed_names,
     size,
@@ -61,7 +60,7 @@ def _alone(result: Result) -> str:
 
 def _metric(result: Result, method: Literal["vanilla", "light"]) -> str:
     """The metric with its spread over seeds."""
-    return plus_minus(metric, getattr(result, method).metric, _deviation(result.over_seeds(method)))
+    return metric(getattr(result, method).metric, _deviation(result.over_seeds(method)))
 
 
 def _deviation(found: OverSeeds | None) -> float | None:

@@ -17,7 +17,6 @@ from lightpeft.report.units import (
     difference,
     lower_is_better,
     metric,
-    plus_minus,
     seconds,
     seed_names,
     size,
@@ -179,7 +178,7 @@ def _number(result: Result, method: Literal["vanilla", "light"], name: str) -> s
     if name == "estimation_step_seconds":
         steps = measured.estimation_steps
         return seconds(value) + ("" if steps is None else f" ({steps} steps)")
-    return plus_minus(_FORMATS[name], value, _deviation(result, method, name))
+    return _FORMATS[name](value, _deviation(result, method, name))
 
 
 def _deviation(result: Result, method: Literal["vanilla", "light"], name: str) -> float | None:
@@ -191,15 +190,15 @@ def _deviation(result: Result, method: Literal["vanilla", "light"], name: str) -
     return None if found is None else found.deviation
 
 
-def _spread(text: Callable[[float], str], found: OverSeeds | None) -> str:
-    return MISSING if found is None else plus_minus(text, found.mean, found.deviation)
+def _spread(text: Callable[[float, float | None], str], found: OverSeeds | None) -> str:
+    return MISSING if found is None else text(found.mean, found.deviation)
 
 
 def _or_missing(text: Callable[[float], str], value: float | None) -> str:
     return MISSING if value is None else text(value)
 
 
-_FORMATS: dict[str, Callable[[float], str]] = {
+_FORMATS: dict[str, Callable[[float, float | None], str]] = {
     "metric": metric,
     "encoder_parameters": count,
     "peft_parameters": count,

@@ -1,7 +1,7 @@
 """Numbers for people: three digits and a unit. Minus is `−`, and a missing number is `–`."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 MISSING = "–"
 LABELS = {
@@ -19,19 +19,19 @@ LABELS = {
 _LOWER_IS_BETTER = ("loss", "mse", "mae", "perplexity")
 
 
-def count(value: float) -> str:
+def count(value: float, deviation: float | None = None) -> str:
     """`7103232` as `7.10 M`."""
-    return _scaled(value, 1000, ("", "k", "M", "G", "T"))
+    return _scaled(value, ("", "k", "M", "G", "T"), deviation)
 
 
-def size(value: float) -> str:
+def size(value: float, deviation: float | None = None) -> str:
     """Bytes: `41000000` as `41.0 MB`."""
-    return _scaled(value, 1000, ("B", "kB", "MB", "GB", "TB"))
+    return _scaled(value, ("B", "kB", "MB", "GB", "TB"), deviation)
 
 
-def seconds(value: float) -> str:
-    """`0.0123` as `12.3 ms`."""
-    return _scaled(value * 1e6, 1000, ("µs", "ms", "s"))
+def seconds(value: float, deviation: float | None = None) -> str:
+    """`0.0123` as `12.3 ms`; with a deviation `12.3 ± 0.4 ms`."""
+    return _scaled(value * 1e6, ("µs", "ms", "s"), None if deviation is None else deviation * 1e6)
 
 
 def times(value: float | None) -> str:
@@ -44,9 +44,10 @@ def percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-def metric(value: float) -> str:
-    """Three decimals for a share, fewer for large numbers."""
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+def metric(value: float, deviation: float | None = None) -> str:
+    """Three decimals for a share, fewer for large numbers; with a deviation `0.912 ± 0.003`."""
+    digits = 3 if abs(value) < 10 else 1
+    return f"{value:.{digits}f}" + ("" if deviation is None else f" ± {deviation:.{digits}f}")
 
 
 def lower_is_better(name: str) -> bool:
@@ -67,11 +68,6 @@ def difference(name: str, after: float, before: float, deviation: float | None =
     return _signed(after - before, 3) + ("" if deviation is None else f" ± {deviation:.3f}")
 
 
-def plus_minus(text: Callable[[float], str], mean: float, deviation: float | None) -> str:
-    """`0.912 ± 0.003`; of one seed `0.912`."""
-    return text(mean) + ("" if deviation is None else f" ± {text(deviation)}")
-
-
 def seed_names(seeds: Sequence[int]) -> str:
     """`seed 1`, `seeds 1, 2`."""
     return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
@@ -84,11 +80,12 @@ def _signed(value: float, digits: int) -> str:
     return ("−" if value < 0 else "+") + text
 
 
-def _scaled(value: float, base: int, units: tuple[str, ...]) -> str:
+def _scaled(value: float, units: tuple[str, ...], deviation: float | None) -> str:
     power = 0
-    while power < len(units) - 1 and round(value) >= base:
-        value /= base
+    while power < len(units) - 1 and round(value) >= 1000:
+        value /= 1000
         power += 1
     whole = float(value).is_integer() and power == 0
     digits = 0 if whole or value <= 0 else min(2, max(0, 2 - math.floor(math.log10(value))))
-    return f"{value:.{digits}f} {units[power]}".rstrip()
+    spread = "" if deviation is None else f" ± {deviation / 1000**power:.{digits}f}"
+    return f"{value:.{digits}f}{spread} {units[power]}".rstrip()
