@@ -43,6 +43,28 @@ def test_train_writes_checkpoints_result_scores_and_page(finished_run: Path) -> 
     assert Scores.load(finished_run / "scores.safetensors").steps == 4
 
 
+def test_the_page_of_several_seeds_shows_all_of_them(tiny_model: Path, tmp_path: Path) -> None:
+    words = ["train", "--model", str(tiny_model), "--out", str(tmp_path / "out"), "--seeds", "[3,1]"]
+    assert main([*words, "--compare", *QUICK]) == 0
+    result = Result.load(tmp_path / "out" / "result.json")
+    assert {curve.seed for curve in result.curves} == {3, 1}
+    light, plain = (result.over_seeds(method) for method in ("light_seconds", "vanilla_seconds"))
+    assert light is not None
+    assert plain is not None
+    assert light.mean == result.light.run_seconds
+    assert result.ratios["run_seconds"] == light.mean / plain.mean
+    assert [len(cuts.cut) for cuts in result.seed_cuts] == [2] * 4
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    for said in (
+        "seeds 3, 1",
+        "mean ± sd",
+        "the plan of seed 3",
+        "Do the seeds agree?",
+        "light, mean of 2",
+    ):
+        assert said in page
+
+
 def test_the_light_checkpoint_loads_and_has_the_reported_size(finished_run: Path) -> None:
     model = lightpeft.load(finished_run / "light")
     result = Result.load(finished_run / "result.json")

@@ -10,6 +10,7 @@ from tests.support.pages import Page
 
 from lightpeft.config import Budget
 from lightpeft.errors import ConfigError, OutputError
+from lightpeft.evidence import Agreement, Evidence
 from lightpeft.outputs import RECORD
 from lightpeft.plan import Plan
 from lightpeft.report import (
@@ -125,6 +126,15 @@ def test_seeds_that_agree_and_those_that_do_not(
         ConfigError, match=r"the plan is of another run than result\.json, whose first seed cut 3 of 12"
     ):
         render_report(make_result(seed_cuts=seed_cuts(plans)), planned(make_scores(), Budget(heads=0.5)))
+
+
+def test_what_the_plan_rests_on_is_said_and_weakness_warned_about(result: Result, plan: Plan) -> None:
+    weak, firm = (Evidence(20, (Agreement("heads", share, 0.25),)) for share in (0.3, 0.95))
+    for evidence in (weak, firm):
+        shown = dataclasses.replace(plan, evidence=evidence)
+        page = Page(render_report(dataclasses.replace(result, curves=()), shown))
+        assert any(f"({evidence.describe()})" in text for text in page.words)
+        assert (evidence.weakness() in page.words) == (evidence is weak)
 
 
 def test_nothing_is_wider_than_a_narrow_screen(page: str) -> None:

@@ -192,7 +192,7 @@ def _seed_cuts(result: Result) -> Grid | None:
     headings = ["units", f"cut by {seed_names(result.seeds)}", "by all of them", "by chance"]
     rows = [
         [
-            found.kind,
+            found.kind.replace("modules", "PEFT modules"),
             ", ".join(f"{cut:,}" for cut in found.cut),
             f"{found.by_all:,}",
             f"{found.by_chance:,.1f}",
