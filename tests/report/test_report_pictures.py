@@ -229,6 +229,7 @@ def test_readme_picture_is_one_card(result: Result, plan: Plan) -> None:
     svg = readme_picture(result, plan)
     found = texts(svg)
     assert {"Attention heads: 9 of 12 stay", "Light over plain: less is better"} <= set(found)
+    assert "Plan and models of seed 0. Whole run: mean of seeds 0, 1." in found
     assert "var(--" not in svg
     assert "fill: #ffffff" in svg
 

@@ -16,6 +16,7 @@ from lightpeft.report.plan_axes import (
 )
 from lightpeft.report.run_axes import curve_colours, draw_curves, draw_ratios
 from lightpeft.report.score_axes import ScoreGroup, draw_scores
+from lightpeft.report.units import seed_names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
@@ -98,7 +99,11 @@ def ratios_picture(result: Result) -> str:
 
 
 def readme_picture(result: Result, plan: Plan) -> str:
-    """Heads, neurons, PEFT modules and ratios in one picture, on white, as a file of its own."""
+    """Heads, neurons, PEFT modules and ratios in one picture, on white, as a file of its own.
+
+    Args:
+        plan: of the first seed.
+    """
     columns, rows = (max(1, len(names)) for names in module_grid(plan))
     deepest = max(len(plan.layers), rows)
     row = min(ROW, 5.0 / deepest)
@@ -110,8 +115,18 @@ def readme_picture(result: Result, plan: Plan) -> str:
         draw_neurons(neurons.subplots(), plan)
         draw_modules(modules.subplots(), plan, row, 4.6 / columns)
         draw_ratios(ratios.subplots(), result)
-        label = f"{heads_title(plan)}. {neurons_title(plan)}. {modules_title(plan)}."
+        whose = _whose(result)
+        figure.supxlabel(whose, x=0.01, horizontalalignment="left", fontsize=9)
+        label = f"{heads_title(plan)}. {neurons_title(plan)}. {modules_title(plan)}. {whose}"
         return to_svg(figure, "overview", label, card=True)
+
+
+def _whose(result: Result) -> str:
+    """Which seeds the plan and the ratios are of."""
+    if not result.seeds:
+        return ""
+    run = f" Whole run: mean of {seed_names(result.seeds)}." if result.light.run_seconds is not None else ""
+    return f"Plan and models of seed {result.seeds[0]}.{run}"
 
 
 def _quarters(figure: "Figure") -> list["SubFigure"]:
