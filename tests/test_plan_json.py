@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,10 +10,13 @@ import torch
 
 from lightpeft import Budget, Plan, PlanError, Scores, make_plan
 from lightpeft.errors import CheckpointError
+from lightpeft.files import read_tensors, write_tensors
 from lightpeft.indices import format_indices, parse_indices
 from tests.test_plan import anatomy_of, drawn
 
 ANATOMY = anatomy_of([6, 4, 5], [40, 33, 8])
+AGREEMENT = {"kind": "heads", "share": 0.5, "chance": 0.3}
+EVIDENCE = {"scored_steps": 7, "agreements": [AGREEMENT]}
 
 
 def a_plan(seed: int = 0, budget: Budget | None = None) -> Plan:
@@ -26,6 +30,46 @@ def test_round_trip_is_equal(seed: int) -> None:
     assert read == plan
     assert read.to_json() == plan.to_json()
     assert read.describe() == plan.describe()
+
+
+@pytest.mark.parametrize("steps", [None, 0, 1, 11])
+@pytest.mark.parametrize("halves", [False, True])
+def test_what_a_plan_rests_on_survives_json(halves: bool, steps: int | None) -> None:
+    scores = replace(
+        drawn(ANATOMY, 0),
+        scored_steps=steps,
+        halves=(drawn(ANATOMY, 1), drawn(ANATOMY, 2)) if halves else (),
+    )
+    plan = make_plan(scores, ANATOMY, Budget())
+    assert (plan.evidence is None) == (steps is None)
+    assert Plan.from_json(plan.to_json()) == plan
+
+
+def test_plans_and_scores_of_version_1_are_read_without_what_they_rest_on(tmp_path: Any) -> None:
+    value = a_plan().to_dict()
+    del value["evidence"]
+    assert Plan.from_dict(value | {"format_version": 1}) == a_plan()
+    path = tmp_path / "scores.safetensors"
+    drawn(ANATOMY, 0).save(path)
+    tensors, header = read_tensors(path)
+    del header["scored_steps"], header["halves"]
+    write_tensors(path, tensors, header | {"format_version": 1})
+    read = Scores.load(path)
+    assert (read.scored_steps, read.halves) == (None, ())
+    assert make_plan(read, ANATOMY, Budget()) == make_plan(drawn(ANATOMY, 0), ANATOMY, Budget())
+    write_tensors(path, tensors, header | {"format_version": 3})
+    with pytest.raises(CheckpointError, match="version 3"):
+        Scores.load(path)
+
+
+def test_halves_survive_the_scores_file(tmp_path: Any) -> None:
+    """Also where both have the same tensors, as of a score that does not come from the steps."""
+    half = drawn(ANATOMY, 1)
+    scores = replace(drawn(ANATOMY, 0), scored_steps=5, halves=(half, replace(half, scored_steps=2)))
+    scores.save(tmp_path / "scores.safetensors")
+    read = Scores.load(tmp_path / "scores.safetensors")
+    assert [one.scored_steps for one in (read, *read.halves)] == [5, None, 2]
+    assert make_plan(read, ANATOMY, Budget()) == make_plan(scores, ANATOMY, Budget())
 
 
 def test_round_trip_of_a_plan_that_cuts_nothing() -> None:
@@ -88,6 +132,17 @@ def without(*path: Any) -> dict[str, Any]:
         (changed("modules", 0, "surprise", to=1), "surprise"),
         (changed("cutoffs", 0, "surprise", to=1), "surprise"),
         (changed("cutoffs", to=3), "malformed"),
+        (changed("evidence", to=3), "malformed"),
+        (changed("evidence", to={"scored_steps": 1}), "malformed"),
+        (changed("evidence", to=EVIDENCE | {"surprise": 1}), "malformed"),
+        (changed("evidence", to=EVIDENCE | {"scored_steps": -1}), "malformed"),
+        (changed("evidence", to=EVIDENCE | {"scored_steps": True}), "malformed"),
+        (changed("evidence", to=EVIDENCE | {"agreements": 3}), "malformed"),
+        (changed("evidence", to=EVIDENCE | {"agreements": [AGREEMENT | {"share": 1.5}]}), "malformed"),
+        (changed("evidence", to=EVIDENCE | {"agreements": [AGREEMENT | {"chance": "1"}]}), "malformed"),
+        (changed("evidence", to=EVIDENCE | {"agreements": [AGREEMENT | {"kind": 1}]}), "malformed"),
+        (changed("evidence", to=EVIDENCE | {"agreements": [AGREEMENT | {"surprise": 1}]}), "malformed"),
+        (without("evidence"), "evidence"),
         (changed("layers", to="all"), "malformed"),
         (changed("layers", 0, to=None), "malformed"),
         (without("layers"), "layers"),

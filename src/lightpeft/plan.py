@@ -171,6 +171,11 @@ class Plan:
             for kind, count, ranking in zip(kinds, self.counts, how, strict=True)
         )
 
+    @property
+    def weakness(self) -> str | None:
+        """Why another seed would cut other units, in sentences; None where nothing speaks for that."""
+        return None if self.evidence is None or self.cuts_nothing else self.evidence.weakness()
+
     def describe(self) -> str:
         """What goes and why, for a terminal."""
         lines = [f"Plan for {self.model_type} from {self.estimation_steps} estimation steps"]

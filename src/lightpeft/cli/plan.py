@@ -50,5 +50,5 @@ def plan(
         return
     print("\n".join(made.reasons))
     if made.evidence is not None:
-        print("\n".join(filter(None, (made.evidence.describe(), made.evidence.weakness()))))
+        print("\n".join(filter(None, (made.evidence.describe(), made.weakness))))
     Console().print(plan_table(made))

@@ -24,7 +24,7 @@ class TokenWeights:
     def __init__(self, base: PreTrainedModel, anatomy: Anatomy) -> None:
         self._masks: dict[str, Tensor] = {}
         self._cross = _readers_of_the_encoder(anatomy)
-        self._padding = base.config.pad_token_id
+        self._padding = getattr(base.config, "pad_token_id", None)
         self._starts_with_padding = getattr(base.config, "decoder_start_token_id", None) == self._padding
         self.handles = [base.base_model.register_forward_pre_hook(self._note_mask, with_kwargs=True)]
         if base.config.is_encoder_decoder and base.get_decoder() not in (base, base.base_model):

@@ -230,9 +230,8 @@ class LightSession:
 def _say_what_it_rests_on(plan: Plan) -> None:
     if plan.evidence is not None:
         logger.info("the plan rests on %s", plan.evidence.describe())
-        weakness = plan.evidence.weakness()
-        if weakness is not None:
-            logger.warning("%s", weakness)
+    if plan.weakness is not None:
+        logger.warning("%s", plan.weakness)
 
 
 def within_run(config: EstimationConfig, total_steps: int) -> EstimationConfig:
