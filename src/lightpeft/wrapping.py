@@ -2,12 +2,41 @@
 
 from collections.abc import Iterator, Mapping
 
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+
+from lightpeft.errors import ConfigError
 
 _COPIES = ".modules_to_save."
 _ORIGINALS = ".original_module"
 _INNER = ".base_layer"
+
+
+def require_peft_model(model: nn.Module) -> PeftModel:
+    """The model itself, if it is a PeftModel.
+
+    Raises:
+        ConfigError: it is not; says where a PeftModel was found, or PEFT's layers without one.
+    """
+    if isinstance(model, PeftModel):
+        return model
+    kind = type(model).__name__
+    for name, module in model.named_modules():
+        if isinstance(module, PeftModel):
+            raise ConfigError(
+                f"the model is a {kind} with a PeftModel at {name!r} in it; lightpeft cuts a PeftModel that "
+                "is trained by itself, and not one inside another model. Give that one to a Trainer, with a "
+                f"loss of its own, and put it back into the {kind} when it is trained."
+            )
+        if isinstance(module, BaseTunerLayer):
+            raise ConfigError(
+                f"the model is a {kind} with PEFT's layers in it ({name} first), but it is no PeftModel "
+                "(add_adapter makes it so); put the adapter on by peft.get_peft_model(model, config) instead."
+            )
+    raise ConfigError(
+        f"the model is a {kind} without PEFT; wrap it with peft.get_peft_model(model, LoraConfig(...)) first."
+    )
 
 
 def unwrapped(module: nn.Module) -> nn.Module:

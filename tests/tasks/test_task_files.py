@@ -70,7 +70,7 @@ DAMAGED: list[tuple[str, bytes, str]] = [
     ("a.csv", b'text,label\n"a,1\n', r"line 2: unexpected end of data; quote"),
     ("a.tsv", b'text\tlabel\n"a" b\t1\n', r"line 2: .*; quote fields"),
     ("a.parquet", b"no parquet at all", r"not a readable parquet file"),
-    ("a.doc", b"text", r"unknown ending; known: '\.parquet', '\.csv'"),
+    ("a.doc", b"text", r"unknown ending; give one of '\.parquet', '\.csv'"),
 ]
 
 

@@ -190,7 +190,7 @@ def test_the_demo_task_needs_no_data() -> None:
         ("demo/sentiment", {"sizes": {"dev": 1}}, "unknown splits 'dev'"),
         ("demo/sentiment", {"seed": -1}, "must not be negative"),
         ("demo/sentiment", {"train_limit": 0}, "train_limit must be at least 1"),
-        (CUSTOM, {}, "has no data of its own; give data="),
+        (CUSTOM, {}, "has no data of its own; give a folder"),
     ],
 )
 def test_impossible_options_are_refused(task: str | TaskSpec, options: dict[str, Any], message: str) -> None:
@@ -203,7 +203,7 @@ def test_an_unreachable_hub_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> 
         raise ConnectionError(f"cannot reach {path}/{config}")
 
     monkeypatch.setattr(datasets, "load_dataset", offline)
-    with pytest.raises(TaskError, match=r"cannot reach nyu-mll/glue/rte\. Give data= a folder"):
+    with pytest.raises(TaskError, match=r"cannot reach nyu-mll/glue/rte\. Give a folder"):
         load_task("rte")
 
 

@@ -1,6 +1,8 @@
 """What cannot be done is refused before the first step, with what was found and what to do."""
 
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +25,8 @@ from lightpeft import (
     LightTrainer,
     PlanError,
 )
+from lightpeft.training.callback import _require_one_process
+from lightpeft.wrapping import require_peft_model
 
 
 @pytest.fixture(scope="module")
@@ -200,3 +204,47 @@ def test_a_trainer_that_calls_the_model_by_position(base: Path, tmp_path: Path) 
     run = trainer(base, tmp_path, kind=Positional, model=fresh_model(base, task_type=None))
     run.train()
     assert run.light.report is not None
+
+
+class _Holder(nn.Module):
+    """As a SentenceTransformer or a model of one's own holds on to a PeftModel."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.auto_model = inner
+
+
+def _inside(base: Path) -> nn.Module:
+    return _Holder(fresh_model(base))
+
+
+def _with_add_adapter(base: Path) -> nn.Module:
+    model = load_base(base)
+    model.add_adapter(LoraConfig(target_modules=["query"]))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (_inside, r"a _Holder with a PeftModel at 'auto_model' in it; .*put it back into the _Holder"),
+        (_with_add_adapter, r"is no PeftModel \(add_adapter makes it so\)"),
+        (load_base, r"without PEFT; wrap it with peft\.get_peft_model"),
+    ],
+)
+def test_what_is_no_peft_model_is_told_what_it_is(
+    make: Callable[[Path], nn.Module], message: str, base: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        require_peft_model(make(base))
+
+
+@pytest.mark.parametrize(
+    ("flag", "advice"), [("deepspeed", "leave deepspeed out"), ("torch_compile", "set torch_compile=False")]
+)
+def test_what_does_not_survive_a_cut_is_told_how_to_be_left_out(flag: str, advice: str) -> None:
+    kinds = {"parallel_mode": None, "n_gpu": 0, "deepspeed": None, "fsdp": None, "torch_compile": False}
+    given: Any = SimpleNamespace(**kinds | {flag: True})
+    with pytest.raises(ConfigError, match=advice) as raised:
+        _require_one_process(given)
+    assert "CUDA_VISIBLE_DEVICES" not in str(raised.value)

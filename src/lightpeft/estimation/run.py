@@ -41,7 +41,10 @@ def estimate(
     if optimizer is None:
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not trainable:
-            raise ConfigError("the model has no trainable parameter; wrap it with get_peft_model.")
+            raise ConfigError(
+                "the model has no trainable parameter; wrap it with "
+                "peft.get_peft_model, or load its adapter with is_trainable=True."
+            )
         optimizer = torch.optim.AdamW(trainable, lr=learning_rate)
     estimator = Estimator(model, config)
     settled, was_training = Settled(config), model.training

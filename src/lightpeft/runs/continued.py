@@ -38,7 +38,7 @@ def find_adapter(name: str, *, marked_too: bool = False) -> Path:
     if is_light_checkpoint(folder):
         raise ConfigError(
             f"{name} is a light checkpoint, cut already; to train it on, use lightpeft.load(..., "
-            "is_trainable=True) and a plain Trainer."
+            "is_trainable=True), a plain Trainer, and lightpeft.save."
         )
     return folder
 

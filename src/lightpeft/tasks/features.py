@@ -90,7 +90,7 @@ def _check(data: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -
     special = tokenizer.num_special_tokens_to_add(pair="text_pair" in data.column_names)
     if max_length <= special:
         raise TaskOptionError(
-            f"max_length {max_length} leaves no room for text beside {special} special tokens"
+            f"max_length {max_length} leaves no room for text beside {special} special tokens; give more"
         )
     warn_beyond_model(tokenizer, max_length)
 
@@ -102,7 +102,10 @@ def check_text(data: Dataset) -> None:
         TaskError: it has no ``text`` column.
     """
     if "text" not in data.column_names:
-        raise TaskError(f"no column 'text'; found {listed(data.column_names)}; see load_task")
+        raise TaskError(
+            f"no column 'text'; found {listed(data.column_names)}; load the split with load_task, or rename "
+            "the column"
+        )
 
 
 def warn_beyond_model(tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:

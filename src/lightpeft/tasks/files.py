@@ -86,7 +86,7 @@ def _named_files(data: Mapping[str, str | Path], splits: Mapping[str, tuple[str,
 def _known_ending(path: Path) -> str:
     ending = path.suffix.lower()
     if ending not in READERS:
-        raise TaskError(f"{path} has an unknown ending; known: {listed(READERS)}")
+        raise TaskError(f"{path} has an unknown ending; give one of {listed(READERS)}")
     return ending
 
 

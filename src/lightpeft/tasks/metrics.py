@@ -165,7 +165,7 @@ def _check_fit(name: str, spec: TaskSpec) -> None:
         raise TaskOptionError(f"task {spec.name!r}: unknown metric {name!r}.{hint} Known: {listed(METRICS)}")
     if METRICS[name].kind != _kind(spec):
         raise TaskOptionError(
-            f"task {spec.name!r}: metric {name!r} is for {METRICS[name].kind}, the task is not"
+            f"task {spec.name!r}: metric {name!r} is for {METRICS[name].kind}, and the task is {_kind(spec)}"
         )
     if METRICS[name].binary and len(spec.class_names or ()) != 2:
         raise TaskOptionError(
@@ -182,7 +182,7 @@ def _predictions(outputs: Any, kind: Kind) -> Array:
     if broken:
         raise TaskError(
             f"{broken} of {len(logits)} predictions are NaN or infinite; the training diverged: "
-            f"lower the learning rate, or train in another precision than float16"
+            f"lower the learning rate, or where it was float16 take bfloat16"
         )
     if kind == "language modelling":
         return _checked_losses(logits)

@@ -87,7 +87,8 @@ def find_task(name: str) -> TaskSpec:
         return _BY_ANY_NAME[name]
     raise TaskOptionError(
         f"unknown task {name!r}.{did_you_mean(name, _BY_ANY_NAME)} Known tasks: "
-        f"{listed(task_names())}. For files of your own, describe the task with custom_task()."
+        f"{listed(task_names())}. For files of your own say which columns hold the texts (--text; in Python "
+        "custom_task())."
     )
 
 

@@ -29,7 +29,7 @@ def open_tables(
     generated = data is None and isinstance(spec.source, GeneratedSource)
     if sizes is not None and not generated:
         raise TaskOptionError(
-            f"sizes are for generated tasks without data=; for {spec.name!r} use train_limit"
+            f"sizes are for generated tasks without data; for {spec.name!r} use train_limit"
         )
     if data is not None:
         return _tables_of_files(spec, data)
@@ -37,7 +37,9 @@ def open_tables(
         return _generated_tables(spec, spec.source, sizes or {}, seed)
     if isinstance(spec.source, HubSource):
         return _hub_tables(spec, spec.source)
-    raise TaskOptionError(f"task {spec.name!r} has no data of its own; give data= a folder or files")
+    raise TaskOptionError(
+        f"task {spec.name!r} has no data of its own; give a folder with a train file as data"
+    )
 
 
 def open_validation(spec: TaskSpec, data: DataPaths | None, seed: int, *, held_out: bool) -> Table:
@@ -51,14 +53,14 @@ def open_validation(spec: TaskSpec, data: DataPaths | None, seed: int, *, held_o
     files = find_files(data, _accepted_names(spec))
     if "validation" not in files and held_out and "train" in files:
         return replace(read_table(files["train"]), is_validation=False)
-    _require_splits(spec, files, f"data={str(data)!r}", ["validation"])
+    _require_splits(spec, files, f"data {str(data)!r}", ["validation"])
     return read_table(files["validation"])
 
 
 def _tables_of_files(spec: TaskSpec, data: DataPaths) -> dict[str, Table]:
     files = find_files(data, _accepted_names(spec))
     required = ["train"] if spec.source is None else ["train", "validation"]
-    _require_splits(spec, files, f"data={str(data)!r}", required)
+    _require_splits(spec, files, f"data {str(data)!r}", required)
     return {split: read_table(path) for split, path in files.items()}
 
 
@@ -89,7 +91,8 @@ def _hub_tables(spec: TaskSpec, source: HubSource) -> dict[str, Table]:
     except (OSError, ValueError) as error:
         raise TaskError(
             f"task {spec.name!r}: {source.path} ({source.config}) cannot be loaded from the "
-            f"Hugging Face hub: {error}. Give data= a folder with train and validation files"
+            f"Hugging Face hub: {' '.join(str(error).split())}. Give a folder with train and validation "
+            "files as data"
         ) from error
     present = {
         split: next(name for name in names if name in hub)

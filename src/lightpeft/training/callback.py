@@ -27,6 +27,7 @@ from lightpeft.training.schedule import (
     stretch_schedule,
 )
 from lightpeft.training.session import LightSession
+from lightpeft.wrapping import require_peft_model
 
 
 class LightCallback(TrainerCallback):
@@ -75,7 +76,7 @@ class LightCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        model, scheduler = _peft_model(kwargs), kwargs["lr_scheduler"]
+        model, scheduler = require_peft_model(kwargs["model"]), kwargs["lr_scheduler"]
         resumed = self._restored_from or (_checkpoint(args, state) if state.global_step else None)
         _require_one_process(args)
         if not self.is_kept:
@@ -105,7 +106,7 @@ class LightCallback(TrainerCallback):
         optimizer = kwargs["optimizer"]
         if control.should_save and not state.is_hyper_param_search:
             unmark(_checkpoint(args, state))
-        if not self.session.end_step(_peft_model(kwargs), optimizer, state.global_step):
+        if not self.session.end_step(require_peft_model(kwargs["model"]), optimizer, state.global_step):
             return
         state.best_metric = state.best_global_step = state.best_model_checkpoint = None
         if self.session.config.learning_rate_factor != 1:
@@ -123,7 +124,7 @@ class LightCallback(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.finish_checkpoint(_peft_model(kwargs), _checkpoint(args, state), self._run)
+        self.finish_checkpoint(require_peft_model(kwargs["model"]), _checkpoint(args, state), self._run)
 
     def finish_checkpoint(self, model: nn.Module, checkpoint: Path, run: RunMark | None) -> None:
         """Add what resuming needs to a checkpoint that the Trainer wrote, and mark it complete."""
@@ -148,7 +149,8 @@ class LightCallback(TrainerCallback):
         if self.session.plan is None:
             warnings.warn(
                 f"NOTHING WAS CUT: training ended after {state.global_step} steps, before estimation was "
-                "done. The model is a plain PEFT model, save it with save_pretrained.",
+                "done. The model is a plain PEFT model, save it with save_pretrained; to have it cut, train "
+                "longer or give fewer estimation.steps.",
                 stacklevel=2,
             )
 
@@ -166,26 +168,19 @@ def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
     return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
 
 
-def _peft_model(kwargs: dict[str, Any]) -> PeftModel:
-    model = kwargs["model"]
-    if not isinstance(model, PeftModel):
-        raise ConfigError(
-            f"the Trainer's model is a {type(model).__name__}; wrap it with peft.get_peft_model first."
-        )
-    return model
-
-
 def _require_one_process(args: TrainingArguments) -> None:
     problems = {
-        "several processes": args.parallel_mode == ParallelMode.DISTRIBUTED,
-        "several GPUs in one process": args.n_gpu > 1,
-        "DeepSpeed": bool(args.deepspeed),
-        "FSDP": bool(args.fsdp),
-        "torch.compile": bool(args.torch_compile),
+        "several processes (start one: python, not torchrun or accelerate launch)": (
+            args.parallel_mode == ParallelMode.DISTRIBUTED
+        ),
+        "several GPUs in one process (show it one: CUDA_VISIBLE_DEVICES=0)": args.n_gpu > 1,
+        "DeepSpeed (leave deepspeed out)": bool(args.deepspeed),
+        "FSDP (leave fsdp out)": bool(args.fsdp),
+        "torch.compile (set torch_compile=False)": bool(args.torch_compile),
     }
     found = [name for name, present in problems.items() if present]
     if found:
         raise ConfigError(
-            f"found {', '.join(found)}: the cut changes the shapes of parameters inside the run, which "
-            "these do not survive. Train on one device without them (CUDA_VISIBLE_DEVICES=0)."
+            "the cut changes the shapes of parameters inside the run, which the following does not survive: "
+            f"{', '.join(found)}."
         )

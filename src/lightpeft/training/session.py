@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -40,6 +39,7 @@ from lightpeft.surgery import (
     verify_discovered,
 )
 from lightpeft.training.live_run import LiveRun
+from lightpeft.wrapping import require_peft_model
 
 ESTIMATION = "estimation.safetensors"
 SCORES = "scores.safetensors"
@@ -77,8 +77,10 @@ class LightSession:
             return
         if record_of(model) is not None:
             raise ConfigError(
-                "the model was cut before this run. To resume, call restore(model, checkpoint); to go on "
-                "training a loaded light checkpoint, use a Trainer without lightpeft's callback."
+                "the model was cut before this run, and a model is cut once. To resume the run that cut it, "
+                "call restore(model, checkpoint) on the fresh base before the Trainer is made; to train it on, "
+                "use a Trainer without lightpeft's callback and save it by lightpeft.save; to cut more, begin "
+                "with the base again and a larger budget."
             )
         self.end()
         estimation = within_run(self.config.estimation, total_steps)
@@ -107,12 +109,7 @@ class LightSession:
                 f"be trained after the cut. Train longer, or set estimation.steps below {total_steps} or "
                 "to auto."
             )
-        if not isinstance(model, PeftModel):
-            raise ConfigError(
-                f"found no PEFT module in this {type(model).__name__}; wrap the model with "
-                "peft.get_peft_model(model, LoraConfig(...)) first."
-            )
-        modules = find_modules(model)
+        modules = find_modules(require_peft_model(model))
         for limit in [*limits(anatomy, self.config.budget), *limits_of_form(model)]:
             logger.info("%s", limit)
         trial = make_plan(_flat_scores(anatomy, modules), anatomy, self.config.budget)
