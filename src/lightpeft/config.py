@@ -240,7 +240,7 @@ class LightConfig:
     """Start optimizer and learning-rate schedule anew after the cut, as the published runs do."""
 
     def __post_init__(self) -> None:
-        check_number("learning_rate_factor", self.learning_rate_factor)
+        check_positive("learning_rate_factor", self.learning_rate_factor)
 
     @classmethod
     def preset(cls, name: Preset = "default") -> "LightConfig":

@@ -36,6 +36,9 @@ OTHER_SCHEDULES = {
 }
 """Schedules of transformers that no option here can describe, and why."""
 
+POLYNOMIAL_END = 1e-7
+"""The last rate of that schedule in transformers."""
+
 DEFAULT_MAX_LENGTH = 128
 
 
@@ -239,6 +242,11 @@ class TrainingConfig:
             )
             raise ConfigError(
                 f"training.schedule {self.schedule!r} {found} Choose one of {', '.join(SCHEDULES)}."
+            )
+        if self.schedule == "polynomial" and self.learning_rate <= POLYNOMIAL_END:
+            raise ConfigError(
+                f"training.learning_rate is {self.learning_rate}, but the schedule polynomial ends at "
+                f"{POLYNOMIAL_END}; give a larger rate, or another schedule."
             )
         if self.schedule == "constant" and self.warmup_steps:
             raise ConfigError(

@@ -61,6 +61,7 @@ OPTIONS: list[tuple[str, str]] = [
     ("--training.schedule cosine_with_min_lr", "it needs a lowest rate"),
     ("--training.schedule reduce_lr_on_plateau", "it waits for evaluations"),
     ("--training.schedule warmup_stable_decay", "the number of decay steps"),
+    ("--training.schedule polynomial --training.learning_rate 1e-8", "ends at 1e-07"),
     ("--training.schedule constant --training.warmup_steps 2", "use constant_with_warmup"),
     ("--training.warmup_steps -1", "training.warmup_steps is -1"),
     ("--training.max_steps 10 --training.warmup_steps 10", "the run has only 10 steps"),
@@ -87,6 +88,8 @@ OPTIONS: list[tuple[str, str]] = [
     ("--config absent.yaml", "config: File does not exist: "),
     ("--budget.heads 2", "budget.heads is 2"),
     ("--budget.heads .nan", "budget.heads is nan"),
+    ("--learning_rate_factor 0", "give a number above 0"),
+    ("--training.max_steps 1", "the run has only one step"),
     ("--learning_rate_factor .nan", "learning_rate_factor is nan"),
     ("--estimation.steps foo", "give a whole number, or one of auto"),
     ("--estimation.steps 100 --training.max_steps 10", "estimation.steps is 100"),
@@ -117,7 +120,8 @@ OPTIONS: list[tuple[str, str]] = [
     ("--peft sequential --bottleneck.activation rleu", "rleu"),
     ("--peft sequential --bottleneck.reduction_factor 0", "bottleneck.reduction_factor is 0"),
     ("--peft sequential --lora.rank 4", "would have no effect"),
-    ("--objective causal-lm", "sees a text from both sides"),
+    ("--objective causal-lm --label verdict", "would have no effect with causal-lm"),
+    ("--objective causal-lm --label label", "sees a text from both sides"),
     ("--data nowhere", "data folder nowhere does not exist"),
     ("--model ./nowhere", "the model './nowhere' does not exist"),
     ("--adapter ./nowhere", "the adapter './nowhere' cannot be used"),
@@ -135,7 +139,7 @@ def test_options(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "out"
-    status = FAILED if "causal-lm" in options else USAGE
+    status = FAILED if "both sides" in fragment else USAGE
     refused(train(tiny_model, data, out, *shlex.split(options)), status, fragment, capsys)
     assert not (out / "light").exists()
 
@@ -343,7 +347,16 @@ VERBS: list[tuple[str, int, str]] = [
     ("audit", 0, ""),
     ("audit sacn", USAGE, "unknown verb 'sacn'"),
     ("audit scan", USAGE, "folders"),
-    ("plan --scores absent --model m", 1, "absent"),
+    ("plan --scores absent --model m", USAGE, "absent does not exist"),
+    ("report absent", USAGE, "absent is no folder"),
+    ("evaluate ./absent", USAGE, "the checkpoint './absent' does not exist"),
+    ("evaluate {latin}", USAGE, "is a file"),
+    ("evaluate {run} --base ./absent", USAGE, "the model './absent' does not exist"),
+    ("export {run} --to oonx", USAGE, "give one of merged, full-adapter"),
+    ("bench speed --repeats 1", USAGE, "repeats is 1"),
+    ("bench speed --estimation-steps 0", USAGE, "estimation_steps is 0"),
+    ("demo --out o --train-examples 0", USAGE, "train_examples is 0"),
+    ("demo --out o --seeds -1", USAGE, "seeds is -1"),
 ]
 
 

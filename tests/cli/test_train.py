@@ -182,10 +182,10 @@ def test_estimate_then_many_plans(
         (["train", "--model", "m", "--task", "glue/sst3", "--out", "x"], 2, "sst2"),
         (["train", "--model", "m", "--task", "demo/sentiment", "--out", "x", "--resume"], 2, "save_steps"),
         (["train", "--model", "m", "--task", "mine", "--text", "[a]", "--out", "x"], 2, "--data"),
-        (["evaluate", "/nowhere"], 1, "/nowhere"),
-        (["report", "/nowhere"], 1, "result.json"),
+        (["evaluate", "/nowhere"], 2, "/nowhere"),
+        (["report", "/nowhere"], 2, "/nowhere is no folder"),
         (["bench", "taste"], 2, "speed"),
-        (["plan", "--scores", "/nowhere", "--model", "m"], 1, "/nowhere"),
+        (["plan", "--scores", "/nowhere", "--model", "m"], 2, "/nowhere"),
     ],
 )
 def test_mistakes_end_in_one_line_that_says_what_to_do(

@@ -11,7 +11,14 @@ from lightpeft.bench import SpeedBenchmark, run_speed
 from lightpeft.cli.options import Names, names_of, run_with_options
 from lightpeft.cli.output import print_json
 from lightpeft.cli.tasks import TaskOptions
-from lightpeft.config import Budget, EstimationConfig, LightConfig, Preset, SurgeryConfig
+from lightpeft.config import (
+    Budget,
+    EstimationConfig,
+    LightConfig,
+    Preset,
+    SurgeryConfig,
+    check_at_least,
+)
 from lightpeft.errors import ConfigError
 from lightpeft.files import save_json
 from lightpeft.outputs import Output, check_file
@@ -81,6 +88,8 @@ def speed(
     del preset
     if out is not None:
         check_file(out, Output.RESULT)
+    check_at_least("repeats", repeats, 2)
+    check_at_least("estimation_steps", estimation_steps, 1)
     setting = make_setting(
         model,
         TaskOptions(task, data, names_of(text), objective=objective).load(),

@@ -17,7 +17,7 @@ from lightpeft.checkpoint import (
     read_record,
 )
 from lightpeft.errors import CheckpointError
-from lightpeft.runs import resolve_model
+from lightpeft.runs import require_folder, resolve_model
 
 
 def open_checkpoint(
@@ -28,6 +28,8 @@ def open_checkpoint(
     Raises:
         CheckpointError: it cannot be loaded, or has no tokenizer or task record.
     """
+    if base is not None:
+        require_folder(base)
     directory = light_folder(folder)
     described = recorded(directory)
     tokenizer = open_tokenizer(directory)
@@ -41,8 +43,10 @@ def light_folder(folder: str) -> Path:
     """The local folder of a checkpoint; of a run's folder, the light checkpoint in it.
 
     Raises:
-        CheckpointError: there is none.
+        ConfigError: there is no such folder.
+        CheckpointError: there is no checkpoint in it.
     """
+    require_folder(folder, "checkpoint")
     inner = Path(folder) / "light"
     return inner if is_light_checkpoint(inner) else find_folder(folder)
 
@@ -69,5 +73,7 @@ def open_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(directory))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{directory} has no usable tokenizer: {error}") from error
+        raise CheckpointError(
+            f"{directory} has no usable tokenizer: {' '.join(str(error).split())}"
+        ) from error
     return tokenizer

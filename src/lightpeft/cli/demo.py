@@ -8,7 +8,7 @@ from pathlib import Path
 from lightpeft.cli.experiment import check_ready, show
 from lightpeft.cli.options import Seeds, run_with_options, seeds_of
 from lightpeft.cli.tasks import TaskOptions, task_record
-from lightpeft.config import LightConfig
+from lightpeft.config import LightConfig, check_at_least
 from lightpeft.run_config import PeftOptions, TrainingConfig
 from lightpeft.runs import MINILM, Experiment, make_setting, run_experiment
 
@@ -41,6 +41,8 @@ def demo(
         json: Print the result as JSON instead of a table.
     """
     check_ready(out)
+    check_at_least("train_examples", train_examples, 2)
+    check_at_least("validation_examples", validation_examples, 1)
     sizes = {"train": train_examples, "validation": validation_examples}
     options = TaskOptions("demo/sentiment", sizes=sizes)
     task = options.load()

@@ -85,12 +85,12 @@ def seeds_of(given: Seeds | None, default: Sequence[int]) -> list[int]:
 
 
 def existing_file(path: Path, what: str) -> Path:
-    """`path`, if there is a file to read.
+    """`path`, if there is a file (or a pipe) to read.
 
     Raises:
         ConfigError: there is none.
     """
-    if not path.is_file():
+    if not path.exists() or path.is_dir():
         found = "is a folder" if path.is_dir() else "does not exist"
         raise ConfigError(f"{path} {found}; give {what}.")
     return path

@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from lightpeft.cli.anatomy import anatomy_of
-from lightpeft.cli.options import run_with_options
+from lightpeft.cli.options import existing_file, run_with_options
 from lightpeft.cli.output import print_json
 from lightpeft.config import Budget, Preset
 from lightpeft.files import save_json
@@ -42,6 +42,7 @@ def plan(
     del preset
     if out is not None:
         check_file(out, Output.PLAN)
+    existing_file(scores, "the file that estimate wrote")
     made = make_plan(Scores.load(scores), anatomy_of(model), budget)
     if out is not None:
         save_json(out, made.to_dict(), Output.PLAN)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lightpeft.checkpoint import PRUNING, read_record
 from lightpeft.cli.options import run_with_options
+from lightpeft.errors import ConfigError
 from lightpeft.outputs import Output, check_file
 from lightpeft.report import Result, write_report
 from lightpeft.runs import LIGHT, SCORES
@@ -25,6 +26,8 @@ def report(run: Path, out: Path | None = None) -> None:
     """
     page = out or run / "report.html"
     check_file(page, Output.PAGE)
+    if not run.is_dir():
+        raise ConfigError(f"{run} is no folder; give the one that train or demo wrote.")
     result = Result.load(run / "result.json")
     plan = read_record(run / LIGHT)[0].plan if (run / LIGHT / PRUNING).is_file() else None
     scores = Scores.load(run / SCORES) if (run / SCORES).is_file() else None

@@ -42,6 +42,8 @@ class TaskOptions:
         Raises:
             ConfigError: own columns without own data.
         """
+        if self.objective == "causal-lm" and self.label != TaskOptions.label:
+            raise ConfigError(f"label {self.label!r} would have no effect with causal-lm; leave it out.")
         if not self.own_columns:
             return self.name
         if self.data is None:

@@ -5,7 +5,15 @@ from lightpeft.runs.experiment import LIGHT, PLAIN, SCORES, Experiment, run_expe
 from lightpeft.runs.fit import Outcome, Setting, fit, make_setting
 from lightpeft.runs.generation import generate_texts
 from lightpeft.runs.minilm import MINILM, minilm_path
-from lightpeft.runs.models import Labels, load_config, load_peft_model, load_tokenizer, outline, resolve_model
+from lightpeft.runs.models import (
+    Labels,
+    load_config,
+    load_peft_model,
+    load_tokenizer,
+    outline,
+    require_folder,
+    resolve_model,
+)
 from lightpeft.runs.objectives import OBJECTIVES, ObjectiveRow
 from lightpeft.runs.speed import ESTIMATION, Speed, measure_speed
 from lightpeft.runs.use import evaluate_model, predict_labels
@@ -35,6 +43,7 @@ __all__ = [
     "minilm_path",
     "outline",
     "predict_labels",
+    "require_folder",
     "resolve_model",
     "run_experiment",
 ]

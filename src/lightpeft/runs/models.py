@@ -62,7 +62,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     Raises:
         ConfigError: it cannot be found, or has neither of the two.
     """
-    _require_folder(name)
+    require_folder(name)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(resolve_model(name))
     except Exception as error:  # A damaged file can be anything to the library that reads it.
@@ -85,7 +85,7 @@ def first_line(error: Exception) -> str:
     )
 
 
-def _require_folder(name: str) -> None:
+def require_folder(name: str, what: str = "model") -> None:
     """Do not ask the hub for what can only be a folder.
 
     Raises:
@@ -94,7 +94,7 @@ def _require_folder(name: str) -> None:
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
     if looks_local and not Path(name).is_dir():
         found = "is a file" if Path(name).exists() else "does not exist"
-        raise ConfigError(f"the model {name!r} {found}; give a folder with a model, or a hub name.")
+        raise ConfigError(f"the {what} {name!r} {found}; give the folder of a {what}, or a hub name.")
 
 
 def load_peft_model(
@@ -196,7 +196,7 @@ def load_config(name: str) -> PreTrainedConfig:
     Raises:
         ConfigError: it cannot be found.
     """
-    _require_folder(name)
+    require_folder(name)
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(resolve_model(name))
     except Exception as error:  # A damaged file can be anything to the library that reads it.

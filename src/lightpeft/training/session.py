@@ -77,10 +77,10 @@ class LightSession:
             return
         if record_of(model) is not None:
             raise ConfigError(
-                "the model was cut before this run, and a model is cut once. To resume the run that cut it, "
-                "call restore(model, checkpoint) on the fresh base before the Trainer is made; to train it on, "
-                "use a Trainer without lightpeft's callback and save it by lightpeft.save; to cut more, begin "
-                "with the base again and a larger budget."
+                "the model was cut before this run, and a model is cut once. To resume the run that cut "
+                "it, call restore(model, checkpoint) on the fresh base before the Trainer is made; to train "
+                "it on, use a Trainer without lightpeft's callback and save it by lightpeft.save; to cut "
+                "more, begin with the base again and a larger budget."
             )
         self.end()
         estimation = within_run(self.config.estimation, total_steps)
@@ -103,6 +103,11 @@ class LightSession:
         """Fail now if the budget or the number of steps is impossible."""
         anatomy = verify_discovered(model)
         steps = within_run(self.config.estimation, total_steps).most_steps
+        if total_steps < 2:
+            raise ConfigError(
+                "the run has only one step, which estimation takes, so nothing would be trained after the "
+                "cut; train longer."
+            )
         if steps >= total_steps:
             raise ConfigError(
                 f"estimation.steps is {steps}, but the run has only {total_steps} steps, so nothing would "
