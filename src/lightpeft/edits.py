@@ -51,12 +51,13 @@ class Journal:
             whole = lost.new_empty(shape)
             whole.index_copy_(dim, index, parameter.data)
             whole.index_copy_(dim, gone.nonzero().flatten(), lost)
-            parameter.data, parameter.grad = whole, grad
+            _give(parameter, whole)
+            parameter.grad = grad
 
         self._undo.append(restore)
         self.shapes.setdefault(parameter, shape)
         parameter.grad = None
-        parameter.data = parameter.data.index_select(dim, index).contiguous()
+        _give(parameter, parameter.data.index_select(dim, index).contiguous())
         self.slices.setdefault(parameter, []).append((dim, kept))
 
     def slice_linear(self, linear: Projection, side: int, kept: Tensor) -> None:
