@@ -17,6 +17,8 @@ from transformers import (
     PreTrainedModel,
 )
 
+from lightpeft.surgery import AdaptersOn
+
 LAYERS, HEADS, WIDTH, NEURONS, VOCABULARY = 3, 4, 32, 64, 99
 
 
@@ -260,5 +262,9 @@ def checkpoint_activations(base: PreTrainedModel, *, reentrant: bool) -> None:
 
 
 def hook_count(model: nn.Module) -> int:
-    """Forward hooks of all kinds on all modules."""
-    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+    """Forward hooks of all kinds on all modules, but for the one that stays on every cut model."""
+    return sum(
+        not isinstance(hook, AdaptersOn)
+        for module in model.modules()
+        for hook in [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    )

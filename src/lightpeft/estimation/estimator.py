@@ -86,6 +86,10 @@ class Estimator:
         if is_over is not None:
             self._watch(is_over)
 
+    def keep(self, handle: RemovableHandle) -> None:
+        """Take the hook of somebody else out together with the own ones."""
+        self._handles.append(handle)
+
     def detach(self) -> None:
         """Take the hooks out."""
         for handle in self._handles:

@@ -8,12 +8,15 @@ from lightpeft.surgery.optimizer import require_followable
 from lightpeft.surgery.pairs import fold_beside
 from lightpeft.surgery.probe import ProbeReport, probe_cuts, verify_discovered
 from lightpeft.surgery.record import CutRecord, attach_record, record_of
+from lightpeft.surgery.reference import AdaptersOn, StepGuard
 from lightpeft.surgery.verify import largest_difference, observe, padded_batch
 
 __all__ = [
+    "AdaptersOn",
     "CutRecord",
     "CutReport",
     "ProbeReport",
+    "StepGuard",
     "attach_record",
     "cut",
     "fingerprint",

@@ -20,6 +20,7 @@ from lightpeft.surgery.fingerprint import fingerprint
 from lightpeft.surgery.operation import Operation
 from lightpeft.surgery.optimizer import prepare_to_follow
 from lightpeft.surgery.record import CutRecord, attach_record
+from lightpeft.surgery.reference import keep_adapters_on
 from lightpeft.surgery.verify import largest_difference, narrowest_dtype, observe, padded_batch
 
 
@@ -99,6 +100,7 @@ def cut(
     Raises:
         PlanError: the plan does not fit, or the model is cut already.
         VerificationError: the cut model computes something else; names the layer.
+        ConfigError: the optimizer does not survive a cut.
     """
     operation = Operation(model, plan, scores, config or SurgeryConfig())
     before = Counts.of(model)
@@ -114,6 +116,7 @@ def cut(
         report = CutReport.of(before, Counts.of(model), difference, len(operation.beside))
         follow = None if optimizer is None else prepare_to_follow(optimizer, journal)
         attach_record(model, operation.record(name))
+        keep_adapters_on(operation.base)
     except (AnatomyError, VerificationError) as error:
         journal.undo()
         raise VerificationError(f"{error} The model was put back as it was.") from error
@@ -152,6 +155,7 @@ def reapply(model: nn.Module, record: CutRecord) -> None:
         raise
     adapter = active_adapter(model) if isinstance(model, PeftModel) else record.adapter
     attach_record(model, dataclasses.replace(record, adapter=adapter))
+    keep_adapters_on(operation.base)
 
 
 def reshape(model: nn.Module, record: CutRecord) -> None:

@@ -94,6 +94,11 @@ class LightCallback(TrainerCallback):
                 require_scalable(scheduler, config.learning_rate_factor, state.max_steps - state.global_step)
         self.session.begin(model, state.max_steps, not args.disable_tqdm)
 
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.session.begin_step()
+
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:

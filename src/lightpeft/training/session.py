@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from lightpeft.adapters import PeftModule, active_form, find_modules, limits_of_form
+from lightpeft.adapters import PeftModule, active_adapter, active_form, find_modules, limits_of_form
 from lightpeft.anatomy import Anatomy
 from lightpeft.checkpoint import (
     PRUNING,
@@ -31,6 +32,7 @@ from lightpeft.planning import limits, make_plan
 from lightpeft.scores import Scores
 from lightpeft.surgery import (
     CutReport,
+    StepGuard,
     cut,
     fingerprint,
     reapply,
@@ -60,6 +62,7 @@ class LightSession:
         self._estimator: Estimator | None = None
         self._settled = Settled(config.estimation)
         self._bar: tqdm[Any] | None = None
+        self._guard: StepGuard | None = None
         self._resumed: tuple[dict[str, Tensor], dict[str, Any]] | None = None
 
     @property
@@ -92,6 +95,9 @@ class LightSession:
             self._settled.restore(header["settled"])
             self._resumed = None
         self._estimator.attach(LiveRun().is_over)
+        assert isinstance(model, PeftModel)  # as `check` has found
+        self._guard = StepGuard(model, active_adapter(model))
+        self._estimator.keep(self._guard.handle)
         self._bar = tqdm(
             total=estimation.most_steps,
             initial=self._estimator.steps,
@@ -125,8 +131,15 @@ class LightSession:
                 stacklevel=2,
             )
 
+    def begin_step(self) -> None:
+        """From here to `end_backward` the model computes as it is trained, not as a reference."""
+        if self._guard is not None:
+            self._guard.inside = True
+
     def end_backward(self, learning_rate: float, loss_scale: Tensor | float) -> None:
         """Take in the gradients of one whole step."""
+        if self._guard is not None:
+            self._guard.inside = False
         if self._estimator is not None:
             self._estimator.end_step(learning_rate, loss_scale)
             if self._bar is not None:
@@ -163,7 +176,7 @@ class LightSession:
             self._bar = None
         if self._estimator is not None:
             self._estimator.detach()
-            self._estimator = None
+            self._estimator = self._guard = None
 
     def save(self, model: nn.Module, checkpoint: Path) -> None:
         """Add to a Trainer's checkpoint what is needed to resume from it."""
