@@ -181,6 +181,8 @@ class Plan:
         lines = [f"Plan for {self.model_type} from {self.estimation_steps} estimation steps"]
         if self.evidence is not None:
             lines.append(f"  {self.evidence.describe()}")
+        if self.weakness is not None:
+            lines.append(f"  {self.weakness}")
         lines += [f"  {reason}" for reason in self.reasons]
         for layer in self.layers:
             lines.append(f"  {layer.describe()}")

@@ -233,10 +233,17 @@ def _by_score(units: Iterable[int], scores: list[float]) -> list[int]:
     return sorted(units, key=lambda unit: (-scores[unit], unit))
 
 
+_POOLS: dict[Scope, Callable[[list[int]], list[list[int]]]] = {
+    "layer": lambda layers: [[layer] for layer in layers],
+    "global": lambda layers: [layers],
+}
+"""Which layers are ranked together."""
+
+
 def _chooser(kind: str, layers: Sequence[_Blocks | None], scope: Scope) -> Callable[[float, bool], Kept]:
     """A function (share to cut, clamp to the floors instead of failing) -> kept indices per layer."""
     cuttable = [index for index, one in enumerate(layers) if one is not None and one.blocks]
-    pools = [cuttable] if scope == "global" else [[index] for index in cuttable]
+    pools = _POOLS[scope](cuttable)
 
     def choose(share: float, clamp: bool) -> Kept:
         kept: Kept = [() if one is None else tuple(range(one.units)) for one in layers]
