@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from lightpeft import EstimationConfig, LightConfig, Plan, make_plan
+from lightpeft.bench import result_file, save_result
 from lightpeft.cli.estimate import endless_batches
 from lightpeft.estimation import Estimator
-from lightpeft.files import write_json
 from lightpeft.planning import agreements
 from lightpeft.report import environment
 from lightpeft.run_config import PeftOptions, TrainingConfig
@@ -65,7 +65,7 @@ def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=result_file, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, nargs="+", default=[2, 4, 8, 12, 16, 22, 32, 48, 64])
     options = parser.parse_args()
@@ -89,7 +89,7 @@ def main() -> None:
         )
         print(rows[-1])
     value = {"seeds": options.seeds, "training": dataclasses.asdict(training), "rows": rows}
-    write_json(options.out, value | {"environment": environment()})
+    save_result(options.out, value | {"environment": environment()})
 
 
 if __name__ == "__main__":

@@ -15,17 +15,21 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lightpeft.lock"
-_held: set[int] = set()
+_held: dict[Path, int] = {}
+"""This process's own locks, by folder."""
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Have `folder`, made if need be, for this run alone.
+    """Have `folder`, made if need be, for this process alone; inside of a lock of its own it has it already.
 
     Raises:
         OutputError: another run has it, or it cannot be made.
     """
-    made = not folder.exists()
+    place, made = Path(os.path.realpath(folder)), not folder.exists()
+    if place in _held:
+        yield
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = _take(folder / LOCK)
@@ -36,13 +40,13 @@ def locked(folder: Path) -> Iterator[None]:
             f"another run ({_owner(folder / LOCK)}) is writing into {folder}; wait for it, or choose another "
             "folder."
         )
-    _held.add(handle)
+    _held[place] = handle
     try:
         yield
     finally:
         with suppress(OSError):
             (folder / LOCK).unlink()
-        _held.discard(handle)
+        _held.pop(place, None)
         os.close(handle)
         if made:
             with suppress(OSError):  # there is something in it
@@ -95,7 +99,7 @@ def _owner(path: Path) -> str:
 
 def _forget() -> None:
     """In a forked child, as of a data loader: the lock is the parent's and ends with it."""
-    for handle in _held:
+    for handle in _held.values():
         os.close(handle)
     _held.clear()
 

@@ -52,9 +52,8 @@ def write_report(path: Path, result: Result, plan: Plan | None = None, scores: S
     Raises:
         ConfigError: the extra `report` is not installed.
     """
-    text = render_report(result, plan, scores)
     with written_file(path, Output.PAGE) as beside:
-        beside.write_text(text, encoding="utf-8")
+        beside.write_text(render_report(result, plan, scores), encoding="utf-8")
 
 
 def render_report(result: Result, plan: Plan | None = None, scores: Scores | None = None) -> str:

@@ -1,6 +1,7 @@
 """`LightCallback`: Light-PEFT in anybody's `transformers.Trainer`."""
 
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers.training_args import ParallelMode
 from lightpeft.checkpoint import RunMark, is_complete, mark_complete, require_complete, run_of, unmark
 from lightpeft.config import LightConfig, Preset
 from lightpeft.errors import ConfigError
+from lightpeft.outputs import locked
 from lightpeft.plan import Plan
 from lightpeft.scores import Scores
 from lightpeft.surgery import CutReport, require_followable
@@ -41,6 +43,7 @@ class LightCallback(TrainerCallback):
         self.session = LightSession(chosen)
         self._restored_from: Path | None = None
         self._run: RunMark | None = None
+        self._lock = ExitStack()
         self.is_kept = False
         """Whether the Trainer takes care of its checkpoints itself."""
 
@@ -80,6 +83,8 @@ class LightCallback(TrainerCallback):
         resumed = self._restored_from or (_checkpoint(args, state) if state.global_step else None)
         _require_one_process(args)
         if not self.is_kept:
+            self._lock.close()
+            self._lock.enter_context(locked(Path(str(args.output_dir))))
             self._run = self._begin_run(args, model, kwargs.get("train_dataloader"), resumed)
         if state.global_step > 0 and self._restored_from is None:
             self.restore(model, _checkpoint(args, state))
@@ -151,6 +156,7 @@ class LightCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.session.end()
+        self._lock.close()
         if self.session.plan is None:
             warnings.warn(
                 f"NOTHING WAS CUT: training ended after {state.global_step} steps, before estimation was "

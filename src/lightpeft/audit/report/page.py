@@ -45,9 +45,8 @@ def write_audit_report(path: Path, cells: Sequence[Cell], scans: Sequence[Mappin
         ConfigError: the extra `report` is not installed.
         AuditError: no cells, one key twice, or a scan that is not one.
     """
-    text = render_audit_report(cells, scans)
     with written_file(path, Output.PAGE) as beside:
-        beside.write_text(text, encoding="utf-8")
+        beside.write_text(render_audit_report(cells, scans), encoding="utf-8")
 
 
 def render_audit_report(cells: Sequence[Cell], scans: Sequence[Mapping[str, Any]] = ()) -> str:
