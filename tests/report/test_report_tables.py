@@ -74,7 +74,8 @@ def test_the_table_says_which_seeds_its_numbers_are_of(
     assert seeds_note(result).startswith(
         "accuracy and whole run: mean ± standard deviation over seeds 0, 1; the rest: the models of seed 0."
     )
-    assert seeds_note(one_seed()).startswith("One run each, seed 3:")
+    assert seeds_note(one_seed()).startswith("All of seed 3:")
+    assert "ratio" not in seeds_note(make_result(vanilla=None))
     assert seeds_note(make_result(seeds=(), per_seed=())) == ""
 
 

@@ -95,15 +95,16 @@ def seeds_note(result: Result) -> str:
     if not result.seeds:
         return ""
     if len(result.seeds) == 1:
-        return (
-            f"One run each, {seed_names(result.seeds)}: nothing here says how much another seed would differ."
-        )
+        return f"All of {seed_names(result.seeds)}: nothing here says how much another seed would differ."
     means = [result.light.metric_name, *(["whole run"] if result.light.run_seconds is not None else [])]
     spread = "mean ± standard deviation" if result.per_seed else "mean"
-    return (
+    note = (
         f"{' and '.join(means)}: {spread} over {seed_names(result.seeds)}; the rest: the models of seed "
-        f"{result.seeds[0]}. A ratio below 1 is less time, memory or storage than {result.plain}."
+        f"{result.seeds[0]}."
     )
+    if result.vanilla is None:
+        return note
+    return f"{note} A ratio below 1 is less time, memory or storage than {result.plain}."
 
 
 def seed_rows(result: Result) -> list[SeedRow]:
