@@ -152,6 +152,15 @@ class Plan:
             units |= {("rank", module.name, i) for i in range(module.rank_count) if i not in ranks}
         return frozenset(units)
 
+    def cut_by_kind(self) -> dict[str, frozenset[tuple[str, str, int]]]:
+        """`cut_units` under the names of `counts`; the modules that go as ("module", name, 0)."""
+        units = self.cut_units()
+        modules = frozenset(("module", module.name, 0) for module in self.removed_modules)
+        heads, neurons, ranks = (
+            frozenset(unit for unit in units if unit[0] == kind) for kind in ("head", "neuron", "rank")
+        )
+        return {"heads": heads, "neurons": neurons, "modules": modules, "ranks": ranks}
+
     @property
     def counts(self) -> Counts:
         """How many units of each kind stay."""

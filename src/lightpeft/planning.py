@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -79,25 +79,24 @@ def agreements(methods: Mapping[str, str], even: Plan, odd: Plan) -> tuple[Agree
     """
     measured = {kind for kind, table in TABLES.items() if table[methods[kind]].statistics}
     found = []
-    for kind, method, mine, others, total in _cut_by_kind(even, odd):
+    cut, others_cut = even.cut_by_kind(), odd.cut_by_kind()
+    for kind, count in even.counts._asdict().items():
+        mine, others = cut[kind], others_cut[kind]
+        name, method = _NAMES[kind]
         if method in measured and mine | others:
             size = (len(mine) + len(others)) / 2
-            chance = len(mine) * len(others) / total / size
-            found.append(Agreement(kind, len(mine & others) / size, chance))
+            chance = len(mine) * len(others) / count.total / size
+            found.append(Agreement(name, len(mine & others) / size, chance))
     return tuple(found)
 
 
-def _cut_by_kind(
-    even: Plan, odd: Plan
-) -> Iterator[tuple[str, str, frozenset[object], frozenset[object], int]]:
-    """Kind, kind of score, what goes by the one and by the other plan, and how many units there are."""
-    units, counts = [plan.cut_units() for plan in (even, odd)], even.counts
-    totals = {"head": counts.heads.total, "neuron": counts.neurons.total, "rank": counts.ranks.total}
-    for kind, total in totals.items():
-        mine, others = (frozenset(unit for unit in cut if unit[0] == kind) for cut in units)
-        yield f"{kind}s", "rank" if kind == "rank" else "base", mine, others, total
-    names = [frozenset(module.name for module in plan.removed_modules) for plan in (even, odd)]
-    yield "PEFT modules", "module", names[0], names[1], counts.modules.total
+_NAMES = {
+    "heads": ("heads", "base"),
+    "neurons": ("neurons", "base"),
+    "modules": ("PEFT modules", "module"),
+    "ranks": ("ranks", "rank"),
+}
+"""The kinds of `Plan.counts`: in words, and by which kind of score they go."""
 
 
 def how_heads_go(anatomy: Anatomy, budget: Budget) -> str:

@@ -104,18 +104,13 @@ class SeedCuts:
 
 def seed_cuts(plans: Sequence[Plan]) -> tuple[SeedCuts, ...]:
     """What the plans of several seeds cut, for each kind of unit: heads, neurons, PEFT modules, ranks."""
-    gone = [plan.cut_units() for plan in plans]
-    modules = [frozenset(module.name for module in plan.removed_modules) for plan in plans]
-    shared = frozenset.intersection(*gone)
-    by_all = {kind: sum(unit[0] == kind for unit in shared) for kind in ("head", "neuron", "rank")}
-    together = {
-        "heads": by_all["head"],
-        "neurons": by_all["neuron"],
-        "modules": len(frozenset.intersection(*modules)),
-        "ranks": by_all["rank"],
-    }
-    counts = [plan.counts._asdict() for plan in plans]
+    cut = [plan.cut_by_kind() for plan in plans]
     return tuple(
-        SeedCuts(kind, counts[0][kind].total, tuple(count[kind].cut for count in counts), number)
-        for kind, number in together.items()
+        SeedCuts(
+            kind,
+            count.total,
+            tuple(len(found[kind]) for found in cut),
+            len(frozenset.intersection(*(found[kind] for found in cut))),
+        )
+        for kind, count in plans[0].counts._asdict().items()
     )
