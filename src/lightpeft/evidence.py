@@ -36,7 +36,7 @@ class Evidence:
     """What a plan rests on."""
 
     scored_steps: int
-    """Estimation steps that the scores are of: the last ones."""
+    """Estimation steps that the scores are of: the last ones, without those that overflowed."""
 
     agreements: tuple[Agreement, ...] = ()
     """Of the even and the odd of these steps, for each kind of unit that goes by what was measured in them;

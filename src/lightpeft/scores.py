@@ -45,7 +45,8 @@ class Scores:
     """Mean input of each output projection, and of each bottleneck's, per channel, padding left out."""
 
     scored_steps: int | None = None
-    """Optimizer steps that the statistics are of, the last of `steps`; None where it was not noted."""
+    """Optimizer steps that the statistics are of: the last of `steps`, without those that overflowed; None
+    where it was not noted."""
 
     halves: "tuple[Scores, ...]" = ()
     """Scores of the even and of the odd of those steps on their own; none where one of them had no step with

@@ -134,13 +134,12 @@ class Estimator:
             raise EstimationError("no training step was estimated; scores need at least one.")
         window = self._sums.window()
         means = self._mean_inputs(window.pop("input_sum"), window.pop("input_count"))
-        by_half = self._sums.steps_by_half()
-        _check_finite(window["finite_steps"], sum(by_half))
+        _check_finite(window["finite_steps"], self.steps - self._sums.window_start)
         gates = {
             site.module: gate.values.detach().cpu()
             for site, gate in zip(self._sites, self._gates, strict=True)
         }
-        scores = self._readout.scores(window, gates, self.steps, by_half, halves)
+        scores = self._readout.scores(window, gates, self.steps, halves)
         return dataclasses.replace(scores, gates=self._trained_gates(), means=means)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -66,7 +66,6 @@ class Readout:
         window: Mapping[str, Tensor],
         gates: Mapping[str, Tensor],
         steps: int,
-        by_half: tuple[int, int],
         with_halves: bool,
     ) -> Scores:
         """Scores over all steps of the window and, with halves, over its even and its odd ones.
@@ -75,31 +74,29 @@ class Readout:
             window: sums as `WindowSums.window` gives them.
             gates: per site of the base its gates' values, (units,).
             steps: all steps that were estimated.
-            by_half: even and odd steps in the window.
         """
         whole = {name: sums.sum(0) for name, sums in window.items()}
         base = self._of_base(whole, gates)
         halves: tuple[Scores, ...] = ()
         if with_halves and bool((window["finite_steps"] > 0).all()):
             halves = tuple(
-                self._half({name: sums[half] for name, sums in window.items()}, gates, base, by_half[half])
+                self._half({name: sums[half] for name, sums in window.items()}, gates, base, steps)
                 for half in (0, 1)
             )
-        return self._put_together(whole, base, steps, sum(by_half), halves)
+        return self._put_together(whole, base, steps, halves)
 
     def _half(
         self, sums: Mapping[str, Tensor], gates: Mapping[str, Tensor], base: Base, steps: int
     ) -> Scores:
         if self.of_base.statistics:
             base = self._of_base(sums, gates)
-        return self._put_together(sums, base, steps, steps, ())
+        return self._put_together(sums, base, steps, ())
 
     def _put_together(
         self,
         sums: Mapping[str, Tensor],
         base: Base,
         steps: int,
-        scored_steps: int,
         halves: tuple[Scores, ...],
     ) -> Scores:
         config = self._config
@@ -110,7 +107,7 @@ class Readout:
             modules=self._of_modules(sums),
             steps=steps,
             methods={"base": config.base_score, "module": config.module_score, "rank": config.rank_score},
-            scored_steps=scored_steps,
+            scored_steps=int(sums["finite_steps"]),
             halves=halves,
         )
 

@@ -57,11 +57,6 @@ class WindowSums:
             for name in self._shapes
         }
 
-    def steps_by_half(self) -> tuple[int, int]:
-        """Even and odd steps in the window."""
-        odd = self.steps // 2 - self.window_start // 2
-        return self.steps - self.window_start - odd, odd
-
     def state(self) -> tuple[dict[str, Tensor], dict[str, int | list[int]]]:
         """All blocks as named tensors, and a JSON header."""
         tensors = {
