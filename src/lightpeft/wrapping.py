@@ -1,5 +1,6 @@
 """What PEFT put around a base: the parameters that it added, and names as they were before."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from peft import PeftModel
@@ -63,6 +64,12 @@ def base_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
         for name, parameter in module.named_parameters()
         if id(parameter) not in added and _COPIES not in f".{name}"
     }
+
+
+def tied_parameters(module: nn.Module) -> set[int]:
+    """The ids of parameters that several modules use, as a head that is tied to an embedding."""
+    uses = Counter(id(p) for one in module.modules() for p in one._parameters.values() if p is not None)
+    return {key for key, count in uses.items() if count > 1}
 
 
 def is_copied(module: nn.Module, name: str) -> bool:

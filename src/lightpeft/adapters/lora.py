@@ -19,6 +19,7 @@ from lightpeft.adapters.view import Follower, Form, Note, PeftModule, share_of, 
 from lightpeft.edits import Journal
 from lightpeft.errors import AnatomyError
 from lightpeft.linears import INPUTS, OUTPUTS, is_plain_linear, matrix
+from lightpeft.wrapping import tied_parameters
 
 DORA = "DoraLinearVariant"
 _STATE = ("r", "lora_alpha", "scaling", "lora_dropout", "use_rslora", "use_dora", "lora_bias", "lora_variant")
@@ -270,6 +271,7 @@ def _problem(config: PeftConfig) -> str | None:
 
 def _find(model: PeftModel, adapter: str) -> tuple[PeftModule, ...]:
     found = []
+    _require_separate(model, adapter)
     for name, layer in _layers(model.get_base_model()):
         if not isinstance(layer, LoraLinear) or adapter not in layer.lora_A:
             continue
@@ -278,6 +280,21 @@ def _find(model: PeftModel, adapter: str) -> tuple[PeftModule, ...]:
             raise AnatomyError(f"{name} carries the LoRA variant {variant}; only LoRA and DoRA can be cut.")
         found.append(LoraModule(name, layer, adapter))
     return tuple(found)
+
+
+def _require_separate(model: PeftModel, adapter: str) -> None:
+    """Refuse what would have to change weights that are tied, or pairs that PEFT ties."""
+    base, config = model.get_base_model(), model.peft_config[adapter]
+    tied = tied_parameters(base)
+    for name, layer in base.named_modules():
+        if isinstance(layer, LoraLayer) and id(layer.get_base_layer().weight) in tied:
+            reads_weights = layer.lora_variant.get(adapter) is not None
+            if reads_weights or getattr(config, "ensure_weight_tying", False):
+                what = "DoRA" if reads_weights else "LoRA with ensure_weight_tying"
+                raise AnatomyError(
+                    f"found {what} on {name}, whose weights are tied to another module's, so that it cannot "
+                    "be cut by itself. Leave it out of target_modules, or use plain LoRA there."
+                )
 
 
 def _layers(base: nn.Module) -> Iterator[tuple[str, LoraLayer]]:

@@ -84,6 +84,7 @@ def full_size(folder: str | Path, base: str | Path | PreTrainedModel | None = No
     made, fill = _FORMS.get(kind, _as_it_is)(light, record, places)
     config: Any = made
     heads = {name.rpartition(".")[0] for name in rest if not name.endswith(".bias") or _is_head(name, rest)}
+    heads -= set(config.target_modules or ())  # a head that carries LoRA is trained by that
     config.modules_to_save = sorted({*(config.modules_to_save or ()), *heads})
     config.base_model_name_or_path = whole.config._name_or_path or None
     model: Any = get_peft_model(whole, config)

@@ -1,16 +1,18 @@
 """A light model with its adapter merged: weights and configuration of the small model, and its plan."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_model
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
 from lightpeft.adapters import active_form
-from lightpeft.anatomy import linear_at
+from lightpeft.anatomy import base_of, linear_at
 from lightpeft.checkpoint.base import AUTO_CLASSES
 from lightpeft.checkpoint.format import WEIGHTS, read_merged, write_merged
 from lightpeft.checkpoint.poison import refuse_marked, refuse_marked_model
@@ -18,6 +20,7 @@ from lightpeft.errors import AnatomyError, CheckpointError, PlanError
 from lightpeft.files import read_json
 from lightpeft.linears import OUTPUTS, width
 from lightpeft.surgery import fold_beside, record_of, reshape, verify_discovered
+from lightpeft.wrapping import tied_parameters, unwrapped
 
 
 def save_merged(model: PeftModel, folder: Path, described: dict[str, Any]) -> PreTrainedModel:
@@ -43,6 +46,7 @@ def save_merged(model: PeftModel, folder: Path, described: dict[str, Any]) -> Pr
             f"{form.title} cannot be merged into weights, because it is not linear or has none of its own. "
             "The light checkpoint itself is the smallest form of this model; load it with lightpeft.load."
         )
+    _require_untied(model, record.pairs.keys())
     merged: Any = model.merge_and_unload()
     fold_beside(merged)
     folder.mkdir(parents=True)
@@ -51,6 +55,20 @@ def save_merged(model: PeftModel, folder: Path, described: dict[str, Any]) -> Pr
     write_merged(folder, record, described)
     base: PreTrainedModel = merged
     return base
+
+
+def _require_untied(model: PeftModel, with_pairs: Iterable[str]) -> None:
+    """Merging into a head that is tied to the embedding would change the embedding too."""
+    base = base_of(model)
+    tied = tied_parameters(base)
+    names = {name for name, one in base.named_modules() if isinstance(one, BaseTunerLayer)}
+    for name in sorted(names.union(with_pairs)):
+        if id(getattr(unwrapped(base.get_submodule(name)), "weight", None)) in tied:
+            raise CheckpointError(
+                f"{name} carries an adapter and its weights are tied to another module's, which merging "
+                "would change. Use the light checkpoint itself (lightpeft.load), or leave the module out of "
+                "target_modules."
+            )
 
 
 def load_merged(folder: str | Path, *, attn_implementation: str | None = None) -> PreTrainedModel:

@@ -52,7 +52,8 @@ class CutReport:
     difference: float
     """Largest relative difference between the gated and the cut model."""
     beside: int = 0
-    """Linears whose removed ΔW is added to what they put out, because their dtype would lose it."""
+    """Linears whose removed ΔW is added to what they put out, because folding would lose it or
+    change what is tied to them."""
 
     @classmethod
     def of(cls, before: Counts, after: Counts, difference: float, beside: int) -> "CutReport":
@@ -68,8 +69,8 @@ class CutReport:
     def describe(self) -> str:
         """One line for a log."""
         kept = (
-            f"; the removed ΔW of {self.beside} linears stays beside them in float32, as their dtype "
-            "would lose part of it"
+            f"; the removed ΔW of {self.beside} linears stays beside them in float32, as folding would lose "
+            "part of it or change what is tied to them"
         )
         return (
             f"encoder parameters {self.encoder_before:,} -> {self.encoder_after:,}, "

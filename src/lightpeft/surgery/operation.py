@@ -40,6 +40,7 @@ from lightpeft.surgery.pairs import (
     lost_by_folding,
 )
 from lightpeft.surgery.record import CutRecord, record_of
+from lightpeft.wrapping import tied_parameters
 
 Vectors = dict[str, Tensor]
 Pairs = dict[str, Pair]
@@ -109,7 +110,7 @@ class Operation:
         at_once = {name for name in self.pairs if self._weights_are_read(name)}
         fold_pairs(self.base, _chosen(self.pairs, at_once), journal)
         add_pairs(self.base, _chosen(self.pairs, self.pairs.keys() - at_once), journal)
-        self.beside = frozenset(name for name in self.pairs.keys() - at_once if self._would_lose(name))
+        self.beside = self._to_keep_beside(self.pairs.keys() - at_once)
         for module in self._removed():
             self._note_left_behind(module)
         self._cut_ranks(journal)
@@ -162,8 +163,15 @@ class Operation:
     def _weights_are_read(self, name: str) -> bool:
         return name in self.followers and self.followers[name].reads_weights
 
-    def _would_lose(self, name: str) -> bool:
-        return lost_by_folding(linear_at(self.base, name), self.pairs[name]) > LARGEST_LOSS
+    def _to_keep_beside(self, names: AbstractSet[str]) -> frozenset[str]:
+        """Folding would lose them, or change the embedding that a head is tied to."""
+        tied = tied_parameters(self.base)
+        linears = {name: linear_at(self.base, name) for name in names}
+        return frozenset(
+            name
+            for name, linear in linears.items()
+            if id(linear.weight) in tied or lost_by_folding(linear, self.pairs[name]) > LARGEST_LOSS
+        )
 
     def _folds(self, module: PeftModule) -> bool:
         return self.config.fold_removed and module.is_linear
