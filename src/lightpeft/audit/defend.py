@@ -24,7 +24,7 @@ from lightpeft.audit.rows import AuditTask, Texts
 from lightpeft.audit.training import check_user_training, train_user
 from lightpeft.checkpoint import is_light_checkpoint, save
 from lightpeft.run_config import TrainingConfig
-from lightpeft.runs import Labels, load_tokenizer
+from lightpeft.runs import Labels, load_tokenizer, outline, within_positions
 from lightpeft.surgery import record_of
 
 
@@ -96,6 +96,7 @@ def defend(
         )
     labels = Labels(task.class_names, False)
     tokenizer = load_tokenizer(name)
+    training = within_positions(training, outline(name), name)
 
     def load() -> PeftModel:
         return load_module(directory, base, labels=labels, is_trainable=True)

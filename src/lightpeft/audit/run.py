@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from lightpeft.audit.attackers import Workshop
@@ -10,7 +11,7 @@ from lightpeft.audit.errors import AuditError
 from lightpeft.audit.grid import Grid
 from lightpeft.audit.measure import measure, settings
 from lightpeft.audit.rows import AuditTask
-from lightpeft.runs import load_tokenizer
+from lightpeft.runs import load_tokenizer, outline, within_positions
 
 logger = logging.getLogger(__name__)
 CELLS, MODULES = "cells", "modules"
@@ -36,6 +37,7 @@ def run_grid(
         ConfigError: see `Grid`.
     """
     tokenizer = load_tokenizer(grid.model)
+    grid = _within_positions(grid)
     tasks = {name: task.load(data) for name, task in grid.tasks.items()}
     _check_classes(grid, tasks)
     workshop = Workshop(grid, tasks, tokenizer, out / MODULES)
@@ -56,6 +58,18 @@ def run_grid(
             logger.info("%d of %d: %s", number, len(wanted), _line(cell))
         found.append(cell)
     return found
+
+
+def _within_positions(grid: Grid) -> Grid:
+    """The grid with lengths that its base can take."""
+    base = outline(grid.model)
+    clean = None if grid.clean is None else within_positions(grid.clean, base, grid.model)
+    return replace(
+        grid,
+        clean=clean,
+        attacker=within_positions(grid.attacker, base, grid.model),
+        user=within_positions(grid.user, base, grid.model),
+    )
 
 
 def _check_classes(grid: Grid, tasks: dict[str, AuditTask]) -> None:

@@ -4,6 +4,7 @@ from lightpeft.runs.continued import base_of_adapter
 from lightpeft.runs.experiment import LIGHT, PLAIN, SCORES, Experiment, run_experiment
 from lightpeft.runs.fit import Outcome, Setting, fit, make_setting
 from lightpeft.runs.generation import generate_texts
+from lightpeft.runs.limits import within_positions
 from lightpeft.runs.minilm import MINILM, minilm_path
 from lightpeft.runs.models import (
     Labels,
@@ -46,4 +47,5 @@ __all__ = [
     "require_folder",
     "resolve_model",
     "run_experiment",
+    "within_positions",
 ]
