@@ -40,9 +40,10 @@ def test_what_a_plan_rests_on_survives_json(halves: bool, steps: int | None) -> 
         scored_steps=steps,
         halves=(drawn(ANATOMY, 1), drawn(ANATOMY, 2)) if halves else (),
     )
-    plan = make_plan(scores, ANATOMY, Budget())
-    assert (plan.evidence is None) == (steps is None)
-    assert Plan.from_json(plan.to_json()) == plan
+    for methods in (scores.methods, scores.methods | {"base": "of another version"}):
+        plan = make_plan(replace(scores, methods=methods), ANATOMY, Budget())
+        assert (plan.evidence is None) == (steps is None)
+        assert Plan.from_json(plan.to_json()) == plan
 
 
 def test_plans_and_scores_of_version_1_are_read_without_what_they_rest_on(tmp_path: Any) -> None:

@@ -128,7 +128,7 @@ def _give(parameter: Tensor, value: Tensor) -> None:
     and which torch takes anew only where the dtype changes.
     """
     if parameter.requires_grad and parameter.shape != value.shape:
-        other = torch.float32 if parameter.dtype == torch.float64 else torch.float64
+        other = torch.float32 if parameter.dtype == torch.float16 else torch.float16
         parameter.data = value.new_empty(0, dtype=other)
     parameter.data = value
 

@@ -77,7 +77,8 @@ def agreements(methods: Mapping[str, str], even: Plan, odd: Plan) -> tuple[Agree
     Args:
         methods: as `Scores.methods`.
     """
-    measured = {kind for kind, table in TABLES.items() if table[methods[kind]].statistics}
+    rows = {kind: table.get(methods[kind]) for kind, table in TABLES.items()}
+    measured = {kind for kind, row in rows.items() if row is None or row.statistics}
     found = []
     cut, others_cut = even.cut_by_kind(), odd.cut_by_kind()
     for kind, count in even.counts._asdict().items():
