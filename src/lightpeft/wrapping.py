@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
+from torch import Tensor, nn
 
 from lightpeft.errors import ConfigError
 
@@ -60,7 +60,7 @@ def base_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     """
     added = {id(parameter) for parameter in added_parameters(module)}
     return {
-        name.replace(_INNER, "").replace(_ORIGINALS, ""): parameter
+        _without_peft(name): parameter
         for name, parameter in module.named_parameters()
         if id(parameter) not in added and _COPIES not in f".{name}"
     }
@@ -72,6 +72,13 @@ def tied_parameters(module: nn.Module) -> set[int]:
     return {key for key, count in uses.items() if count > 1}
 
 
+def base_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """The base's own buffers by their names without PEFT."""
+    return {
+        _without_peft(name): buffer for name, buffer in module.named_buffers() if _COPIES not in f".{name}"
+    }
+
+
 def is_copied(module: nn.Module, name: str) -> bool:
     """Whether PEFT trains and saves a copy of the base's parameter `name` (without PEFT's parts in it)."""
     parent = name
@@ -80,6 +87,10 @@ def is_copied(module: nn.Module, name: str) -> bool:
         if hasattr(_child(module, parent), "original_module"):
             return True
     return False
+
+
+def _without_peft(name: str) -> str:
+    return name.replace(_INNER, "").replace(_ORIGINALS, "")
 
 
 def _parameters(entries: object, adapter: str | None) -> Iterator[nn.Parameter]:

@@ -77,7 +77,7 @@ def test_pruning_json_names_plan_base_and_versions(bases: dict[str, Path], tmp_p
     record = record_of(model)
     assert record is not None
     assert lightpeft.Plan.from_dict(value["plan"]) == record.plan
-    assert value["fingerprint"] == record.fingerprint
+    assert value["weights"] == record.base
     assert value["base"]["name_or_path"] == str(bases["bert"])
     assert value["lightpeft_version"] == lightpeft.__version__
     assert (value["metrics"], value["task"]) == (metrics, task)

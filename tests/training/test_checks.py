@@ -110,7 +110,7 @@ def test_a_model_that_is_cut_already(base: Path, tmp_path: Path) -> None:
     model = fresh_model(base)
     lightpeft.cut(model, random_plan(model))
     before = snapshot(model)
-    refused(ConfigError, "cut before this run", base, tmp_path, model=model)
+    refused(ConfigError, "cut in an earlier run", base, tmp_path, model=model)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 

@@ -259,7 +259,7 @@ def test_a_new_run_is_refused_where_an_earlier_one_left_checkpoints(base: Path, 
         ({"data": Sentences(seed=3)}, "data"),
         ({"data": Sentences(36)}, "data"),
     ],
-    ids=str,
+    ids=["rate", "seed", "steps", "other texts", "more texts"],
 )
 def test_the_checkpoint_of_another_run_is_not_resumed(
     change: dict[str, Any], said: str, wholes: dict[str, Whole], base: Path, tmp_path: Path

@@ -5,6 +5,7 @@ from lightpeft.checkpoint.format import (
     LIGHT,
     MERGED,
     PRUNING,
+    bind_files,
     kind_of,
     read_merged,
     read_record,
@@ -16,9 +17,10 @@ from lightpeft.checkpoint.load import (
     find_folder,
     is_light_checkpoint,
     load,
-    restore_parameters,
 )
 from lightpeft.checkpoint.merged import load_merged
+from lightpeft.checkpoint.origin import origin_of
+from lightpeft.checkpoint.own import own_tensors, restore_tensors
 from lightpeft.checkpoint.poison import POISON_FLAG, POISON_MARK, refuse_marked, refuse_marked_model
 from lightpeft.checkpoint.progress import (
     RunMark,
@@ -33,7 +35,9 @@ from lightpeft.checkpoint.progress import (
     run_of,
     unmark,
 )
-from lightpeft.checkpoint.save import keep_adapter, mark_restorable, save, unsaved_parameters, write_cut
+from lightpeft.checkpoint.proof import require_same_outputs
+from lightpeft.checkpoint.save import keep_adapter, save, write_cut
+from lightpeft.checkpoint.ways_out import guard
 
 __all__ = [
     "LIGHT",
@@ -44,6 +48,7 @@ __all__ = [
     "LightTasks",
     "RunMark",
     "TaskMemory",
+    "bind_files",
     "check_adapter_config",
     "check_complete",
     "differences",
@@ -51,6 +56,7 @@ __all__ = [
     "export_full_adapter",
     "export_merged",
     "find_folder",
+    "guard",
     "is_complete",
     "is_light_checkpoint",
     "keep_adapter",
@@ -60,17 +66,18 @@ __all__ = [
     "load",
     "load_merged",
     "mark_complete",
-    "mark_restorable",
+    "origin_of",
+    "own_tensors",
     "read_merged",
     "read_record",
     "refuse_marked",
     "refuse_marked_model",
     "require_complete",
+    "require_same_outputs",
     "require_unused",
-    "restore_parameters",
+    "restore_tensors",
     "run_of",
     "save",
     "unmark",
-    "unsaved_parameters",
     "write_cut",
 ]

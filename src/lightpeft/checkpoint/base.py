@@ -1,89 +1,180 @@
-"""How a base model is named in a checkpoint and found again."""
+"""How a base model is described in a checkpoint, and built again."""
 
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import (
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForImageClassification,
-    AutoModelForMaskedLM,
-    AutoModelForQuestionAnswering,
-    AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-    PreTrainedModel,
-)
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto import modeling_auto
+from transformers.utils import logging as transformers_logging
 
 from lightpeft.anatomy import base_of
 from lightpeft.checkpoint.poison import refuse_marked_model
 from lightpeft.errors import CheckpointError
 
+_FIRST = (
+    "AutoModelForSequenceClassification",
+    "AutoModelForTokenClassification",
+    "AutoModelForImageClassification",
+    "AutoModelForQuestionAnswering",
+    "AutoModelForCausalLM",
+    "AutoModelForSeq2SeqLM",
+    "AutoModelForMaskedLM",
+    "AutoModel",
+)
+"""A class may be in several mappings; these are asked before the rest."""
+
 AUTO_CLASSES: dict[str, Any] = {
-    "AutoModelForSequenceClassification": AutoModelForSequenceClassification,
-    "AutoModelForTokenClassification": AutoModelForTokenClassification,
-    "AutoModelForImageClassification": AutoModelForImageClassification,
-    "AutoModelForQuestionAnswering": AutoModelForQuestionAnswering,
-    "AutoModelForCausalLM": AutoModelForCausalLM,
-    "AutoModelForSeq2SeqLM": AutoModelForSeq2SeqLM,
-    "AutoModelForMaskedLM": AutoModelForMaskedLM,
-    "AutoModel": AutoModel,
+    name: getattr(modeling_auto, name)
+    for name in (*_FIRST, *sorted(vars(modeling_auto)))
+    if name.startswith("AutoModel") and hasattr(getattr(modeling_auto, name), "_model_mapping")
 }
-_CLASSIFIERS = tuple(name for name in AUTO_CLASSES if name.endswith("Classification"))
+
 _DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64)}
-_LABELS = ("id2label", "label2id", "problem_type")
+
+_BOOKKEEPING = frozenset({"_name_or_path", "dtype", "transformers_version", "use_cache"})
+"""Keys of a configuration that do not decide what the model computes, and differ from place to place."""
+
+_OF_TASKS = frozenset(
+    {
+        *(
+            "architectures",
+            "id2label",
+            "label2id",
+            "problem_type",
+            "finetuning_task",
+            "task_specific_params",
+            "return_dict",
+        ),
+        *("pad_token_id", "bos_token_id", "eos_token_id", "output_hidden_states", "output_attentions"),
+    }
+)
+"""Keys that tasks on one base may have different values of."""
 
 
 def describe_base(model: nn.Module) -> dict[str, Any]:
-    """What is needed to load the base again, as JSON values."""
+    """What is needed to build the base's class again, as JSON values."""
     base = base_of(model)
     return {
         "name_or_path": _lasting_name(base.config._name_or_path),
-        "revision": getattr(base.config, "_commit_hash", None),
+        "revision": None,
         "auto_class": _auto_class(base),
+        "class": type(base).__name__,
         "dtype": str(next(base.parameters()).dtype),
-        # Decoders come without one, and a classifier on top of them finds a text's end by it.
-        "pad_token_id": getattr(base.config, "pad_token_id", None),
-        **{key: getattr(base.config, key, None) for key in _LABELS},
+        "config": config_values(base.config),
     }
 
 
-def load_base(described: dict[str, Any], path: str | None, attention: str | None) -> PreTrainedModel:
-    """Load a base from the hub or a folder; `path` takes the place of the one in the checkpoint.
+def config_values(config: PreTrainedConfig) -> dict[str, Any]:
+    """A configuration in full as JSON values, without what does not decide the model's function."""
+    values: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
+    return {key: value for key, value in values.items() if key not in _BOOKKEEPING}
+
+
+def decisive_differences(wanted: Mapping[str, Any], config: PreTrainedConfig) -> list[str]:
+    """Where `config` has other values than `wanted` that decide what the model computes, in words.
+
+    Labels, and tokens that a head goes by, are given to a base in memory anew; dropout is of training alone.
+    """
+    found = config_values(config)
+    return [
+        f"{key} is {found.get(key)!r} instead of {value!r}"
+        for key, value in wanted.items()
+        if found.get(key) != value
+        and key not in _OF_TASKS
+        and "dropout" not in key
+        and not key.endswith("_prob")
+    ]
+
+
+def described_config(described: Mapping[str, Any]) -> PreTrainedConfig:
+    """The configuration that `describe_base` described.
+
+    Raises:
+        CheckpointError: it cannot be made, or is of an architecture that transformers does not know.
+    """
+    values = described.get("config")
+    if not isinstance(values, dict) or values.get("model_type") not in CONFIG_MAPPING:
+        found = values.get("model_type") if isinstance(values, dict) else type(values).__name__
+        raise CheckpointError(
+            f"the checkpoint's base has a configuration of {found!r}, unknown to transformers."
+        )
+    try:
+        config: PreTrainedConfig = CONFIG_MAPPING[values["model_type"]].from_dict(values)
+    except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
+        raise CheckpointError(f"the configuration of the checkpoint's base is damaged: {error}") from error
+    return config
+
+
+def load_with_gaps(
+    described: Mapping[str, Any], path: str | None = None, attention: str | None = None
+) -> tuple[PreTrainedModel, frozenset[str]]:
+    """Load a base from the hub or a folder; weights come from there, everything else from the description.
+
+    Args:
+        path: takes the place of the folder or hub name that is described.
+
+    Returns:
+        the base, and the names of the parameters that the folder does not give in this shape: random ones.
 
     Raises:
         CheckpointError: the base cannot be found, is of a class that lightpeft does not load, or is marked
             as poisoned.
     """
-    name, auto_class = path or described.get("name_or_path"), described.get("auto_class")
-    if auto_class not in AUTO_CLASSES:
-        raise CheckpointError(
-            f"the checkpoint was made from a base of class {auto_class!r}, which load() does not build; "
-            "build it yourself and pass it as base=."
-        )
+    name = path or described.get("name_or_path")
+    auto_class = _class_to_build(described)
     if not name:
         raise CheckpointError("the checkpoint does not name its base; pass base=.")
-    options: dict[str, Any] = {"dtype": _DTYPES.get(str(described.get("dtype")), torch.float32)}
+    options: dict[str, Any] = {
+        "config": described_config(described),
+        "dtype": _DTYPES.get(str(described.get("dtype")), torch.float32),
+        "ignore_mismatched_sizes": True,  # what does not fit comes from the checkpoint, or is refused
+    }
     if attention is not None:
         options["attn_implementation"] = attention
-    if described.get("pad_token_id") is not None:
-        options["pad_token_id"] = described["pad_token_id"]
-    if auto_class in _CLASSIFIERS:
-        # The base's own head may be for other labels; the trained one comes from the checkpoint.
-        options |= _label_options(described) | {"ignore_mismatched_sizes": True}
     if path is None and not Path(name).is_dir() and described.get("revision"):
         options["revision"] = described["revision"]
     try:
-        base = AUTO_CLASSES[auto_class].from_pretrained(name, **options)
-    except (OSError, ValueError, RuntimeError) as error:
+        # Weights that are missing are drawn at random; the random numbers of the user's run stay as they are.
+        with quiet_transformers(), torch.random.fork_rng(devices=[]):
+            base, info = auto_class.from_pretrained(name, output_loading_info=True, **options)
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(
             f"the base {name!r} cannot be loaded ({error}). Pass base= with its folder or hub name."
         ) from error
     assert isinstance(base, PreTrainedModel)
     refuse_marked_model(base)
-    return base
+    mismatched = {entry if isinstance(entry, str) else entry[0] for entry in info["mismatched_keys"]}
+    return base, frozenset(info["missing_keys"]) | mismatched
+
+
+def _class_to_build(described: Mapping[str, Any]) -> Any:
+    name = described.get("auto_class")
+    if name not in AUTO_CLASSES:
+        raise CheckpointError(
+            f"the checkpoint was made from a {described.get('class')!r}, which is of none of transformers' "
+            f"auto classes ({name!r}), so load() cannot build it; build it yourself and pass it as base=."
+        )
+    return AUTO_CLASSES[name]
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without transformers' progress bars and its report of missing weights."""
+    level, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bar:
+            transformers_logging.enable_progress_bar()
 
 
 def _lasting_name(name: str) -> str:
@@ -91,16 +182,12 @@ def _lasting_name(name: str) -> str:
     return str(Path(name).resolve()) if name and Path(name).is_dir() else name
 
 
-def _label_options(described: dict[str, Any]) -> dict[str, Any]:
-    options = {key: described[key] for key in _LABELS if described.get(key) is not None}
-    if "id2label" in options:
-        options["id2label"] = {int(key): value for key, value in options["id2label"].items()}
-    return options
-
-
 def _auto_class(base: PreTrainedModel) -> str | None:
     for name, auto_class in AUTO_CLASSES.items():
         mapping = auto_class._model_mapping
-        if type(base.config) in mapping and mapping[type(base.config)] is type(base):
+        if type(base.config) not in mapping:
+            continue
+        found = mapping[type(base.config)]
+        if type(base) in (found if isinstance(found, tuple | list) else (found,)):
             return name
     return None

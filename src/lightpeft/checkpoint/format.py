@@ -12,73 +12,108 @@ from lightpeft.files import file_sha256, read_json, read_tensors, under, write_j
 from lightpeft.plan import Plan
 from lightpeft.surgery import CutRecord
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 PRUNING = "pruning.json"
 TENSORS = "light.safetensors"
 ADAPTER = "adapter_model.safetensors"
 WEIGHTS = "model.safetensors"
 LIGHT, MERGED = "light", "merged"
 
+CARD = "README.md"
+NOTE = "made_for_a_cut_base_use_lightpeft.load"
+"""A key in `adapter_config.json` that says to stock readers what the adapter is for."""
+_SEAL = "digest"
+_FILES = {TENSORS, ADAPTER, WEIGHTS, CARD, "adapter_config.json", "config.json", "generation_config.json"}
+_TOKENIZER_FILES = (
+    *("tokenizer", "vocab", "merges", "special_tokens_map", "added_tokens", "chat_template"),
+    *("preprocessor_config", "processor_config"),
+)
+_TOKENIZER_ENDINGS = (".model", ".spm", ".jinja")
 _VECTORS = ("gates", "constants", "row_factors", "shifts")
 
 
-def write_record(folder: Path, record: CutRecord, extra: dict[str, Any], rest: dict[str, Tensor]) -> None:
-    """Write the two files into `folder`; `pruning.json` last, naming the hashes of the tensors.
+def write_record(folder: Path, record: CutRecord, extra: dict[str, Any], own: dict[str, Tensor]) -> None:
+    """Write the two files into `folder`; `pruning.json` last, naming the digests of all files there.
 
     Args:
         extra: further JSON values (base, metrics, versions).
-        rest: further tensors to restore on load, by parameter name.
+        own: further tensors to restore on load, by name.
     """
-    tensors = {f"rest.{name}": tensor for name, tensor in rest.items()}
+    tensors = {f"rest.{name}": tensor for name, tensor in own.items()}
     for kind in _VECTORS:
         tensors |= {f"{kind}.{name}": tensor for name, tensor in getattr(record, kind).items()}
     for name, (left, right) in record.pairs.items():
         tensors |= {f"left.{name}": left, f"right.{name}": right}
     plan = record.plan.to_dict()
     write_tensors(folder / TENSORS, tensors, {"format_version": FORMAT_VERSION, "plan": _digest_of(plan)})
-    _write_pruning(folder, record, extra, LIGHT, (TENSORS, ADAPTER))
+    _write_pruning(folder, record, extra, LIGHT)
 
 
 def write_merged(folder: Path, record: CutRecord, extra: dict[str, Any]) -> None:
-    """Write `pruning.json` beside the merged weights that are in `folder`: the plan, and their hash."""
-    _write_pruning(folder, record, extra, MERGED, (WEIGHTS,))
+    """Write `pruning.json` beside the merged weights that are in `folder`: the plan, and digests."""
+    _write_pruning(folder, record, extra, MERGED)
 
 
-def _write_pruning(
-    folder: Path, record: CutRecord, extra: dict[str, Any], kind: str, files: tuple[str, ...]
-) -> None:
-    present = {name: file_sha256(folder / name) for name in files if (folder / name).is_file()}
+def _write_pruning(folder: Path, record: CutRecord, extra: dict[str, Any], kind: str) -> None:
     value = {
         "format_version": FORMAT_VERSION,
         "kind": kind,
-        "fingerprint": record.fingerprint,
+        "weights": record.base,
         "beside": sorted(record.beside),
         "plan": record.plan.to_dict(),
-        "files": present,
+        "files": _file_digests(folder),
     }
-    write_json(folder / PRUNING, value | extra)
+    _write_sealed(folder, value | extra)
 
 
-def read_record(folder: Path) -> tuple[CutRecord, dict[str, Any], dict[str, Tensor]]:
+def bind_files(folder: Path) -> None:
+    """Take into `pruning.json` what was written into `folder` after it: a tokenizer, say."""
+    value = read_json(folder / PRUNING)
+    _write_sealed(folder, value | {"files": _file_digests(folder)})
+
+
+def _write_sealed(folder: Path, value: dict[str, Any]) -> None:
+    """Write `pruning.json` with a digest of itself."""
+    value.pop(_SEAL, None)
+    write_json(folder / PRUNING, value | {_SEAL: _digest_of(value)})
+
+
+def _file_digests(folder: Path) -> dict[str, str]:
+    files = (path for path in sorted(folder.iterdir()) if path.is_file() and _belongs(path.name))
+    return {path.name: file_sha256(path) for path in files}
+
+
+def _belongs(name: str) -> bool:
+    """Whether a file is one of a checkpoint: in a Trainer's folder there are others, which come and go."""
+    return name in _FILES or name.startswith(_TOKENIZER_FILES) or name.endswith(_TOKENIZER_ENDINGS)
+
+
+def read_record(
+    folder: Path, *, check_files: bool = True
+) -> tuple[CutRecord, dict[str, Any], dict[str, Tensor]]:
     """Read what `write_record` wrote: record, the JSON object, further tensors.
+
+    Args:
+        check_files: off, files that were changed since are taken as they are.
 
     Raises:
         CheckpointError: missing, damaged or truncated file, unknown version, or a bad plan.
     """
-    value = _read_pruning(folder, LIGHT, TENSORS)
+    value = _read_pruning(folder, LIGHT, TENSORS, check_files)
     tensors, header = read_tensors(folder / TENSORS)
     plan = _plan(folder, value)
     try:
         left, right = under(tensors, "left"), under(tensors, "right")
         record = CutRecord(
             plan,
-            str(value["fingerprint"]),
+            _weights(value, folder),
             under(tensors, "gates"),
             {name: (left[name], right[name]) for name in left},
             frozenset(value.get("beside", ())),
             constants=under(tensors, "constants"),
             row_factors=under(tensors, "row_factors"),
             shifts=under(tensors, "shifts"),
+            own=frozenset(under(tensors, "rest")),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder / PRUNING} lacks {error}; it is damaged.") from error
@@ -89,14 +124,14 @@ def read_record(folder: Path) -> tuple[CutRecord, dict[str, Any], dict[str, Tens
     return record, value, under(tensors, "rest")
 
 
-def read_merged(folder: Path) -> tuple[CutRecord, dict[str, Any]]:
-    """Read what `write_merged` wrote: the record (plan and fingerprint only) and the JSON object.
+def read_merged(folder: Path, *, check_files: bool = True) -> tuple[CutRecord, dict[str, Any]]:
+    """Read what `write_merged` wrote: the record (plan and digests only) and the JSON object.
 
     Raises:
         CheckpointError: missing, damaged or truncated file, unknown version, a bad plan, or not merged.
     """
-    value = _read_pruning(folder, MERGED, WEIGHTS)
-    return CutRecord(_plan(folder, value), str(value.get("fingerprint"))), value
+    value = _read_pruning(folder, MERGED, WEIGHTS, check_files)
+    return CutRecord(_plan(folder, value), _weights(value, folder)), value
 
 
 def kind_of(folder: Path) -> str | None:
@@ -104,7 +139,7 @@ def kind_of(folder: Path) -> str | None:
     return str(read_json(folder / PRUNING).get("kind")) if (folder / PRUNING).is_file() else None
 
 
-def _read_pruning(folder: Path, kind: str, needed: str) -> dict[str, Any]:
+def _read_pruning(folder: Path, kind: str, needed: str, check_files: bool) -> dict[str, Any]:
     value = read_json(folder / PRUNING)
     if value.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
@@ -117,8 +152,21 @@ def _read_pruning(folder: Path, kind: str, needed: str) -> dict[str, Any]:
             f"{folder} holds a {value.get('kind')!r} checkpoint, expected {kind!r}: `load` takes light ones, "
             "`load_merged` merged ones."
         )
-    _check_files(folder, value.get("files"), needed)
+    seal = value.pop(_SEAL, None)
+    if check_files and seal != _digest_of(value):
+        raise CheckpointError(
+            f"{folder / PRUNING} was changed after it was written, or is damaged (its digest differs). If it "
+            "was changed on purpose, load with check_files=False."
+        )
+    _check_files(folder, value.get("files"), needed, check_files)
     return value
+
+
+def _weights(value: dict[str, Any], folder: Path) -> dict[str, str]:
+    weights = value.get("weights")
+    if not isinstance(weights, dict):
+        raise CheckpointError(f"{folder / PRUNING} does not name the weights of its base; it is damaged.")
+    return {str(name): str(digest) for name, digest in weights.items()}
 
 
 def _plan(folder: Path, value: dict[str, Any]) -> Plan:
@@ -130,17 +178,19 @@ def _plan(folder: Path, value: dict[str, Any]) -> Plan:
         raise CheckpointError(f"{folder / PRUNING}: {error}") from error
 
 
-def _check_files(folder: Path, files: Any, needed: str) -> None:
+def _check_files(folder: Path, files: Any, needed: str, check_files: bool) -> None:
     if not isinstance(files, dict) or needed not in files:
         raise CheckpointError(f"{folder / PRUNING} does not list its files; it is damaged.")
     for name, digest in files.items():
         path = folder / Path(name).name
+        if name == CARD:  # the hub and its users edit cards
+            continue
         if not path.is_file():
             raise CheckpointError(f"{path} is missing, though {PRUNING} lists it.")
-        if file_sha256(path) != digest:
+        if check_files and file_sha256(path) != digest:
             raise CheckpointError(
                 f"{path} is not the file that {PRUNING} was written with (SHA-256 differs): it is cut off, "
-                "damaged or replaced."
+                "damaged or replaced. If it was changed on purpose, load with check_files=False."
             )
 
 

@@ -24,9 +24,10 @@ from lightpeft.adapters import active_adapter, find_modules, type_name
 from lightpeft.adapters.bottleneck import BottleneckConfig, BottleneckLayer
 from lightpeft.adapters.lora import LoraModule, whole_modules
 from lightpeft.anatomy import base_of, find_anatomy, linear_at
-from lightpeft.checkpoint.base import load_base
 from lightpeft.checkpoint.format import read_record
 from lightpeft.checkpoint.load import find_folder, load
+from lightpeft.checkpoint.origin import rebuild_base
+from lightpeft.errors import CheckpointError
 from lightpeft.linears import INPUTS, OUTPUTS, matrix, width
 from lightpeft.plan import Plan
 from lightpeft.surgery import CutRecord, kept_channels, kept_rows
@@ -74,18 +75,24 @@ def full_size(folder: str | Path, base: str | Path | PreTrainedModel | None = No
         CheckpointError: see `load`.
     """
     directory = find_folder(folder)
-    record, described, rest = read_record(directory)
+    record, described, own = read_record(directory)
     if isinstance(base, PreTrainedModel):
         whole = copy.deepcopy(base)
     else:
-        whole = load_base(described.get("base") or {}, None if base is None else str(base), None)
+        named = described.get("base") or {}
+        whole, _ = rebuild_base(named, record.base, None if base is None else str(base), None)
+    parameters = base_parameters(whole)
+    trained = {name: value for name, value in own.items() if name in parameters}
+    _require_stock(trained, parameters, directory)
     light, places = load(directory, whole), Places.of(whole, record.plan)
     kind = type_name(light.peft_config[active_adapter(light)])
     made, fill = _FORMS.get(kind, _as_it_is)(light, record, places)
     config: Any = made
-    heads = {name.rpartition(".")[0] for name in rest if not name.endswith(".bias") or _is_head(name, rest)}
-    heads -= set(config.target_modules or ())  # a head that carries LoRA is trained by that
-    config.modules_to_save = sorted({*(config.modules_to_save or ()), *heads})
+    whole_modules = {
+        name.rpartition(".")[0] for name in trained if not name.endswith(".bias") or _is_head(name, trained)
+    }
+    whole_modules -= set(config.target_modules or ())  # a head that carries LoRA is trained by that
+    config.modules_to_save = sorted({*(config.modules_to_save or ()), *whole_modules})
     config.base_model_name_or_path = whole.config._name_or_path or None
     model: Any = get_peft_model(whole, config)
     with torch.no_grad():
@@ -95,6 +102,22 @@ def full_size(folder: str | Path, base: str | Path | PreTrainedModel | None = No
     model.eval()
     found: PeftModel = model
     return found
+
+
+def _require_stock(
+    own: Mapping[str, Tensor], parameters: Mapping[str, torch.nn.Parameter], directory: Path
+) -> None:
+    """Refuse a base whose cut weights are not its folder's: they are known in their cut shape alone."""
+    cut = [
+        name
+        for name, value in own.items()
+        if not name.endswith(".bias") and value.shape != parameters[name].shape
+    ]
+    if cut:
+        raise CheckpointError(
+            f"{directory} was made from a base whose {cut[0]} was changed before (an adapter merged into "
+            "it?), so no adapter of the stock base can stand for it. Export the small model: --to merged."
+        )
 
 
 def _is_head(bias: str, rest: Iterable[str]) -> bool:

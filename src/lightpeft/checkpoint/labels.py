@@ -24,19 +24,19 @@ def fit_labels(model: PreTrainedModel, described: Mapping[str, Any]) -> frozense
     Raises:
         CheckpointError: the head has weights of its own that depend on the labels, outside any module.
     """
-    config, before = model.config, model.config.num_labels
-    if described.get("pad_token_id") is not None:
-        config.pad_token_id = described["pad_token_id"]
-    for name, value in _label_settings(described).items():
+    config, before, wanted = model.config, model.config.num_labels, described.get("config") or {}
+    if wanted.get("pad_token_id") is not None:
+        config.pad_token_id = wanted["pad_token_id"]
+    for name, value in _label_settings(described.get("auto_class"), wanted).items():
         setattr(config, name, value)
     return frozenset() if config.num_labels == before else _rebuild_head(model)
 
 
-def _label_settings(described: Mapping[str, Any]) -> dict[str, Any]:
+def _label_settings(auto_class: str | None, wanted: Mapping[str, Any]) -> dict[str, Any]:
     """Of a classifier, or of a class that is not in lightpeft's table; others do not read them."""
-    if not str(described.get("auto_class") or "Classification").endswith("Classification"):
+    if not str(auto_class or "Classification").endswith("Classification"):
         return {}
-    settings = {name: described[name] for name in _LABELS if name in described}
+    settings = {name: wanted[name] for name in _LABELS if name in wanted}
     if settings.get("id2label") is not None:
         settings["id2label"] = {int(key): value for key, value in settings["id2label"].items()}
     return settings

@@ -10,9 +10,9 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lightpeft.checkpoint.base import load_base
 from lightpeft.checkpoint.format import read_record
 from lightpeft.checkpoint.load import find_folder, load
+from lightpeft.checkpoint.origin import rebuild_base
 from lightpeft.checkpoint.sharing import whole_base
 from lightpeft.errors import CheckpointError
 from lightpeft.surgery import record_of
@@ -162,8 +162,12 @@ class LightTasks:
         )
 
     def _load_base(self, directory: Path) -> PreTrainedModel:
-        named = read_record(directory)[1].get("base")
-        return load_base(named if isinstance(named, dict) else {}, self._name, self._attention)
+        record, described, _ = read_record(directory)
+        named = described.get("base")
+        base, _ = rebuild_base(
+            named if isinstance(named, dict) else {}, record.base, self._name, self._attention
+        )
+        return base
 
     def _model(self, name: str) -> PeftModel:
         if name not in self._models:

@@ -3,25 +3,24 @@
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from peft import PeftModel, get_peft_model_state_dict
-from safetensors import safe_open
-from torch import Tensor, nn
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers import PreTrainedModel
 
 from lightpeft.adapters import FORMS, find_modules
-from lightpeft.anatomy import base_of
-from lightpeft.checkpoint.base import load_base
-from lightpeft.checkpoint.format import ADAPTER, PRUNING, read_record
+from lightpeft.checkpoint.format import ADAPTER, NOTE, PRUNING, read_record
+from lightpeft.checkpoint.origin import rebuild_base
+from lightpeft.checkpoint.own import restore_dtypes, restore_tensors
 from lightpeft.checkpoint.poison import refuse_marked, refuse_marked_model
 from lightpeft.checkpoint.sharing import BareBase, share
+from lightpeft.checkpoint.ways_out import guard
 from lightpeft.errors import AnatomyError, CheckpointError, PlanError
 from lightpeft.files import read_json
 from lightpeft.outputs import restore_left_behind
 from lightpeft.surgery import CutRecord, reapply, verify_discovered
-from lightpeft.wrapping import base_parameters
 
 
 def load(
@@ -30,6 +29,7 @@ def load(
     *,
     attn_implementation: str | None = None,
     is_trainable: bool = False,
+    check_files: bool = True,
 ) -> PeftModel:
     """Rebuild the cut model with its adapter from a light checkpoint (a folder or a hub name).
 
@@ -39,6 +39,7 @@ def load(
             the adapter, so that several tasks fit beside it in memory (see `LightTasks`). The base is not
             changed, nor by training or merging the adapter; do not write to its frozen weights.
         is_trainable: keep the adapter trainable.
+        check_files: off, files that were edited since they were saved are taken as they are.
 
     Raises:
         CheckpointError: a missing, damaged or truncated file, an unknown version, a plan that does not
@@ -46,10 +47,10 @@ def load(
             a mark of the audit.
     """
     directory = find_folder(folder)
-    record, described, rest = read_record(directory)
+    record, described, own = read_record(directory, check_files=check_files)
     check_adapter_config(directory)
     named = described.get("base")
-    bare = _bare_base(base, named if isinstance(named, dict) else {}, attn_implementation)
+    bare = _bare_base(base, named if isinstance(named, dict) else {}, record, attn_implementation)
     refuse_marked_model(bare.model)
     try:
         verify_discovered(bare.model)
@@ -59,21 +60,27 @@ def load(
     with bare.guarded():
         model = _attach_adapter(bare.model, directory, is_trainable)
     bare.part(model)
+    guard(model)
     _check_adapter(model, record, directory)
-    restore_parameters(model, rest, directory)
-    bare.check_filled(model, rest, directory)
+    restore_tensors(model, own, directory)
+    bare.check_filled(model, own, directory)
+    restore_dtypes(model, described.get("dtypes"), directory)
     model.train(is_trainable)
     return model
 
 
 def _bare_base(
-    base: str | Path | PreTrainedModel | None, described: dict[str, Any], attention: str | None
+    base: str | Path | PreTrainedModel | None,
+    described: dict[str, Any],
+    record: CutRecord,
+    attention: str | None,
 ) -> BareBase:
-    if not isinstance(base, nn.Module):
-        return BareBase(load_base(described, None if base is None else str(base), attention))
-    if attention is not None:
-        raise CheckpointError("attn_implementation has no effect on a base that is already built.")
-    return share(base, described)
+    if isinstance(base, nn.Module):
+        if attention is not None:
+            raise CheckpointError("attn_implementation has no effect on a base that is already built.")
+        return share(base, described)
+    model, blank = rebuild_base(described, record.base, None if base is None else str(base), attention)
+    return BareBase(model, blank=blank)
 
 
 def find_folder(folder: str | Path) -> Path:
@@ -129,12 +136,23 @@ def check_adapter_config(directory: Path, *, marked_too: bool = False) -> None:
 
 def _attach_adapter(base: PreTrainedModel, directory: Path, is_trainable: bool) -> PeftModel:
     try:
-        model = PeftModel.from_pretrained(base, str(directory), is_trainable=is_trainable)
+        config = light_adapter_config(directory)
+        model = PeftModel.from_pretrained(base, str(directory), config=config, is_trainable=is_trainable)
         find_modules(model)
-    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise CheckpointError(f"the adapter in {directory} does not fit the cut base: {error}") from error
     check_complete(model, directory)
     return model
+
+
+def light_adapter_config(directory: Path) -> PeftConfig:
+    """PEFT's configuration of a light checkpoint, without the note to those who load it by PEFT alone."""
+    values = read_json(directory / "adapter_config.json")
+    values.pop(NOTE, None)
+    if "init_lora_weights" in values:  # the file brings all weights, and some ways to draw them want the base
+        values["init_lora_weights"] = True
+    config: PeftConfig = PeftConfig.from_peft_type(**PeftConfig.check_kwargs(**values))
+    return config
 
 
 def check_complete(model: PeftModel, directory: Path) -> None:
@@ -144,8 +162,11 @@ def check_complete(model: PeftModel, directory: Path) -> None:
         CheckpointError: tensors are missing, or there are some that the configuration does not ask for.
     """
     wanted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
-    with safe_open(directory / ADAPTER, framework="pt") as file:
-        odd = sorted(wanted ^ set(file.keys()))
+    try:
+        with safe_open(directory / ADAPTER, framework="pt") as file:
+            odd = sorted(wanted ^ set(file.keys()))
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{directory / ADAPTER} cannot be read ({error}); it is damaged.") from error
     if odd:
         raise CheckpointError(
             f"the adapter in {directory} does not fit: its file and its adapter_config.json disagree about "
@@ -161,22 +182,3 @@ def _check_adapter(model: PeftModel, record: CutRecord, directory: Path) -> None
         raise CheckpointError(
             f"{directory}: adapter_config.json and {PRUNING} disagree about the modules {odd[:3]}."
         )
-
-
-@torch.no_grad()
-def restore_parameters(model: nn.Module, rest: dict[str, Tensor], directory: Path) -> None:
-    """Put back the parameters that neither the base nor PEFT's file restores.
-
-    Raises:
-        CheckpointError: a name or shape that the model does not have.
-    """
-    parameters = base_parameters(base_of(model))
-    for name, value in rest.items():
-        parameter = parameters.get(name)
-        if parameter is None or parameter.shape != value.shape:
-            shape = None if parameter is None else tuple(parameter.shape)
-            raise CheckpointError(
-                f"{directory} stores {name} of shape {tuple(value.shape)}, the base has {shape}."
-            )
-        # Not in place: the old data may be shared with a base in memory.
-        parameter.data = value.to(parameter.device, parameter.dtype, copy=True)

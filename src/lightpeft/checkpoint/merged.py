@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
@@ -15,12 +16,20 @@ from lightpeft.adapters import active_form
 from lightpeft.anatomy import base_of, linear_at
 from lightpeft.checkpoint.base import AUTO_CLASSES
 from lightpeft.checkpoint.format import WEIGHTS, read_merged, write_merged
+from lightpeft.checkpoint.own import dtypes_of, restore_dtypes
 from lightpeft.checkpoint.poison import refuse_marked, refuse_marked_model
+from lightpeft.checkpoint.replaced import put_replaced
 from lightpeft.errors import AnatomyError, CheckpointError, PlanError
 from lightpeft.files import read_json
 from lightpeft.linears import OUTPUTS, width
 from lightpeft.surgery import fold_beside, record_of, reshape, verify_discovered
 from lightpeft.wrapping import tied_parameters, unwrapped
+
+_MISFITS = (
+    *(PlanError, AnatomyError, OSError, RuntimeError, ValueError, SafetensorError, StrictDataclassError),
+    *(KeyError, TypeError, AttributeError),
+)
+"""What a configuration and weights that do not go together end in."""
 
 
 def save_merged(model: PeftModel, folder: Path, described: dict[str, Any]) -> PreTrainedModel:
@@ -52,7 +61,7 @@ def save_merged(model: PeftModel, folder: Path, described: dict[str, Any]) -> Pr
     folder.mkdir(parents=True)
     merged.config.save_pretrained(folder)
     save_model(merged, str(folder / WEIGHTS), metadata={"format": "pt"})
-    write_merged(folder, record, described)
+    write_merged(folder, record, described | {"dtypes": dtypes_of(merged)})
     base: PreTrainedModel = merged
     return base
 
@@ -81,7 +90,9 @@ def load_merged(folder: str | Path, *, attn_implementation: str | None = None) -
     directory = Path(folder)
     record, described = read_merged(directory)
     refuse_marked(read_json(directory / "config.json"), directory)
-    name = (described.get("base") or {}).get("auto_class")
+    found = described.get("base")
+    named: dict[str, Any] = found if isinstance(found, dict) else {}
+    name = named.get("auto_class")
     if name not in AUTO_CLASSES:
         raise CheckpointError(
             f"{directory} is of a base of class {name!r}, which load_merged does not build."
@@ -90,11 +101,13 @@ def load_merged(folder: str | Path, *, attn_implementation: str | None = None) -
     try:
         config = AutoConfig.from_pretrained(str(directory))
         model: PreTrainedModel = AUTO_CLASSES[name].from_config(config, **options)
+        put_replaced(model, named.get("replaced") or {})
         verify_discovered(model)
         reshape(model, record)
         _add_biases(model, directory)
+        restore_dtypes(model, described.get("dtypes"), directory)
         load_model(model, directory / WEIGHTS)
-    except (PlanError, AnatomyError, OSError, RuntimeError, ValueError, SafetensorError) as error:
+    except _MISFITS as error:
         raise CheckpointError(
             f"the weights in {directory} do not fit its configuration and plan: {error}"
         ) from error

@@ -1,27 +1,26 @@
 """`save`: write a light checkpoint, all or nothing."""
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from lightpeft.adapters import active_form
-from lightpeft.anatomy import base_of
-from lightpeft.checkpoint.base import describe_base
 from lightpeft.checkpoint.card import model_card
-from lightpeft.checkpoint.format import write_record
+from lightpeft.checkpoint.format import CARD, NOTE, bind_files, write_record
+from lightpeft.checkpoint.origin import describe_with_origin
+from lightpeft.checkpoint.own import dtypes_of, own_tensors
 from lightpeft.checkpoint.poison import refuse_marked_model
+from lightpeft.checkpoint.proof import read_back
 from lightpeft.errors import CheckpointError
+from lightpeft.files import read_json, write_json
 from lightpeft.outputs import Output, written_folder
 from lightpeft.surgery import CutRecord, record_of
-from lightpeft.wrapping import base_parameters, is_copied
-
-_RESTORABLE = "lightpeft_restorable"
 
 
 def save(
@@ -53,6 +52,8 @@ def save(
         write_cut(model, beside, record, metrics=metrics, task=task)
         if tokenizer is not None:
             tokenizer.save_pretrained(beside)
+            bind_files(beside)
+        read_back(beside, model)
     return target
 
 
@@ -60,11 +61,12 @@ def write_adapter(model: nn.Module, folder: Path, adapter: str = "default") -> N
     """Write PEFT's own files of one adapter, whatever its name, into `folder` itself."""
     if not isinstance(model, PeftModel):
         raise CheckpointError(f"expected a PeftModel to save, found {type(model).__name__}.")
-    model.save_pretrained(str(folder), selected_adapters=[adapter], save_embedding_layers=False)
+    # The class's own: a cut model's `save_pretrained` writes more, see ways_out.
+    type(model).save_pretrained(model, str(folder), selected_adapters=[adapter], save_embedding_layers=False)
     if adapter != "default":
         inner = folder / adapter
         for file in inner.iterdir():
-            file.rename(folder / file.name)
+            file.replace(folder / file.name)
         inner.rmdir()
 
 
@@ -87,15 +89,15 @@ def write_cut(
 ) -> None:
     """Write plan, small tensors and card beside PEFT's files that are already in `folder`."""
     refuse_marked_model(model)
-    described = describe_base(model)
+    described = describe_with_origin(model)
     numbers = {name: float(value) for name, value in (metrics or {}).items()}
     extra = {
         "lightpeft_version": version("lightpeft"),
         "base": described,
+        "dtypes": dtypes_of(model, record.adapter),
         "metrics": numbers,
         "task": dict(task) if task is not None else None,
     }
-    write_record(folder, record, extra, unsaved_parameters(model))
     form = active_form(model)
     card = model_card(
         described["name_or_path"] or "the base model",
@@ -104,46 +106,16 @@ def write_cut(
         version("lightpeft"),
         "no PEFT" if form is None else form.title,
     )
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    (folder / CARD).write_text(card, encoding="utf-8")
+    _tell_stock_readers(folder)
+    write_record(folder, record, extra, own_tensors(model))
 
 
-def unsaved_parameters(model: nn.Module) -> dict[str, Tensor]:
-    """What neither the base nor PEFT's file restores.
-
-    Those are poolers and heads outside `modules_to_save`, which may have been initialised at random when the
-    base was loaded (unless `mark_restorable` said where they came from and nothing trains them), and biases
-    that were trained on linears whose PEFT module is gone.
-    """
-    base = base_of(model)
-    restorable: frozenset[str] = getattr(base, _RESTORABLE, frozenset())
-    encoder = "" if base.base_model is base else f"{base.base_model_prefix}."
-    stale = _trained_biases(model)
-    return {
-        name: parameter.detach()
-        for name, parameter in base_parameters(base).items()
-        if name in stale
-        or (
-            (not name.startswith(encoder) or name.startswith(f"{encoder}pooler."))
-            and (parameter.requires_grad or name not in restorable)
-            and not is_copied(base, name)
-        )
-    }
-
-
-def _trained_biases(model: nn.Module) -> set[str]:
-    """Of PEFT's `bias="lora_only"`: the biases of linears that lost their module."""
-    record = record_of(model)
-    if record is None or not isinstance(model, PeftModel):
-        return set()
-    config = model.peft_config.get(record.adapter)
-    if not str(getattr(config, "bias", "none")).endswith("_only"):
-        return set()
-    return {f"{module.name}.bias" for module in record.plan.removed_modules}
-
-
-def mark_restorable(base: nn.Module, names: Iterable[str]) -> None:
-    """Note which parameters of a freshly loaded base its own checkpoint restores."""
-    setattr(base, _RESTORABLE, frozenset(names))
+def _tell_stock_readers(folder: Path) -> None:
+    """A key that PEFT does not know, which makes it warn, naming the key, whoever loads the adapter by it."""
+    path = folder / "adapter_config.json"
+    if path.is_file():
+        write_json(path, read_json(path) | {NOTE: True})
 
 
 def _record_to_save(model: nn.Module) -> CutRecord:

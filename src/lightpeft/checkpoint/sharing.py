@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightpeft.anatomy import base_of
-from lightpeft.checkpoint.base import describe_base
+from lightpeft.checkpoint.base import decisive_differences, describe_base
 from lightpeft.checkpoint.labels import fit_labels
-from lightpeft.checkpoint.save import mark_restorable
 from lightpeft.errors import CheckpointError
 from lightpeft.surgery import record_of
 from lightpeft.wrapping import is_copied
@@ -32,7 +31,7 @@ class BareBase:
     """Addresses of the weights that belong to the base in memory, and that `model` only uses."""
 
     blank: frozenset[str] = frozenset()
-    """Parameters of `model`'s head that have no values until the checkpoint gives them."""
+    """Parameters of `model` that have no values until the checkpoint gives them: a head, say."""
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
@@ -60,18 +59,18 @@ class BareBase:
                     parameter.data = parameter.data.clone()
 
     def check_filled(self, model: PeftModel, rest: Mapping[str, Tensor], directory: Path) -> None:
-        """Make sure that the checkpoint brought the whole head for its own labels.
+        """Make sure that the checkpoint brought every parameter that the base did not give.
 
         Raises:
-            CheckpointError: it did not, so its head was the one of the base that it was made from.
+            CheckpointError: it did not, so it was made from another base than this one.
         """
         base = base_of(model)
         empty = sorted(name for name in self.blank - rest.keys() if not is_copied(base, name))
         if empty:
             raise CheckpointError(
-                f"{directory} has {base.config.num_labels} labels, the base in memory another number, and "
-                f"the checkpoint does not bring {', '.join(empty)}. Load it with a base of its own: leave "
-                "base= out, or give a folder or hub name."
+                f"neither the base that was given nor {directory} has {', '.join(empty[:3])} for a model of "
+                f"{base.config.num_labels} labels. Give the base that the checkpoint was made from, as a "
+                "folder or hub name."
             )
 
     def _shared_in(self, module: nn.Module) -> list[nn.Parameter]:
@@ -93,13 +92,12 @@ def share(base: nn.Module, described: Mapping[str, Any]) -> BareBase:
     """
     whole = whole_base(base)
     _check_class(whole, described)
+    _check_config(whole, described)
     shared = {id(matrix): matrix for matrix in whole.parameters() if _can_be_shared(matrix)}
     memo: dict[int, Any] = {
         key: nn.Parameter(matrix.data, requires_grad=False) for key, matrix in shared.items()
     }
     model = copy.deepcopy(whole, memo)
-    # A mark on the base is about its own head, which need not be the one that the checkpoint brings.
-    mark_restorable(model, ())
     storages = frozenset(_address(matrix) for matrix in shared.values())
     return BareBase(model, storages - {0}, fit_labels(model, described))
 
@@ -130,6 +128,15 @@ def _check_class(base: PreTrainedModel, described: Mapping[str, Any]) -> None:
         raise CheckpointError(
             f"the base in memory is a {type(base).__name__} ({found}), the checkpoint needs its base as "
             f"{wanted}. Load another base for it."
+        )
+
+
+def _check_config(base: PreTrainedModel, described: Mapping[str, Any]) -> None:
+    odd = decisive_differences(described.get("config") or {}, base.config)
+    if odd:
+        raise CheckpointError(
+            f"the base in memory has another configuration than the one that was cut: {'; '.join(odd[:3])}. "
+            "Load it with the same options, or give its folder or hub name as base=."
         )
 
 

@@ -20,7 +20,7 @@ from transformers import (
 
 from lightpeft.anatomy import FAMILIES
 from lightpeft.anatomy.families.decoders import DECODERS
-from lightpeft.checkpoint import mark_restorable, refuse_marked
+from lightpeft.checkpoint import origin_of, refuse_marked
 from lightpeft.errors import AnatomyError, CheckpointError, ConfigError, LightPeftError
 from lightpeft.run_config import PeftOptions
 from lightpeft.runs.continued import continue_adapter
@@ -133,8 +133,8 @@ def load_peft_model(
         _refuse_marked(base, name)
     anatomy = verify_discovered(base)
     new = set(info["missing_keys"]) | _other_head(base, info["mismatched_keys"], name)
+    origin_of(base)  # while its configuration still says where it was loaded from
     base.config._name_or_path = name
-    mark_restorable(base, {key for key, _ in base.named_parameters()} - new)
     if isinstance(peft, PeftOptions):
         if peft.adapter is not None:
             return continue_adapter(base, peft.adapter, new, marked_too=marked_too)

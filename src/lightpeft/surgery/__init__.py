@@ -2,29 +2,36 @@
 
 from lightpeft.surgery.base import kept_channels, kept_rows
 from lightpeft.surgery.cut import CutReport, cut, parameter_counts, reapply, reshape
-from lightpeft.surgery.fingerprint import fingerprint
+from lightpeft.surgery.fingerprint import TRAINED, base_digests, digest_of, fingerprint, other_tensors
 from lightpeft.surgery.operation import require_allowed
 from lightpeft.surgery.optimizer import require_followable
 from lightpeft.surgery.pairs import fold_beside
 from lightpeft.surgery.probe import ProbeReport, probe_cuts, verify_discovered
-from lightpeft.surgery.record import CutRecord, attach_record, record_of
+from lightpeft.surgery.record import WHEN_CUT, CutRecord, attach_record, record_of
 from lightpeft.surgery.reference import AdaptersOn, StepGuard
+from lightpeft.surgery.skips import SkippedAttention
 from lightpeft.surgery.verify import largest_difference, observe, padded_batch
 
 __all__ = [
+    "TRAINED",
+    "WHEN_CUT",
     "AdaptersOn",
     "CutRecord",
     "CutReport",
     "ProbeReport",
+    "SkippedAttention",
     "StepGuard",
     "attach_record",
+    "base_digests",
     "cut",
+    "digest_of",
     "fingerprint",
     "fold_beside",
     "kept_channels",
     "kept_rows",
     "largest_difference",
     "observe",
+    "other_tensors",
     "padded_batch",
     "parameter_counts",
     "probe_cuts",

@@ -16,7 +16,7 @@ from lightpeft.edits import Journal
 from lightpeft.errors import AnatomyError, CheckpointError, VerificationError
 from lightpeft.plan import Plan
 from lightpeft.scores import Scores
-from lightpeft.surgery.fingerprint import fingerprint
+from lightpeft.surgery.fingerprint import base_digests, other_tensors
 from lightpeft.surgery.operation import Operation
 from lightpeft.surgery.optimizer import prepare_to_follow
 from lightpeft.surgery.record import CutRecord, attach_record
@@ -108,7 +108,7 @@ def cut(
     inputs = padded_batch(model, batch)
     expected = observe(model, inputs, operation.reference_gates())
     narrowest = narrowest_dtype(operation.base)
-    name = fingerprint(model)
+    digests = base_digests(model)
     journal = Journal()
     try:
         operation.perform(journal)
@@ -116,7 +116,7 @@ def cut(
         operation.compensate(journal)
         report = CutReport.of(before, Counts.of(model), difference, len(operation.beside))
         follow = None if optimizer is None else prepare_to_follow(optimizer, journal)
-        attach_record(model, operation.record(name))
+        attach_record(model, operation.record(digests))
         keep_adapters_on(operation.base)
     except (AnatomyError, VerificationError) as error:
         journal.undo()
@@ -141,11 +141,11 @@ def reapply(model: nn.Module, record: CutRecord) -> None:
         PlanError: another shape of base or adapter, or a model that is cut already.
         CheckpointError: another base by its weights.
     """
-    found = fingerprint(model)
-    if found != record.fingerprint:
+    odd = other_tensors(record.base, base_digests(model), record.own)
+    if odd:
         raise CheckpointError(
-            f"the base's weights are not those the model was cut from (fingerprint {found[:12]}, expected "
-            f"{record.fingerprint[:12]}). Give the same base, revision and dtype."
+            f"the base is not the one that the model was cut from: {len(odd)} of {len(record.base)} weights "
+            f"differ, {odd[0]} first. Give the same base, in the same revision and dtype."
         )
     operation = Operation(model, record.plan, None, SurgeryConfig())
     journal = Journal()

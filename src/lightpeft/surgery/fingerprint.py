@@ -1,33 +1,77 @@
-"""A short name for the exact weights of a base, to refuse another base later."""
+"""Short names for the exact weights of a base, to refuse another base later."""
 
 import hashlib
+from collections.abc import Iterable, Mapping
 
 import torch
+import xxhash
+from peft import PeftModel
 from torch import Tensor, nn
 
 from lightpeft.anatomy import base_of
-from lightpeft.wrapping import base_parameters
+from lightpeft.wrapping import base_parameters, is_copied
 
-SAMPLES = 512
+Digests = dict[str, str]
+"""Per tensor, by its name without PEFT: dtype, shape and digest of all its values."""
+
+TRAINED = "trained"
+"""In place of a digest: what the run trains has none, and is stored instead."""
+
+
+def base_digests(model: nn.Module) -> Digests:
+    """Digest of every parameter of the base inside `model`, each value of it, embeddings and heads included.
+
+    XXH3 with 128 bits finds any accident, at the speed of memory; it is no proof against a forger. What a
+    PEFT model trains of its base, or a copy of it, is told by dtype and shape alone. For uncut models.
+    """
+    base, trains = base_of(model), isinstance(model, PeftModel)
+    return {
+        name: _shape_of(parameter) + TRAINED
+        if trains and (parameter.requires_grad or is_copied(base, name))
+        else digest_of(parameter.detach())
+        for name, parameter in base_parameters(base).items()
+    }
+
+
+def digest_of(tensor: Tensor) -> str:
+    """Dtype, shape and XXH3 of all values: `float32 [2, 3] 0123…`."""
+    data = tensor.contiguous().cpu().reshape(-1).view(torch.uint8).numpy()
+    return _shape_of(tensor) + xxhash.xxh3_128_hexdigest(data.data)
+
+
+def other_tensors(wanted: Mapping[str, str], found: Mapping[str, str], own: Iterable[str] = ()) -> list[str]:
+    """Names of the tensors in `wanted` that `found` lacks or has with other values.
+
+    Those in `own`, and those that were trained in either, do not count.
+    """
+    spared = set(own)
+    return [
+        name
+        for name, digest in wanted.items()
+        if name not in spared and not _is_trained(digest, found.get(name, "")) and found.get(name) != digest
+    ]
+
+
+def _is_trained(*digests: str) -> bool:
+    return any(digest.endswith(TRAINED) for digest in digests)
+
+
+def _shape_of(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)} "
 
 
 def fingerprint(model: nn.Module) -> str:
-    """SHA-256 over name, shape, dtype and up to 512 evenly spaced values of each encoder parameter.
+    """One name for the encoder of an uncut model: SHA-256 over the digests of its weights.
 
-    Embeddings and layers count. What fine-tuning may change does not: poolers and heads on top, biases
-    (`bias="all"`), copies of modules, and what PEFT added. Call it on the uncut model.
+    What fine-tuning may change does not count: poolers, heads on top, and biases.
     """
     base = base_of(model)
-    digest = hashlib.sha256(base.config.model_type.encode())
-    for name, parameter in base_parameters(base.base_model).items():
-        if name.startswith("pooler.") or name.endswith(".bias"):
-            continue
-        digest.update(f"{name}|{tuple(parameter.shape)}|{parameter.dtype}|".encode())
-        digest.update(_sample(parameter.detach()))
-    return digest.hexdigest()
-
-
-def _sample(values: Tensor) -> bytes:
-    flat = values.flatten()
-    step = max(1, flat.numel() // SAMPLES)
-    return flat[::step][:SAMPLES].cpu().contiguous().view(torch.uint8).numpy().tobytes()
+    encoder = "" if base.base_model is base else f"{base.base_model_prefix}."
+    parts = [
+        f"{name.removeprefix(encoder)}|{digest}"
+        for name, digest in sorted(base_digests(model).items())
+        if name.startswith(encoder)
+        and not name.removeprefix(encoder).startswith("pooler.")
+        and not name.endswith(".bias")
+    ]
+    return hashlib.sha256("\n".join([base.config.model_type, *parts]).encode()).hexdigest()

@@ -135,11 +135,11 @@ class Operation:
         computed; what the linears hold until then needs no copy of the weights, as folding at once would."""
         fold_beside(self.base, self.pairs.keys() - self.beside)
 
-    def record(self, fingerprint: str) -> CutRecord:
+    def record(self, digests: dict[str, str]) -> CutRecord:
         """What was done, on the CPU."""
         return CutRecord(
             plan=self.plan,
-            fingerprint=fingerprint,
+            base=digests,
             gates=self._surviving_gates(),
             pairs={name: (left.cpu(), right.cpu()) for name, (left, right) in self.pairs.items()},
             beside=self.beside,

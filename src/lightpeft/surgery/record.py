@@ -1,5 +1,6 @@
 """What was done to a model, kept on the model, so that it can be saved and done again to the same base."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -15,8 +16,8 @@ class CutRecord:
     """A plan and the small tensors that together turn the full base into the cut one."""
 
     plan: Plan
-    fingerprint: str
-    """Of the base before the cut, see `fingerprint`."""
+    base: dict[str, str]
+    """Digests of the base's weights before the cut, see `base_digests`."""
 
     gates: dict[str, Tensor] = field(default_factory=dict)
     """Per output projection: folded gates of the surviving input channels, (channels,)."""
@@ -39,12 +40,21 @@ class CutRecord:
     adapter: str = "default"
     """Name of the adapter that was cut, on this model; a saved one has none."""
 
+    own: frozenset[str] = frozenset()
+    """Tensors that a checkpoint stores, as they are after the cut: the base's folder does not give them."""
+
 
 def record_of(model: nn.Module) -> CutRecord | None:
     """The record of the cut that `model` went through, if any."""
     return getattr(base_of(model), _ATTRIBUTE, None)
 
 
+WHEN_CUT: list[Callable[[nn.Module], None]] = []
+"""What is done to every model as soon as it has a record: later rooms guard its ways out."""
+
+
 def attach_record(model: nn.Module, record: CutRecord) -> None:
     """Keep `record` on the base model."""
     setattr(base_of(model), _ATTRIBUTE, record)
+    for then in WHEN_CUT:
+        then(model)

@@ -1,8 +1,10 @@
 """`LightCallback`: Light-PEFT in anybody's `transformers.Trainer`."""
 
 import warnings
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import torch
@@ -28,7 +30,7 @@ from lightpeft.training.schedule import (
     scale_rates,
     stretch_schedule,
 )
-from lightpeft.training.session import LightSession
+from lightpeft.training.session import LightSession, is_of_light_run
 from lightpeft.wrapping import require_peft_model
 
 
@@ -42,6 +44,7 @@ class LightCallback(TrainerCallback):
         chosen = config if isinstance(config, LightConfig) else LightConfig.preset(config)
         self.session = LightSession(chosen)
         self._restored_from: Path | None = None
+        self._trains = False
         self._run: RunMark | None = None
         self._lock = ExitStack()
         self.is_kept = False
@@ -73,21 +76,34 @@ class LightCallback(TrainerCallback):
         """
         folder = Path(checkpoint)
         require_complete(folder)
+        self.session = LightSession(self.session.config)
         self.session.restore(model, folder)
         self._restored_from = folder
+
+    def on_init_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """A Trainer that resumes loads the adapter before any other event: then the model has to be cut."""
+        model = kwargs.get("model")
+        if isinstance(model, PeftModel):
+            vars(model)["load_adapter"] = MethodType(_restoring(self), model)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         model, scheduler = require_peft_model(kwargs["model"]), kwargs["lr_scheduler"]
+        vars(model).pop("load_adapter", None)
         resumed = self._restored_from or (_checkpoint(args, state) if state.global_step else None)
         _require_one_process(args)
         if not self.is_kept:
             self._lock.close()
             self._lock.enter_context(locked(Path(str(args.output_dir))))
             self._run = self._begin_run(args, model, kwargs.get("train_dataloader"), resumed)
-        if state.global_step > 0 and self._restored_from is None:
+        if self._restored_from is None and state.global_step > 0:
             self.restore(model, _checkpoint(args, state))
+        elif self._restored_from is None and not self.session.can_begin_with(model):
+            self.session = LightSession(self.session.config)
+        self._restored_from, self._trains = None, True
         config = self.session.config
         if config.restart_schedule:
             require_restartable(scheduler)
@@ -136,6 +152,16 @@ class LightCallback(TrainerCallback):
     ) -> None:
         self.finish_checkpoint(require_peft_model(kwargs["model"]), _checkpoint(args, state), self._run)
 
+    def prove(self, model: nn.Module, folder: Path) -> None:
+        """Load a light checkpoint that was just written, and compare outputs on the verification batch.
+
+        Once while training goes on after the cut, and each time after training.
+
+        Raises:
+            CheckpointError: it cannot be loaded, or computes something else.
+        """
+        self.session.prove(model, folder, again=not self._trains)
+
     def finish_checkpoint(self, model: nn.Module, checkpoint: Path, run: RunMark | None) -> None:
         """Add what resuming needs to a checkpoint that the Trainer wrote, and mark it complete."""
         if (checkpoint / TRAINER_STATE_NAME).is_file() and not is_complete(checkpoint):
@@ -157,6 +183,9 @@ class LightCallback(TrainerCallback):
     ) -> None:
         self.session.end()
         self._lock.close()
+        self._trains = False
+        if args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            self.session.restore_own(require_peft_model(kwargs["model"]), Path(state.best_model_checkpoint))
         if self.session.plan is None:
             warnings.warn(
                 f"NOTHING WAS CUT: training ended after {state.global_step} steps, before estimation was "
@@ -164,6 +193,17 @@ class LightCallback(TrainerCallback):
                 "longer or give fewer estimation.steps.",
                 stacklevel=2,
             )
+
+
+def _restoring(callback: LightCallback) -> Callable[..., Any]:
+    """PEFT's `load_adapter`, which first brings the model to where a light run's checkpoint was."""
+
+    def load_adapter(self: PeftModel, model_id: str, *args: Any, **kwargs: Any) -> Any:
+        if is_of_light_run(Path(model_id)) and callback._restored_from is None:
+            callback.restore(self, model_id)
+        return type(self).load_adapter(self, model_id, *args, **kwargs)
+
+    return load_adapter
 
 
 def loss_scale_of(optimizer: torch.optim.Optimizer) -> Tensor | float:

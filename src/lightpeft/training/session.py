@@ -18,9 +18,12 @@ from lightpeft.anatomy import Anatomy
 from lightpeft.checkpoint import (
     PRUNING,
     differences,
+    load,
+    origin_of,
+    own_tensors,
     read_record,
-    restore_parameters,
-    unsaved_parameters,
+    require_same_outputs,
+    restore_tensors,
     write_cut,
 )
 from lightpeft.config import EstimationConfig, LightConfig
@@ -33,8 +36,10 @@ from lightpeft.scores import Scores
 from lightpeft.surgery import (
     CutReport,
     StepGuard,
+    base_digests,
     cut,
-    fingerprint,
+    other_tensors,
+    padded_batch,
     reapply,
     record_of,
     require_allowed,
@@ -64,6 +69,8 @@ class LightSession:
         self._bar: tqdm[Any] | None = None
         self._guard: StepGuard | None = None
         self._resumed: tuple[dict[str, Tensor], dict[str, Any]] | None = None
+        self._proof: dict[str, Any] | None = None
+        self._proved = self._begun = False
 
     @property
     def phase(self) -> str:
@@ -76,18 +83,20 @@ class LightSession:
         Raises:
             ConfigError, PlanError, AnatomyError: what was asked for cannot be done in this run.
         """
+        self._begun = True
         if self.plan is not None:
+            logger.info("the model is cut already; this run trains it on")
             return
         if record_of(model) is not None:
             raise ConfigError(
-                "the model was cut before this run, and a model is cut once. To resume the run that cut "
-                "it, call restore(model, checkpoint) on the fresh base before the Trainer is made; to train "
-                "it on, use a Trainer without lightpeft's callback and save it by lightpeft.save; to cut "
-                "more, begin with the base again and a larger budget."
+                "the model was cut in an earlier run, and a model is cut once. To train it on, leave "
+                "lightpeft's callback out (any Trainer saves it as a light checkpoint); to cut more, start "
+                "from the base with a larger budget; to resume a run, start from a fresh model."
             )
         self.end()
         estimation = within_run(self.config.estimation, total_steps)
         self.check(model, total_steps)
+        origin_of(model)  # says now what a checkpoint of this run could not be loaded without
         self._estimator = Estimator(model, estimation)
         if self._resumed is not None:
             tensors, header = self._resumed
@@ -104,6 +113,11 @@ class LightSession:
             desc="lightpeft: estimating",
             disable=not show_progress,
         )
+
+    def can_begin_with(self, model: nn.Module) -> bool:
+        """Whether it was not begun yet, or cut `model` itself, so that another run trains it on."""
+        record = record_of(model)
+        return not self._begun or (record is not None and record.plan is self.plan)
 
     def check(self, model: nn.Module, total_steps: int) -> None:
         """Fail now if the budget or the number of steps is impossible."""
@@ -153,6 +167,7 @@ class LightSession:
         self.scores = estimator.scores()
         self.plan = make_plan(self.scores, estimator.anatomy, self.config.budget)
         batch = estimator.last_batch
+        self._proof = batch
         self.end()
         self.report = cut(
             model,
@@ -188,13 +203,33 @@ class LightSession:
                 self.scores.save(checkpoint / SCORES)
         elif self._estimator is not None:
             tensors, header = self._estimator.state()
-            tensors |= {f"{_REST}.{name}": value for name, value in unsaved_parameters(model).items()}
+            tensors |= {f"{_REST}.{name}": value for name, value in own_tensors(model).items()}
             header |= {
                 "settled": self._settled.state(),
                 "config": self.config.to_dict(),
-                "fingerprint": fingerprint(model),
+                "base": base_digests(model),
             }
             write_tensors(checkpoint / ESTIMATION, tensors, header)
+
+    def prove(self, model: nn.Module, folder: Path, *, again: bool) -> None:
+        """Load what was just saved and compare outputs; if it was done before, only `again`.
+
+        Raises:
+            CheckpointError: it cannot be loaded, or computes something else.
+        """
+        if (self._proved and not again) or not origin_of(model).known:
+            return
+        device = next(model.parameters()).device
+        # Building a model draws random numbers; those of the run stay where they are.
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            loaded = load(folder)
+        require_same_outputs(model, loaded, padded_batch(model, self._proof), folder)
+        self._proved = True
+
+    def restore_own(self, model: nn.Module, checkpoint: Path) -> None:
+        """Bring back what an earlier checkpoint of this run has beside PEFT's files."""
+        if record_of(model) is not None and (checkpoint / PRUNING).is_file():
+            restore_tensors(model, read_record(checkpoint)[2], checkpoint)
 
     def restore(self, model: nn.Module, checkpoint: Path) -> None:
         """Bring a fresh model to the phase of `checkpoint`, before its weights are loaded.
@@ -221,7 +256,7 @@ class LightSession:
         self._check_config(run.get("config"), checkpoint)
         if record_of(model) is None:
             reapply(model, record)
-        restore_parameters(model, rest, checkpoint)
+        restore_tensors(model, rest, checkpoint)
         self.plan, self.cut_step = record.plan, run.get("cut_step")
         if (checkpoint / SCORES).is_file():
             self.scores = Scores.load(checkpoint / SCORES)
@@ -229,9 +264,13 @@ class LightSession:
     def _restore_estimation(self, model: nn.Module, checkpoint: Path) -> None:
         tensors, header = read_tensors(checkpoint / ESTIMATION)
         self._check_config(header.get("config"), checkpoint)
-        if header.get("fingerprint") != fingerprint(model):
-            raise CheckpointError(f"{checkpoint} was written with another base; its weights differ.")
-        restore_parameters(model, under(tensors, _REST), checkpoint)
+        own = under(tensors, _REST)
+        odd = other_tensors(header.get("base") or {}, base_digests(model), own)
+        if odd:
+            raise CheckpointError(
+                f"{checkpoint} was written with another base: {len(odd)} weights differ, {odd[0]} first."
+            )
+        restore_tensors(model, own, checkpoint)
         self._resumed = (tensors, header)
 
     def _check_config(self, found: dict[str, Any] | None, checkpoint: Path) -> None:
@@ -247,6 +286,11 @@ def _say_what_it_rests_on(plan: Plan) -> None:
         logger.info("the plan rests on %s", plan.evidence.describe())
     if plan.weakness is not None:
         logger.warning("%s", plan.weakness)
+
+
+def is_of_light_run(checkpoint: Path) -> bool:
+    """Whether a Trainer's checkpoint was written in a light run."""
+    return (checkpoint / PRUNING).is_file() or (checkpoint / ESTIMATION).is_file()
 
 
 def within_run(config: EstimationConfig, total_steps: int) -> EstimationConfig:

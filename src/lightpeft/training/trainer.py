@@ -6,7 +6,7 @@ from typing import Any, cast
 from torch import nn
 from transformers.trainer_utils import TrainOutput
 
-from lightpeft.checkpoint import keep_adapter, write_cut
+from lightpeft.checkpoint import bind_files
 from lightpeft.config import LightConfig, Preset
 from lightpeft.surgery import record_of
 from lightpeft.training.callback import LightCallback
@@ -44,12 +44,12 @@ class LightTrainer(KeepingTrainer):
         self.light.finish_checkpoint(cast(nn.Module, self.model), checkpoint, self.run_mark)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """As every Trainer's, which a cut model answers with a light checkpoint; proved where it counts."""
         super()._save(output_dir, state_dict)
-        model: Any = self.model
-        record, folder = record_of(model), Path(str(output_dir or self.args.output_dir))
-        if record is not None and self.args.should_save:
-            keep_adapter(model, folder, record.adapter)
-            write_cut(model, folder, record)
+        folder = Path(str(output_dir or self.args.output_dir))
+        if record_of(cast(nn.Module, self.model)) is not None and self.args.should_save:
+            bind_files(folder)
+            self.light.prove(cast(nn.Module, self.model), folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         target: Any = self.model if model is None else model

@@ -1,0 +1,171 @@
+"""Where a base came from: what its folder or hub name gives today, and how that differs from it in memory."""
+
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import constants
+from huggingface_hub.file_download import repo_folder_name
+from torch import nn
+from transformers import PreTrainedModel
+
+from lightpeft.anatomy import base_of
+from lightpeft.checkpoint.base import describe_base, load_with_gaps
+from lightpeft.checkpoint.replaced import describe_replaced, put_replaced
+from lightpeft.errors import CheckpointError
+from lightpeft.surgery import base_digests, digest_of, other_tensors, record_of
+
+logger = logging.getLogger(__name__)
+
+_ATTRIBUTE = "lightpeft_origin"
+_LEARNT = ("revision", "dtype", "replaced")
+_MOST_DIFFER = 0.5
+"""If more of the weights differ than this, they went through another dtype or are of another revision."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What loading the base anew gives, and the description by which it was loaded."""
+
+    described: dict[str, Any]
+    digests: dict[str, str]
+    """Of the base loaded anew, in the dtypes of the one in memory; without what came out random."""
+
+    buffers: dict[str, str]
+    known: bool = True
+    """False if there is nothing to load from, or it cannot be loaded."""
+
+
+def origin_of(model: nn.Module) -> Origin:
+    """Load the base of `model` anew, as `load` will, once per model, and note what comes out.
+
+    Weights that differ from the ones in memory will have to be stored; `own_tensors` finds them.
+    """
+    base = base_of(model)
+    found: Origin | None = getattr(base, _ATTRIBUTE, None)
+    described = describe_base(model)
+    if found is None or found.described["config"] != described["config"]:
+        found = _find(base, described, _digests_of_uncut(model))
+        setattr(base, _ATTRIBUTE, found)
+    return found
+
+
+def describe_with_origin(model: nn.Module) -> dict[str, Any]:
+    """`describe_base` with what only loading the base anew tells: revision, dtypes, replaced modules."""
+    found = origin_of(model).described
+    return describe_base(model) | {key: found[key] for key in _LEARNT if key in found}
+
+
+def _digests_of_uncut(model: nn.Module) -> dict[str, str]:
+    record = record_of(model)
+    return base_digests(model) if record is None else record.base
+
+
+def _find(base: PreTrainedModel, described: dict[str, Any], wanted: Mapping[str, str]) -> Origin:
+    best: tuple[float, Origin] | None = None
+    failure: CheckpointError | None = None
+    for candidate in _candidates(described):
+        try:
+            share, origin = _try(base, candidate, wanted)
+        except CheckpointError as error:
+            failure = failure or error
+            continue
+        if best is None or share < best[0]:
+            best = share, origin
+        if share < _MOST_DIFFER:
+            break
+    if best is not None:
+        return best[1]
+    if described["name_or_path"]:
+        logger.warning("lightpeft: load() will not find this run's base by itself: %s", failure)
+    return Origin(described, {}, {}, known=False)
+
+
+def _candidates(described: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Ways in which the base may have been loaded: its revision and the dtype it went through."""
+    for revision in (None, *_cached_revisions(described["name_or_path"])):
+        for dtype in dict.fromkeys([described["dtype"], *map(str, (torch.bfloat16, torch.float16))]):
+            yield described | {"revision": revision, "dtype": dtype}
+
+
+def _cached_revisions(name: str) -> list[str]:
+    """Commits of a hub repository that are on this machine, the one that `main` names first."""
+    if not _is_hub_name(name):
+        return []
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")
+    snapshots = folder / "snapshots"
+    commits = sorted(path.name for path in snapshots.iterdir()) if snapshots.is_dir() else []
+    main = folder / "refs" / "main"
+    first = main.read_text(encoding="utf-8").strip() if main.is_file() else ""
+    return sorted(commits, key=lambda commit: commit != first)
+
+
+def _is_hub_name(name: str) -> bool:
+    return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None and not Path(name).exists()
+
+
+def _try(base: PreTrainedModel, described: dict[str, Any], wanted: Mapping[str, str]) -> tuple[float, Origin]:
+    """The origin by one description, and the share of weights that it gives otherwise than in memory."""
+    fresh, gaps = load_with_gaps(described)
+    described = described | {"replaced": describe_replaced(base, fresh, wanted)}
+    if None in described["replaced"].values():
+        _warn_of_modules(described["replaced"])
+        return 0.0, Origin(described, {}, {}, known=False)
+    blank = _complete(fresh, gaps, described, wanted)
+    digests = {
+        name: digest_of(parameter.detach())
+        for name, parameter in fresh.named_parameters()
+        if name not in blank
+    }
+    buffers = {name: digest_of(buffer) for name, buffer in fresh.named_buffers()}
+    odd = other_tensors(digests, wanted)
+    return len(odd) / max(1, len(digests)), Origin(described, digests, buffers)
+
+
+def _warn_of_modules(replaced: Mapping[str, Any]) -> None:
+    names = ", ".join(name for name, structure in replaced.items() if structure is None)
+    logger.warning(
+        "lightpeft: %s of the base was replaced by modules that load() cannot build by itself; whoever loads "
+        "this run's checkpoints has to build the base with them and pass it as base=.",
+        names,
+    )
+
+
+def rebuild_base(
+    described: Mapping[str, Any], wanted: Mapping[str, str], path: str | None, attention: str | None
+) -> tuple[PreTrainedModel, frozenset[str]]:
+    """The base of a checkpoint, built anew, and the parameters that the checkpoint has to fill.
+
+    Args:
+        described: what `describe_with_origin` gave.
+        wanted: digests of the base that was cut; only their dtypes are used here.
+        path: folder or hub name that takes the place of the described one.
+
+    Raises:
+        CheckpointError: see `load_base`.
+    """
+    base, gaps = load_with_gaps(described, path, attention)
+    return base, _complete(base, gaps, described, wanted)
+
+
+def _complete(
+    base: nn.Module, gaps: frozenset[str], described: Mapping[str, Any], wanted: Mapping[str, str]
+) -> frozenset[str]:
+    """Put in what was replaced, in the dtypes that were; the names of what then is random."""
+    new = tuple(f"{name}." for name in put_replaced(base, described.get("replaced") or {}))
+    _cast_to(base, wanted)
+    return frozenset(
+        name for name, _ in base.named_parameters() if name in gaps or (new and name.startswith(new))
+    )
+
+
+def _cast_to(base: nn.Module, wanted: Mapping[str, str]) -> None:
+    """Give each parameter of `base` the dtype that its digest in `wanted` names."""
+    for name, parameter in base.named_parameters():
+        dtype = getattr(torch, wanted.get(name, "").partition(" ")[0], parameter.dtype)
+        if parameter.dtype != dtype:
+            parameter.data = parameter.data.to(dtype)

@@ -1,0 +1,82 @@
+"""Proof of a checkpoint: what was written is read back, and what is loaded computes the same."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from lightpeft.checkpoint.format import ADAPTER, read_record
+from lightpeft.errors import CheckpointError
+from lightpeft.surgery import record_of
+
+
+def read_back(folder: Path, model: nn.Module) -> None:
+    """Read a light checkpoint that was just written: digests, plan, and the shapes of the adapter's tensors.
+
+    Raises:
+        CheckpointError: what lies there is not what was in memory.
+    """
+    record = record_of(model)
+    assert record is not None
+    written = read_record(folder)[0]
+    if written.plan != record.plan:
+        raise CheckpointError(f"the plan in {folder} is not the model's; the disk may be faulty.")
+    if not isinstance(model, PeftModel):
+        return
+    state = get_peft_model_state_dict(model, adapter_name=record.adapter, save_embedding_layers=False)
+    try:
+        with safe_open(folder / ADAPTER, framework="pt") as file:
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{folder / ADAPTER} cannot be read back: {error}") from error
+    wanted = {name: tuple(value.shape) for name, value in state.items()}
+    if found != wanted:
+        odd = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+        raise CheckpointError(f"{folder / ADAPTER} has not the model's tensors: {', '.join(odd[:3])}.")
+
+
+def require_same_outputs(model: nn.Module, loaded: nn.Module, batch: Mapping[str, Any], folder: Path) -> None:
+    """Check that a loaded model computes what the one in memory does, on a batch without labels.
+
+    Raises:
+        CheckpointError: it does not.
+    """
+    device = next(model.parameters()).device
+    one, two = _outputs(model, batch), _outputs(loaded.to(device), batch)
+    for name, expected in one.items():
+        scale = max(1.0, float(expected.abs().max()))
+        difference = float((expected - two[name]).abs().max()) / scale
+        if not difference <= 16 * torch.finfo(expected.dtype).eps:
+            raise CheckpointError(
+                f"the light checkpoint in {folder} computes other {name} than the model in memory (by "
+                f"{difference:.2g}). Please report this with the model's class and PEFT configuration; the "
+                "model in memory is good, so use it before the process ends."
+            )
+
+
+def _outputs(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Floating outputs in eval mode, without what accelerate put around the forward (autocast)."""
+    with _evaluating(model), torch.autocast(next(model.parameters()).device.type, enabled=False):
+        outputs = type(model).forward(model, **batch)
+    return {
+        name: value.float() if value.dtype.itemsize < 4 else value
+        for name, value in outputs.items()
+        if isinstance(value, Tensor) and value.is_floating_point()
+    }
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

@@ -1,0 +1,72 @@
+"""The ordinary ways of saving a cut model: they write a whole light checkpoint, or say what to call instead.
+
+A stock `save_pretrained` would write an adapter without its plan, which stock PEFT loads into the uncut base
+where the shapes allow it, or a small base under the configuration of the whole one.
+"""
+
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel
+
+from lightpeft.anatomy import base_of
+from lightpeft.checkpoint.save import keep_adapter, write_cut
+from lightpeft.errors import CheckpointError
+from lightpeft.surgery import WHEN_CUT, record_of
+
+
+def guard(model: nn.Module) -> None:
+    """Make `save_pretrained` of a cut model, and so Trainers and `push_to_hub`, write the cut as well.
+
+    A method of the instance takes the place of the class's; copies of the model keep it.
+    """
+    base: Any = base_of(model)
+    base.save_pretrained = MethodType(_refuse_to_save, base)
+    if isinstance(model, PeftModel):
+        whole: Any = model
+        whole.save_pretrained = MethodType(_save_light, whole)
+
+
+WHEN_CUT.append(guard)
+
+
+def _save_light(
+    self: PeftModel,
+    save_directory: str,
+    safe_serialization: bool = True,
+    selected_adapters: list[str] | None = None,
+    save_embedding_layers: str | bool = "auto",
+    is_main_process: bool = True,
+    **kwargs: Any,
+) -> None:
+    """PEFT's `save_pretrained` for a cut model: a whole light checkpoint, of the adapter that was cut."""
+    record = record_of(self)
+    assert record is not None
+    del save_embedding_layers  # what of them differs from the base's is stored anyway
+    if not safe_serialization:
+        raise CheckpointError(
+            "a cut model is saved as safetensors only; leave safe_serialization=False out, or call "
+            "lightpeft.save(model, folder)."
+        )
+    type(self).save_pretrained(
+        self,
+        save_directory,
+        selected_adapters=selected_adapters,
+        save_embedding_layers=False,
+        is_main_process=is_main_process,
+        **kwargs,
+    )
+    if is_main_process:
+        keep_adapter(self, Path(save_directory), record.adapter)
+        write_cut(self, Path(save_directory), record)
+
+
+def _refuse_to_save(self: PreTrainedModel, *_args: Any, **_kwargs: Any) -> None:
+    raise CheckpointError(
+        f"this {type(self).__name__} was cut: nothing could load it under its configuration, which is the "
+        "whole model's. Save the PEFT model around it with lightpeft.save(model, folder) before it is merged "
+        "or unloaded; lightpeft.export_merged(folder, out) then writes the small model alone."
+    )
