@@ -30,6 +30,7 @@ def draw_curves(axes: "Axes", curves: Sequence[Curve], name: str, colours: dict[
         text = "_" if number else "cut"
         axes.axvline(step, color=CUT, linestyle="--", linewidth=1.2, label=text)
     axes.set_xlabel("optimizer step")
+    axes.locator_params(axis="x", integer=True)
     headline(axes, name)
     axes.grid(axis="y", color=FAINT, linewidth=0.8)
     axes.set_axisbelow(True)
