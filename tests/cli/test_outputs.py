@@ -24,6 +24,7 @@ import pytest
 from tests.cli.conftest import QUICK
 from tests.support.audit_cells import cell_of
 from tests.support.audit_runs import save_tiny_task
+from tests.support.models import assert_identical
 
 import lightpeft
 from lightpeft.audit.module import save_module
@@ -31,6 +32,7 @@ from lightpeft.audit.report import write_audit_report
 from lightpeft.audit.scan import Reference
 from lightpeft.audit.scan.measured import Measured
 from lightpeft.bench import result_file, save_result
+from lightpeft.checkpoint import is_complete
 from lightpeft.cli.audit import VERBS as AUDIT_VERBS
 from lightpeft.cli.main import VERBS, main
 from lightpeft.errors import OutputError
@@ -355,25 +357,62 @@ def test_a_second_run_in_the_same_folder_is_refused(room: SimpleNamespace, tmp_p
     assert not (tmp_path / "out" / LOCK).exists()
 
 
-@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounting needs root")
-def test_a_disk_that_is_full_in_the_middle_loses_nothing(room: SimpleNamespace) -> None:
+def test_resume_is_of_the_same_run_only(room: SimpleNamespace, tmp_path: Path) -> None:
+    words = ("train", "--model", "{base}", *QUICK, "--training.save_steps", "5")
+    verb(*words)(room, tmp_path / "out")
+    before = lightpeft.load(tmp_path / "out" / "light").state_dict()
+    for option, said in (
+        (("--training.learning_rate", "0.01", "--resume"), "learning_rate 0.001 instead of 0.01"),
+        (
+            ("--training.seed", "3", "--seeds", "[0]", "--training.max_steps", "12", "--resume"),
+            "max_steps 10",
+        ),
+        (("--train-limit", "63", "--resume"), "data "),
+        (("--training.learning_rate", "0.01"), "checkpoints of an earlier run (checkpoint-5, checkpoint-10)"),
+    ):
+        with refused(tmp_path, said):
+            verb(*words, *option)(room, tmp_path / "out")
+    verb(*words, "--resume")(room, tmp_path / "out")
+    assert_identical(lightpeft.load(tmp_path / "out" / "light").state_dict(), before)
+
+
+@contextlib.contextmanager
+def small_disk(kilobytes: int) -> Iterator[Path]:
+    if sys.platform != "linux" or os.geteuid() != 0:
+        pytest.skip("mounting needs root")
     with tempfile.TemporaryDirectory() as place:
-        if subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=1200k", "none", place], check=False
-        ).returncode:
+        words = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "none", place]
+        if subprocess.run(words, check=False).returncode:
             pytest.skip("no tmpfs can be mounted here")
         try:
-            light = lightpeft.save(room.light_model, Path(place) / "light")
-            room.scores_object.save(Path(place) / "scores.safetensors")
-            space = shutil.disk_usage(place).free - 100_000
-            (Path(place) / "filling").write_bytes(bytes(space))
-            with refused(Path(place), "No space left"):
-                lightpeft.save(room.light_model, light)
-            with refused(Path(place), "No space left"):
-                lightpeft.export_merged(light, Path(place) / "merged")
-            lightpeft.load(light)
+            yield Path(place)
         finally:
-            subprocess.run(["umount", place], check=True)
+            subprocess.run(["umount", "-l", place], check=True)
+
+
+def test_a_run_on_a_disk_that_fills_up_ends_in_one_line(room: SimpleNamespace) -> None:
+    with small_disk(500) as place:
+        write = verb("train", "--model", "{base}", *QUICK, "--training.save_steps", "1")
+        with pytest.raises(OutputError) as caught:
+            write(room, place / "out")
+        (line,) = [one for one in str(caught.value).splitlines() if one.startswith("lightpeft train: ")]
+        assert "could not be written" in line
+        left = [path for path in place.rglob("checkpoint-*") if path.is_dir()]
+        assert left
+        assert all(is_complete(path) for path in left)
+        assert not (place / "out" / "light").exists()
+
+
+def test_a_disk_that_is_full_in_the_middle_loses_nothing(room: SimpleNamespace) -> None:
+    with small_disk(1200) as place:
+        light = lightpeft.save(room.light_model, place / "light")
+        room.scores_object.save(place / "scores.safetensors")
+        (place / "filling").write_bytes(bytes(shutil.disk_usage(place).free - 100_000))
+        with refused(place, "No space left"):
+            lightpeft.save(room.light_model, light)
+        with refused(place, "No space left"):
+            lightpeft.export_merged(light, place / "merged")
+        lightpeft.load(light)
 
 
 def test_every_kind_of_output_has_a_row() -> None:

@@ -318,3 +318,14 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(
     again = trainer(base, tmp_path, **SAVING)
     again.train(resume_from_checkpoint=True)
     assert again.state.global_step == STEPS
+
+
+def test_a_finished_run_that_is_resumed_takes_no_further_step(
+    wholes: dict[str, Whole], base: Path, tmp_path: Path
+) -> None:
+    until(wholes["default"], STEPS, tmp_path)
+    for _ in range(2):
+        run = trainer(base, tmp_path, kind=NoStep, **SAVING)
+        run.train(resume_from_checkpoint=True)
+        assert run.state.global_step == STEPS
+        assert_identical(weights(run.model), wholes["default"].weights)

@@ -65,8 +65,8 @@ def check_folder(target: Path, holds: Output) -> None:
         raise OutputError(f"{target} is a mount point, which cannot be replaced; give a folder inside it.")
     if in_the_way := _in_the_way(place, holds):
         raise OutputError(
-            f"{target} would be replaced by {holds}, but {in_the_way}. Choose another folder, or move it "
-            "away."
+            f"{target} would be replaced by {holds}, but {in_the_way}. Choose another folder, such as a new "
+            "one inside it, or move it away."
         )
     check_room(place.parent)
 

@@ -61,6 +61,14 @@ class KeepingTrainer(Trainer):
         """Mark what the Trainer wrote as complete."""
         mark_complete(checkpoint, self.run_mark)
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """A run that is resumed at its end takes no further step; a Trainer by itself takes one."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            trainer: Any = super()
+            trainer._run_epoch(*args, **kwargs)
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Delete old checkpoints only once the new one is complete."""
         run, limit = Path(str(self._get_output_dir(trial=trial))), self.args.save_total_limit
@@ -73,7 +81,7 @@ class KeepingTrainer(Trainer):
         except (OSError, SafetensorError, OutputError) as error:
             raise _not_written(checkpoint, error) from error
         except RuntimeError as error:
-            if "PytorchStreamWriter" not in str(error):
+            if "inline_container" not in str(error):  # torch.save's, where its file cannot be written
                 raise
             raise _not_written(checkpoint, error) from error
         finally:
@@ -117,8 +125,8 @@ def _newest(folder: Path, settings: dict[str, Any]) -> Path:
         )
     raise CheckpointError(
         f"the checkpoints in {folder} are of another run, with {differences(mark.settings, settings)}. "
-        f"Resume with the same settings, name the checkpoint to go on from it all the same ({other}), or "
-        "start in another folder."
+        "Resume with the same settings, or start in another folder; in Python, "
+        f"resume_from_checkpoint={str(other)!r} goes on from it all the same."
     )
 
 
@@ -126,6 +134,16 @@ def _not_written(checkpoint: Path, error: Exception) -> OutputError:
     discard_unfinished(checkpoint)
     last = last_complete_checkpoint(checkpoint.parent)
     return OutputError(
-        f"{checkpoint} could not be written ({str(error).splitlines()[0]}), and training stopped. The newest "
+        f"{checkpoint} could not be written ({_reason(error)}), and training stopped. The newest "
         f"whole checkpoint: {last or 'none'}."
     )
+
+
+def _reason(error: BaseException) -> str:
+    """What the system said, where something else was raised over it."""
+    inner: BaseException | None = error
+    while inner is not None and not isinstance(inner, OSError):
+        inner = inner.__cause__ or inner.__context__
+    if inner is None:
+        return str(error).splitlines()[0] if isinstance(error, OutputError) else "is the disk full?"
+    return str(inner)

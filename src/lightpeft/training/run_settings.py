@@ -23,7 +23,7 @@ _DECIDING = (
     *("bf16", "fp16", "label_smoothing_factor", "train_sampling_strategy", "neftune_noise_alpha"),
 )
 _NAMES_OF_PLACES = {"base_model_name_or_path", "revision", "inference_mode", "peft_version", "auto_mapping"}
-_SAMPLED = 32
+_SAMPLED, _DIGITS = 32, 16
 
 
 def run_settings(
@@ -52,7 +52,7 @@ def data_digest(data: object) -> str | None:
     if isinstance(data, datasets.Dataset):
         for table in data.with_format("arrow").iter(1000):
             _add_table(digest, table)
-        return digest.hexdigest()
+        return digest.hexdigest()[:_DIGITS]
     if not isinstance(data, Sized) or not hasattr(data, "__getitem__"):
         return None
     digest.update(str(len(data)).encode())
@@ -60,7 +60,7 @@ def data_digest(data: object) -> str | None:
         for index in np.linspace(0, max(len(data) - 1, 0), min(_SAMPLED, len(data))).astype(int).tolist():
             first, again = _read(data, index), _read(data, index)
             digest.update(first if first == again else b"random")
-    return digest.hexdigest()
+    return digest.hexdigest()[:_DIGITS]
 
 
 def _add_table(digest: Any, table: pa.Table) -> None:
