@@ -99,6 +99,7 @@ def logits_of(recipe: Recipe, model: nn.Module) -> Tensor:
     return logits.double()
 
 
+@pytest.mark.filterwarnings("ignore:up to .* of the removed ΔW is lost")  # DoRA's
 @pytest.mark.parametrize("config", [FOLD, DROP], ids=["fold", "drop"])
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=lambda recipe: recipe.name)
 def test_gated_cut_and_loaded_agree(recipe: Recipe, config: SurgeryConfig, tmp_path: Path) -> None:
@@ -128,9 +129,11 @@ def typed(gates: dict[str, Tensor], model: PeftModel) -> dict[str, Tensor]:
     }
 
 
-def small_delta(dtype: torch.dtype, share: float, folder: Path, *, saved: bool = False) -> PeftModel:
+def small_delta(
+    dtype: torch.dtype, share: float, folder: Path, *, saved: bool = False, **options: Any
+) -> PeftModel:
     """Every ΔW has `share` of the size of its W."""
-    model = with_lora(load_base(folder if saved else save_base("bert", folder), dtype=dtype))
+    model = with_lora(load_base(folder if saved else save_base("bert", folder), dtype=dtype), **options)
     with torch.no_grad():
         for module in model.modules():
             if hasattr(module, "lora_B"):
@@ -194,6 +197,14 @@ def test_pairs_beside_are_saved_loaded_and_merged(tmp_path: Path) -> None:
     hooks = [m for m in loaded.modules() if m._forward_hooks]
     assert not hooks
     assert float((logits_of(recipe, loaded) - expected).abs().max()) < TOLERANCES[BF16]
+
+
+def test_dora_says_what_it_loses(tmp_path: Path) -> None:
+    model = small_delta(BF16, 0.02, tmp_path, use_dora=True)
+    with pytest.warns(
+        UserWarning, match=r"up to \d+% of the removed ΔW is lost: DoRA.*Load the base in float32"
+    ):
+        lightpeft.cut(model, random_plan(model), batch=BATCH, config=FOLD)
 
 
 @pytest.mark.parametrize("where", ["weight", "activation"])

@@ -1,5 +1,6 @@
 """One cut of one model: what is known before it, and its steps in their order."""
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
@@ -108,6 +109,7 @@ class Operation:
         fold_gates(self.base, self._surviving_gates(), self.followers, journal)
         self.pairs = self._removed_pairs()
         at_once = {name for name in self.pairs if self._weights_are_read(name)}
+        self._warn_of_losses(at_once)
         fold_pairs(self.base, _chosen(self.pairs, at_once), journal)
         add_pairs(self.base, _chosen(self.pairs, self.pairs.keys() - at_once), journal)
         self.beside = self._to_keep_beside(self.pairs.keys() - at_once)
@@ -162,6 +164,16 @@ class Operation:
 
     def _weights_are_read(self, name: str) -> bool:
         return name in self.followers and self.followers[name].reads_weights
+
+    def _warn_of_losses(self, folded_at_once: AbstractSet[str]) -> None:
+        losses = [lost_by_folding(linear_at(self.base, name), self.pairs[name]) for name in folded_at_once]
+        if max(losses, default=0.0) > LARGEST_LOSS:
+            warnings.warn(
+                f"up to {max(losses):.0%} of the removed ΔW is lost: DoRA's has to be folded into the "
+                "weights, whose dtype cannot hold it. Load the base in float32 (with bf16=True it still computes in "
+                "bfloat16), or use plain LoRA.",
+                stacklevel=4,
+            )
 
     def _to_keep_beside(self, names: AbstractSet[str]) -> frozenset[str]:
         """Folding would lose them, or change the embedding that a head is tied to."""
