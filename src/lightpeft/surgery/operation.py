@@ -170,8 +170,8 @@ class Operation:
         if max(losses, default=0.0) > LARGEST_LOSS:
             warnings.warn(
                 f"up to {max(losses):.0%} of the removed ΔW is lost: DoRA's has to be folded into the "
-                "weights, whose dtype cannot hold it. Load the base in float32 (with bf16=True it still computes in "
-                "bfloat16), or use plain LoRA.",
+                "weights, whose dtype cannot hold it. Load the base in float32 (with bf16=True it still "
+                "computes in bfloat16), or use plain LoRA.",
                 stacklevel=4,
             )
 
