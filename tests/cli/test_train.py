@@ -128,6 +128,9 @@ def test_resume_goes_on_from_a_complete_checkpoint(tiny_model: Path, tmp_path: P
     target.parent.mkdir(parents=True)
     last.rename(target)
     assert main([*run, "--out", str(resumed), "--resume"]) == 0
+    times = [read(folder / "result.json")["light"]["run_seconds"] for folder in (whole, resumed)]
+    assert times[0] > 0
+    assert times[1] is None  # only the rest was seen
     adapters = [folder / "light" / "adapter_model.safetensors" for folder in (whole, resumed)]
     assert adapters[0].read_bytes() == adapters[1].read_bytes()
 
