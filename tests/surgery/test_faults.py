@@ -22,6 +22,7 @@ import lightpeft
 from lightpeft import AnatomyError, LightPeftError, PlanError, VerificationError, find_anatomy
 from lightpeft.adapters.lora import LoraFollower
 from lightpeft.edits import Journal
+from lightpeft.surgery import padded_batch
 
 CUT = "lightpeft.surgery.cut"
 STEPS = "lightpeft.surgery.operation"
@@ -237,3 +238,15 @@ def test_a_batch_without_tokens_is_refused(tmp_path: Path) -> None:
     with pytest.raises(AnatomyError, match="without input_ids"):
         lightpeft.cut(patient.model, random_plan(patient.model), batch={"labels": torch.zeros(2)})
     patient.assert_untouched()
+
+
+def test_the_longest_and_the_shortest_row_are_verified_on(tmp_path: Path) -> None:
+    model, batch = tiny_peft("bert", tmp_path), make_batch("bert", labels=True)
+    chosen = padded_batch(model, batch | {"num_items_in_batch": torch.tensor(4)})
+    assert chosen["num_items_in_batch"] == 4
+    assert torch.equal(chosen["input_ids"], batch["input_ids"][[0, 3]])
+    assert chosen["attention_mask"].sum(1).tolist() == [10, 2]
+    full = padded_batch(model, make_batch("bert", padded=False))
+    assert full["attention_mask"].sum(1).tolist() == [6, 10]
+    other = padded_batch(model, batch | {"position_ids": torch.arange(10)[None]})
+    assert len(other["input_ids"]) == 4, "not every tensor has one entry per row"

@@ -66,16 +66,16 @@ def padded_batch(model: nn.Module, batch: Mapping[str, Any] | None = None) -> di
 
 
 def _few_rows(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The longest row and the shortest, where every tensor has one entry per row."""
-    rows = {len(value) if value.dim() else None for value in inputs.values()}
-    if len(rows) != 1 or (count := rows.pop()) is None or count <= ROWS:
+    """The longest row and the shortest, where every tensor but single numbers has one entry per row."""
+    counts = {len(value) for value in inputs.values() if value.dim()}
+    if len(counts) != 1 or (count := counts.pop()) <= ROWS:
         return inputs
     mask = inputs.get("attention_mask", torch.ones(count, 1))
     lengths = mask.flatten(1).ne(0).sum(1)
-    if int(lengths.max()) == int(lengths.min()):
-        return {name: value[:ROWS] for name, value in inputs.items()}
     chosen = torch.stack([lengths.argmax(), lengths.argmin()])
-    return {name: value[chosen.to(value.device)] for name, value in inputs.items()}
+    if int(lengths.max()) == int(lengths.min()):
+        chosen = torch.arange(ROWS)
+    return {name: value[chosen.to(value.device)] if value.dim() else value for name, value in inputs.items()}
 
 
 def observe(model: nn.Module, batch: Batch, gates: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
