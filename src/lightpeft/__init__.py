@@ -13,6 +13,7 @@ from lightpeft.checkpoint import (
     load,
     load_merged,
     save,
+    save_with_state,
 )
 from lightpeft.config import Budget, EstimationConfig, LightConfig, SurgeryConfig
 from lightpeft.errors import (
@@ -63,4 +64,5 @@ __all__ = [
     "load_merged",
     "make_plan",
     "save",
+    "save_with_state",
 ]

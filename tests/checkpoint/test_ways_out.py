@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from peft import AutoPeftModelForSequenceClassification, PeftModel
 from tests.support.models import load_base, make_batch, outputs, save_base, with_lora
 from tests.support.plans import random_plan, random_scores
@@ -154,3 +155,31 @@ def test_an_ordinary_trainer_resumes_after_the_cut(base: Path, tmp_path: Path) -
         for name, value in whole.model.state_dict().items():
             if ".original_module." not in name:
                 assert torch.equal(again.model.state_dict()[name], value), name
+
+
+def test_an_accelerate_loop_goes_on_from_its_state(base: Path, tmp_path: Path) -> None:
+    """Two steps, `save_state`, two more; another process would come to the same weights."""
+    batches = [make_batch("bert", seed=seed, labels=True) for seed in range(4)]
+
+    def steps(accelerator: Accelerator, model: torch.nn.Module, optimizer: Any, number: slice) -> None:
+        model.train()
+        for batch in batches[number]:
+            accelerator.backward(model(**batch).loss)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def prepared(model: PeftModel) -> tuple[Accelerator, Any, Any]:
+        accelerator = Accelerator(cpu=True)
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+        return accelerator, *accelerator.prepare(model, optimizer)
+
+    accelerator, model, optimizer = prepared(cut_model(base))
+    lightpeft.save_with_state(accelerator)
+    steps(accelerator, model, optimizer, slice(2))
+    accelerator.save_state(str(tmp_path / "state"))
+    steps(accelerator, model, optimizer, slice(2, 4))
+    again, other, optimizer = prepared(lightpeft.load(tmp_path / "state" / "light", is_trainable=True))
+    again.load_state(str(tmp_path / "state"))
+    steps(again, other, optimizer, slice(2, 4))
+    found = outputs(other, make_batch("bert"))["logits"]
+    assert torch.equal(found, outputs(model, make_batch("bert"))["logits"])

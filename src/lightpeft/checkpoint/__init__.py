@@ -37,7 +37,7 @@ from lightpeft.checkpoint.progress import (
 )
 from lightpeft.checkpoint.proof import require_same_outputs
 from lightpeft.checkpoint.save import keep_adapter, save, write_cut
-from lightpeft.checkpoint.ways_out import guard
+from lightpeft.checkpoint.ways_out import guard, save_with_state
 
 __all__ = [
     "LIGHT",
@@ -78,6 +78,7 @@ __all__ = [
     "restore_tensors",
     "run_of",
     "save",
+    "save_with_state",
     "unmark",
     "write_cut",
 ]

@@ -8,12 +8,15 @@ from pathlib import Path
 from types import MethodType
 from typing import Any
 
+from accelerate import Accelerator
+from accelerate.utils import extract_model_from_parallel
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
 from lightpeft.anatomy import base_of
-from lightpeft.checkpoint.save import keep_adapter, write_cut
+from lightpeft.checkpoint.format import LIGHT
+from lightpeft.checkpoint.save import keep_adapter, save, write_cut
 from lightpeft.errors import CheckpointError
 from lightpeft.surgery import WHEN_CUT, record_of
 
@@ -62,6 +65,22 @@ def _save_light(
     if is_main_process:
         keep_adapter(self, Path(save_directory), record.adapter)
         write_cut(self, Path(save_directory), record)
+
+
+def save_with_state(accelerator: Accelerator) -> None:
+    """Make `accelerator.save_state(folder)` write the light checkpoint of a cut model, too: `folder/light`.
+
+    accelerate alone writes tensors and nothing about the cut. To go on later, call
+    `load(folder / "light", is_trainable=True)`, make the optimizer, prepare both, and `load_state(folder)`.
+    """
+    accelerator.register_save_state_pre_hook(_save_beside_state)
+
+
+def _save_beside_state(models: list[nn.Module], _weights: list[dict[str, Any]], folder: str) -> None:
+    for number, prepared in enumerate(models):
+        model = extract_model_from_parallel(prepared)
+        if isinstance(model, PeftModel) and record_of(model) is not None:
+            save(model, Path(folder) / (LIGHT if number == 0 else f"{LIGHT}_{number}"))
 
 
 def _refuse_to_save(self: PreTrainedModel, *_args: Any, **_kwargs: Any) -> None:
