@@ -9,7 +9,9 @@ from tests.cli.conftest import read
 from lightpeft.cli.main import main
 
 
-def test_demo_puts_both_methods_side_by_side(minilm_path: Path, tmp_path: Path) -> None:
+def test_demo_puts_both_methods_side_by_side(
+    minilm_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert minilm_path.is_dir()
     sizes = ["--train-examples", "64", "--validation-examples", "32"]
     short = ["--training.max_steps", "6", "--training.batch_size", "4", "--seeds", "[0]"]
@@ -20,6 +22,10 @@ def test_demo_puts_both_methods_side_by_side(minilm_path: Path, tmp_path: Path) 
     assert result["light"]["estimation_steps"] >= 1
     assert (tmp_path / "report.html").is_file()
     assert (tmp_path / "light" / "pruning.json").is_file()
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path), "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)["main"]
+    assert again == pytest.approx(result["light"]["metric"], abs=1e-6)
 
 
 def test_bench_speed_measures_every_method(

@@ -78,6 +78,7 @@ def task_record(options: TaskOptions, data: TaskData, training: TrainingConfig) 
         "class_names": list(data.class_names),
         "regression": data.is_regression,
         "held_out_of": data.held_out_of,
+        "sizes": None if options.sizes is None else dict(options.sizes),
         "max_length": training.tokens,
         "packing": training.packing,
     }
@@ -94,7 +95,12 @@ def recorded_validation(record: Mapping[str, Any], data: Path | None) -> Validat
     """
     recorded = record.get("data")
     folder = data if data is not None else (None if recorded is None else Path(recorded))
-    return load_validation(_recorded_spec(record), folder, held_out_of=record.get("held_out_of"))
+    return load_validation(
+        _recorded_spec(record),
+        folder,
+        sizes=None if folder is not None else record.get("sizes"),
+        held_out_of=record.get("held_out_of"),
+    )
 
 
 def _recorded_spec(record: Mapping[str, Any]) -> TaskSpec:

@@ -64,6 +64,7 @@ def load_validation(
     task: str | TaskSpec,
     data: DataPaths | None = None,
     *,
+    sizes: Mapping[str, int] | None = None,
     held_out_of: int | None = None,
     seed: int = 0,
 ) -> ValidationData:
@@ -72,6 +73,7 @@ def load_validation(
     Args:
         task: a name, or a spec that says its classes or that it is a regression.
         data: as for ``load_task``.
+        sizes: as for ``load_task``, which made the rows that the model was trained on.
         held_out_of: rows of the training file, if the validation rows were held out of it in training.
         seed: of ``load_task`` in training.
 
@@ -79,7 +81,7 @@ def load_validation(
         TaskError: the split is missing, or a text or label in it cannot be used (names the row).
     """
     spec = with_metrics(find_task(task) if isinstance(task, str) else task)
-    table = open_validation(spec, data, seed, held_out=held_out_of is not None)
+    table = open_validation(spec, data, sizes, seed, held_out=held_out_of is not None)
     columns = checked_columns(spec, table)
     if spec.has_labels:
         columns["label"] = known_labels(spec, columns["label"], "validation")

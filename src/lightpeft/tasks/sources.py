@@ -42,14 +42,16 @@ def open_tables(
     )
 
 
-def open_validation(spec: TaskSpec, data: DataPaths | None, seed: int, *, held_out: bool) -> Table:
+def open_validation(
+    spec: TaskSpec, data: DataPaths | None, sizes: Mapping[str, int] | None, seed: int, *, held_out: bool
+) -> Table:
     """The unchecked validation split alone; with ``held_out``, else the training split.
 
     Raises:
         TaskError: as ``open_tables``.
     """
     if data is None:
-        return open_tables(spec, None, None, seed)["validation"]
+        return open_tables(spec, None, sizes, seed)["validation"]
     files = find_files(data, _accepted_names(spec))
     if "validation" not in files and held_out and "train" in files:
         return replace(read_table(files["train"]), is_validation=False)
