@@ -27,6 +27,7 @@ from lightpeft.checkpoint import last_complete_checkpoint
 
 STEPS = 8
 WRITES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir"}
+UNFINISHED = 2
 Event = tuple[str, str]
 
 
@@ -163,8 +164,15 @@ def killed(
 
 def complete_before(events: list[Event], deadline: int) -> list[str]:
     """Checkpoints whose marker was in place when the process was killed."""
-    markers = [path for kind, path in events[:deadline] if kind == "os.rename" and "complete" in path]
-    return [Path(path).parent.name for path in markers]
+    found = {name: marked(events, name) for name in dict.fromkeys(path.split("/")[0] for _, path in events)}
+    return [name for name, index in found.items() if index is not None and index < deadline]
+
+
+def marked(events: list[Event], checkpoint: str) -> int | None:
+    """The event that declared it whole; before, callback and Trainer declare it unfinished."""
+    marker = ("os.rename", f"{checkpoint}/lightpeft_complete.json")
+    times = [index for index, event in enumerate(events) if event == marker]
+    return times[UNFINISHED] if len(times) > UNFINISHED else None
 
 
 def chosen(events: list[Event], extra: int) -> list[int]:
@@ -172,8 +180,9 @@ def chosen(events: list[Event], extra: int) -> list[int]:
     points = set()
     for checkpoint in ("checkpoint-4", "checkpoint-6"):
         mine = [i for i, (_, path) in enumerate(events) if path.startswith(checkpoint)]
-        marker = [i for i in mine if events[i] == ("os.rename", f"{checkpoint}/lightpeft_complete.json")]
-        points |= {mine[len(mine) // 3], marker[0], marker[0] + 1}
+        marker = marked(events, checkpoint)
+        assert marker is not None
+        points |= {mine[len(mine) // 3], marker, marker + 1}
     return sorted(points | set(random.Random(3).sample(range(len(events)), extra)))
 
 
