@@ -39,6 +39,12 @@ class Origin:
     known: bool = True
     """False if there is nothing to load from, or it cannot be loaded."""
 
+    @property
+    def folder(self) -> str | None:
+        """Where it was loaded from, if that is a local folder; the description may give it another name."""
+        name = self.described["name_or_path"]
+        return name if Path(name).is_dir() else None
+
 
 def origin_of(model: nn.Module) -> Origin:
     """Load the base of `model` anew, as `load` will, once per model, and note what comes out.

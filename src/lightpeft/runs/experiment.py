@@ -173,6 +173,7 @@ def _save(experiment: Experiment, out: Path, plain: Outcome | None, light: Outco
     tokenizer = experiment.setting.tokenizer
     save(light.model, out / LIGHT, tokenizer=tokenizer, metrics=light.metrics, task=experiment.task)
     assert light.light is not None
+    light.light.prove(light.model, out / LIGHT)
     if light.light.scores is not None:
         light.light.scores.save(out / SCORES)
     if plain is not None:

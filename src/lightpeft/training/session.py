@@ -217,12 +217,13 @@ class LightSession:
         Raises:
             CheckpointError: it cannot be loaded, or computes something else.
         """
-        if (self._proved and not again) or not origin_of(model).known:
+        origin = origin_of(model)
+        if (self._proved and not again) or not origin.known:
             return
         device = next(model.parameters()).device
         # Building a model draws random numbers; those of the run stay where they are.
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            loaded = load(folder)
+            loaded = load(folder, origin.folder)
         require_same_outputs(model, loaded, padded_batch(model, self._proof), folder)
         self._proved = True
 
