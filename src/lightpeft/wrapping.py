@@ -79,14 +79,17 @@ def base_buffers(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def is_copied(module: nn.Module, name: str) -> bool:
-    """Whether PEFT trains and saves a copy of the base's parameter `name` (without PEFT's parts in it)."""
-    parent = name
-    while parent:
-        parent = parent.rpartition(".")[0]
-        if hasattr(_child(module, parent), "original_module"):
-            return True
-    return False
+def copied_parameters(module: nn.Module) -> frozenset[str]:
+    """Names, without PEFT, of the base's parameters that PEFT trains and saves a copy of (`modules_to_save`).
+
+    Not those that something else still uses, as a head that is tied to an embedding.
+    """
+    tied = tied_parameters(module)
+    return frozenset(
+        _without_peft(name)
+        for name, parameter in module.named_parameters()
+        if _ORIGINALS in f".{name}" and id(parameter) not in tied
+    )
 
 
 def _without_peft(name: str) -> str:
@@ -103,10 +106,3 @@ def _parameters(entries: object, adapter: str | None) -> Iterator[nn.Parameter]:
 
 def _of(entry: object) -> Iterator[nn.Parameter]:
     return entry.parameters() if isinstance(entry, nn.Module) else iter(())
-
-
-def _child(module: nn.Module, name: str) -> nn.Module | None:
-    try:
-        return module.get_submodule(name)
-    except AttributeError:
-        return None

@@ -4,6 +4,7 @@ Tables of what people do to a base before or beside PEFT, and of what they give 
 """
 
 import json
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,18 @@ def _adapters_cast(folder: Path) -> PeftModel:
     return model
 
 
+def _adapters_wide(folder: Path) -> PeftModel:
+    model = with_lora(load_base(folder))
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.double() / 3
+    return model
+
+
+def _named_head() -> nn.Module:
+    return nn.Sequential(OrderedDict(down=nn.Linear(32, 16), act=nn.Tanh(), out=nn.Linear(16, 5)))
+
+
 def _later_weight(folder: Path) -> PeftModel:
     base = load_base(folder)
     with torch.no_grad():
@@ -157,6 +170,8 @@ BEFORE: dict[str, Callable[[Path], PeftModel]] = {
     "a head of another size": lambda folder: _head(folder, nn.Linear(32, 5)),
     "a head of another size, not PEFT's": lambda folder: _head(folder, nn.Linear(32, 5), task_type=None),
     "a head of several layers": lambda folder: _head(folder, _deep_head()),
+    "a head of named layers": lambda folder: _head(folder, _named_head()),
+    "adapters cast to float64": _adapters_wide,
     "a head of several layers, not PEFT's": lambda folder: _head(folder, _deep_head(), task_type=None),
     "no head": lambda folder: _head(folder, nn.Identity(), task_type=None),
     "an adapter merged before": _merged_before,
@@ -193,6 +208,18 @@ def test_a_base_is_rebuilt_to_the_bit(before: str, cast: bool, bert: Path, tmp_p
     assert torch.equal(logits(again, batch), logits(merged, batch))
     twice = lightpeft.load(lightpeft.save(loaded, tmp_path / "twice"))
     assert torch.equal(logits(twice, batch), logits(model, batch))
+
+
+def test_a_copied_embedding_that_a_head_is_tied_to(tmp_path: Path) -> None:
+    """PEFT trains a copy of the embedding; the head goes on using the original, which was resized."""
+    base = AutoModelForCausalLM.from_pretrained(save_language_model("gpt2", tmp_path / "gpt2"))
+    base.resize_token_embeddings(24)
+    model = lora(base, task_type="CAUSAL_LM", modules_to_save=["wte"], fan_in_fan_out=True)
+    cut(model)
+    train(model)
+    batch = {"input_ids": torch.arange(3, 23)[None]}
+    loaded = lightpeft.load(lightpeft.save(model, tmp_path / "light"))
+    assert torch.equal(logits(loaded, batch), logits(model, batch))
 
 
 CAUSAL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

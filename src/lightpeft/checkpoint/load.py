@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -21,6 +23,7 @@ from lightpeft.errors import AnatomyError, CheckpointError, PlanError
 from lightpeft.files import read_json
 from lightpeft.outputs import restore_left_behind
 from lightpeft.surgery import CutRecord, reapply, verify_discovered
+from lightpeft.wrapping import added_parameters
 
 
 def load(
@@ -138,11 +141,21 @@ def _attach_adapter(base: PreTrainedModel, directory: Path, is_trainable: bool) 
     try:
         config = light_adapter_config(directory)
         model = PeftModel.from_pretrained(base, str(directory), config=config, is_trainable=is_trainable)
+        _load_wide(model, directory)
         find_modules(model)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise CheckpointError(f"the adapter in {directory} does not fit the cut base: {error}") from error
     check_complete(model, directory)
     return model
+
+
+def _load_wide(model: PeftModel, directory: Path) -> None:
+    """PEFT makes adapters as wide as their base; those that are wider are loaded once more, unrounded."""
+    tensors = load_file(directory / ADAPTER)
+    if any(tensor.dtype is torch.float64 for tensor in tensors.values()):
+        for parameter in added_parameters(model):
+            parameter.data = parameter.data.double()
+        set_peft_model_state_dict(model, tensors)
 
 
 def light_adapter_config(directory: Path) -> PeftConfig:

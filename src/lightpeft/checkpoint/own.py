@@ -12,7 +12,7 @@ from lightpeft.anatomy import base_of, find_anatomy
 from lightpeft.checkpoint.origin import Origin, origin_of
 from lightpeft.errors import CheckpointError
 from lightpeft.surgery import TRAINED, base_digests, digest_of, record_of
-from lightpeft.wrapping import base_buffers, base_parameters, is_copied
+from lightpeft.wrapping import base_buffers, base_parameters, copied_parameters
 
 
 def own_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -25,11 +25,11 @@ def own_tensors(model: nn.Module) -> dict[str, Tensor]:
     base, record, origin = base_of(model), record_of(model), origin_of(model)
     before = base_digests(model) if record is None else record.base
     stored = frozenset() if record is None else record.own
-    cut = _linears(model)
+    cut, copied = _linears(model), copied_parameters(base)
     own = {
         name: parameter.detach()
         for name, parameter in base_parameters(base).items()
-        if not is_copied(base, name)
+        if name not in copied
         and (
             name in stored
             or parameter.requires_grad

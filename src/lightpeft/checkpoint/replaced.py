@@ -1,11 +1,13 @@
 """Modules of a base that somebody put in place of its class's own: a new head, say. Told, and built again."""
 
 import json
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from lightpeft.errors import CheckpointError
 from lightpeft.surgery import SkippedAttention
@@ -77,7 +79,7 @@ def _replaced(
     module: nn.Module, fresh: nn.Module, path: str, shapes: Mapping[str, list[int]]
 ) -> Iterator[tuple[str, Structure | None]]:
     module = _original(module)
-    other_kind = type(module) is not type(fresh) and not isinstance(module, SkippedAttention)
+    other_kind = _kind(module) is not _kind(fresh) and not isinstance(module, SkippedAttention)
     if path and (other_kind or not _same_shapes(fresh, path, shapes)):
         yield path, _describe(module)
         return
@@ -91,6 +93,11 @@ def _original(module: nn.Module) -> nn.Module:
     module = unwrapped(module)
     inner = getattr(module, "original_module", None)
     return _original(inner) if isinstance(inner, nn.Module) else module
+
+
+def _kind(module: nn.Module) -> type[nn.Module]:
+    """A module with a parametrized weight (weight norm, say) has a class of its own."""
+    return type_before_parametrizations(module)
 
 
 def _same_shapes(fresh: nn.Module, path: str, shapes: Mapping[str, list[int]]) -> bool:
@@ -113,8 +120,8 @@ def _child(module: nn.Module, name: str) -> nn.Module | None:
 def _describe(module: nn.Module) -> Structure | None:
     name = type(module).__name__
     if type(module) is nn.Sequential:
-        inner = [_describe(child) for child in module]
-        return None if None in inner else {"kind": _SEQUENTIAL, "of": inner}
+        inner = {child_name: _describe(child) for child_name, child in module.named_children()}
+        return None if None in inner.values() else {"kind": _SEQUENTIAL, "of": inner}
     for table in (_PLAIN, _WITH_BIAS):
         if name in table and type(module) is table[name][0]:
             options = {key: getattr(module, key) for key in table[name][1]}
@@ -126,7 +133,7 @@ def _describe(module: nn.Module) -> Structure | None:
 
 def _build(structure: Structure) -> nn.Module:
     if structure["kind"] == _SEQUENTIAL:
-        return nn.Sequential(*(_build(inner) for inner in structure["of"]))
+        return nn.Sequential(OrderedDict((name, _build(inner)) for name, inner in structure["of"].items()))
     make: Callable[..., nn.Module] = (_PLAIN | _WITH_BIAS)[structure["kind"]][0]
     with torch.random.fork_rng(devices=[]):
         return make(**structure["options"])

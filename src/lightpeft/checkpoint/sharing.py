@@ -18,7 +18,7 @@ from lightpeft.checkpoint.base import decisive_differences, describe_base
 from lightpeft.checkpoint.labels import fit_labels
 from lightpeft.errors import CheckpointError
 from lightpeft.surgery import record_of
-from lightpeft.wrapping import is_copied
+from lightpeft.wrapping import copied_parameters
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class BareBase:
             CheckpointError: it did not, so it was made from another base than this one.
         """
         base = base_of(model)
-        empty = sorted(name for name in self.blank - rest.keys() if not is_copied(base, name))
+        empty = sorted(self.blank - rest.keys() - copied_parameters(base))
         if empty:
             raise CheckpointError(
                 f"neither the base that was given nor {directory} has {', '.join(empty[:3])} for a model of "

@@ -16,7 +16,7 @@ from lightpeft.checkpoint import (
 )
 from lightpeft.errors import CheckpointError, ConfigError
 from lightpeft.files import read_json
-from lightpeft.wrapping import base_parameters, is_copied
+from lightpeft.wrapping import base_parameters, copied_parameters
 
 logger = logging.getLogger(__name__)
 
@@ -79,8 +79,9 @@ def continue_adapter(
             f"the adapter {name!r} does not fit the base (another base, other labels?): {error}"
         ) from error
     inner: Any = model.get_base_model()
+    copied = copied_parameters(inner)
     for key, parameter in base_parameters(inner).items():
-        if key in new and not is_copied(inner, key):
+        if key in new and key not in copied:
             parameter.requires_grad_(True)
     logger.info("going on from the adapter %s", name)
     return model

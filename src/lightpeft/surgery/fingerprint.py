@@ -9,7 +9,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from lightpeft.anatomy import base_of
-from lightpeft.wrapping import base_parameters, is_copied
+from lightpeft.wrapping import base_parameters, copied_parameters
 
 Digests = dict[str, str]
 """Per tensor, by its name without PEFT: dtype, shape and digest of all its values."""
@@ -25,9 +25,10 @@ def base_digests(model: nn.Module) -> Digests:
     PEFT model trains of its base, or a copy of it, is told by dtype and shape alone. For uncut models.
     """
     base, trains = base_of(model), isinstance(model, PeftModel)
+    copied = copied_parameters(base)
     return {
         name: _shape_of(parameter) + TRAINED
-        if trains and (parameter.requires_grad or is_copied(base, name))
+        if trains and (parameter.requires_grad or name in copied)
         else digest_of(parameter.detach())
         for name, parameter in base_parameters(base).items()
     }

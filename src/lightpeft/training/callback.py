@@ -76,6 +76,7 @@ class LightCallback(TrainerCallback):
         """
         folder = Path(checkpoint)
         require_complete(folder)
+        self.session.end()
         self.session = LightSession(self.session.config)
         self.session.restore(model, folder)
         self._restored_from = folder
@@ -102,6 +103,7 @@ class LightCallback(TrainerCallback):
         if self._restored_from is None and state.global_step > 0:
             self.restore(model, _checkpoint(args, state))
         elif self._restored_from is None and not self.session.can_begin_with(model):
+            self.session.end()  # of a run that was broken off, say
             self.session = LightSession(self.session.config)
         self._restored_from, self._trains = None, True
         config = self.session.config

@@ -85,7 +85,7 @@ class LightSession:
         """
         self._begun = True
         if self.plan is not None:
-            logger.info("the model is cut already; this run trains it on")
+            logger.warning("the model is cut already: this run trains it on, and estimates nothing")
             return
         if record_of(model) is not None:
             raise ConfigError(
