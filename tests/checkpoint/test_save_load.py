@@ -376,3 +376,13 @@ def _break(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
 
     module, _, attribute = where.rpartition(".")
     monkeypatch.setattr(importlib.import_module(module), attribute, broken)
+
+
+def test_a_card_that_somebody_edited_outlives_save_pretrained(bases: dict[str, Path], tmp_path: Path) -> None:
+    model, card = cut_model("bert", bases["bert"]), tmp_path / "light" / "README.md"
+    model.save_pretrained(tmp_path / "light")
+    model.save_pretrained(tmp_path / "light")
+    assert "Light PEFT checkpoint" in card.read_text()
+    card.write_text("what I found out")
+    model.save_pretrained(tmp_path / "light")
+    assert card.read_text() == "what I found out"

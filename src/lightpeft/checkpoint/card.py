@@ -1,8 +1,22 @@
 """The model card written with every light checkpoint."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 
+from lightpeft.outputs import Output, is_own, note_own
 from lightpeft.plan import Plan
+
+
+@contextmanager
+def keeping_card(path: Path) -> Iterator[None]:
+    """Around what writes a checkpoint into a folder in use: a card that somebody wrote or edited stays."""
+    somebodys = path.read_bytes() if path.is_file() and not is_own(path, Output.CARD) else None
+    yield
+    if somebodys is not None:
+        path.write_bytes(somebodys)
+    elif path.is_file():
+        note_own(path, Output.CARD)
 
 
 def model_card(base_name: str, plan: Plan, metrics: Mapping[str, float], version: str, form: str) -> str:

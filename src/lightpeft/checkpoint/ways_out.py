@@ -15,7 +15,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lightpeft.anatomy import base_of
-from lightpeft.checkpoint.format import LIGHT
+from lightpeft.checkpoint.card import keeping_card
+from lightpeft.checkpoint.format import CARD, LIGHT
 from lightpeft.checkpoint.save import keep_adapter, save, write_cut
 from lightpeft.errors import CheckpointError
 from lightpeft.surgery import WHEN_CUT, record_of
@@ -54,17 +55,19 @@ def _save_light(
             "a cut model is saved as safetensors only; leave safe_serialization=False out, or call "
             "lightpeft.save(model, folder)."
         )
-    type(self).save_pretrained(
-        self,
-        save_directory,
-        selected_adapters=selected_adapters,
-        save_embedding_layers=False,
-        is_main_process=is_main_process,
-        **kwargs,
-    )
-    if is_main_process:
-        keep_adapter(self, Path(save_directory), record.adapter)
-        write_cut(self, Path(save_directory), record)
+    folder = Path(save_directory)
+    with keeping_card(folder / CARD):
+        type(self).save_pretrained(
+            self,
+            save_directory,
+            selected_adapters=selected_adapters,
+            save_embedding_layers=False,
+            is_main_process=is_main_process,
+            **kwargs,
+        )
+        if is_main_process:
+            keep_adapter(self, folder, record.adapter)
+            write_cut(self, folder, record)
 
 
 def save_with_state(accelerator: Accelerator) -> None:

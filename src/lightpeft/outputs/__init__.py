@@ -9,6 +9,8 @@ from lightpeft.outputs.owned import (
     check_file,
     check_folder,
     check_room,
+    is_own,
+    note_own,
     written_file,
     written_folder,
 )
@@ -21,7 +23,9 @@ __all__ = [
     "check_file",
     "check_folder",
     "check_room",
+    "is_own",
     "locked",
+    "note_own",
     "restore_left_behind",
     "written_beside",
     "written_file",

@@ -15,6 +15,7 @@ class Output(StrEnum):
     REFERENCE = "reference modules"
     CELL = "a measured cell"
     DATA = "a data file"
+    CARD = "a model card"
     LIGHT = "a light checkpoint"
     MERGED = "a merged model"
     FULL_ADAPTER = "a full-size adapter"

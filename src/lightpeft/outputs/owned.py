@@ -39,7 +39,7 @@ def check_file(target: Path, holds: Output) -> None:
         raise OutputError(f"{target} is a folder; give the name of a file for {holds}.")
     if place.exists() and not place.is_file():
         raise OutputError(f"{target} is not an ordinary file; choose another name.")
-    if place.exists() and _read(place.parent / RECORD).get(place.name) != _entry(holds, place):
+    if place.exists() and not is_own(place, holds):
         raise OutputError(
             f"{target} exists and is not {holds} as lightpeft wrote it there (another file, or changed "
             "since). Choose another name, or move it away."
@@ -99,13 +99,23 @@ def written_file(target: Path, holds: Output) -> Iterator[Path]:
     check_file(target, holds)
     with written_beside(target) as beside:
         yield beside
-        entry = _entry(holds, beside)
         check_file(target, holds)
+    note_own(target, holds)
+
+
+def is_own(target: Path, holds: Output) -> bool:
+    """Whether the file that is there is an older `holds` that nobody changed."""
+    place = Path(os.path.realpath(target))
+    return place.is_file() and _read(place.parent / RECORD).get(place.name) == _entry(holds, place)
+
+
+def note_own(target: Path, holds: Output) -> None:
+    """Remember a file that was just written as lightpeft's own."""
     place = Path(os.path.realpath(target))
     record = place.parent / RECORD
     known = {name: one for name, one in _read(record).items() if (place.parent / name).exists()}
     with suppress(OutputError):  # the file is there; unlisted, it is only not replaced later
-        _write(record, known | {place.name: entry})
+        _write(record, known | {place.name: _entry(holds, place)})
 
 
 @contextmanager
