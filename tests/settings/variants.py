@@ -218,7 +218,7 @@ FORMS = [
     Row("Gaussian start", lora={"init_lora_weights": "gaussian"}),
     Row("orthogonal start", lora={"init_lora_weights": "orthogonal"}),
     Row("PiSSA start", lora={"init_lora_weights": "pissa"}, refusal="init_lora_weights='pissa'"),
-    Row("LoRA with biases", lora={"lora_bias": True}, warns=("Adapter .default.: 4 LoRA",)),
+    Row("LoRA with biases", lora={"lora_bias": True}, warns=("Adapter .default",)),
     Row("IA3", peft=_ia3),
     Row("bottleneck, sequential", peft=_bottleneck("sequential"), arguments=SAVES, resume=(2, 6)),
     Row("bottleneck, parallel", peft=_bottleneck("parallel")),
