@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from lightpeft import Budget, EstimationConfig, cut, estimate, find_anatomy, make_plan
-from lightpeft.files import write_json
+from lightpeft.bench import result_file, save_result
 from lightpeft.report import environment
 from lightpeft.runs import MINILM, resolve_model
 from lightpeft.runs.measure import training_action
@@ -46,10 +46,10 @@ class Case:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=result_file, required=True)
     result = {name: measure(case) for name, case in CASES.items()}
     options = parser.parse_args()
-    write_json(options.out, {"bytes": result, "environment": environment()})
+    save_result(options.out, {"bytes": result, "environment": environment()})
 
 
 def measure(case: Case) -> dict[str, float]:

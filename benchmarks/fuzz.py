@@ -28,7 +28,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 
 import lightpeft
 from lightpeft import BottleneckConfig, Budget, EstimationConfig, LightPeftError
-from lightpeft.files import file_sha256, write_json
+from lightpeft.bench import result_file, save_result
+from lightpeft.files import file_sha256
 from lightpeft.report import environment
 
 PRUNING = "pruning.json"
@@ -97,7 +98,7 @@ def main() -> int:
     parser.add_argument("--mutations", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--start", type=int, default=0, help="number of the first mutation, to repeat one")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=result_file)
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as work:
@@ -113,7 +114,7 @@ def main() -> int:
         "environment": environment(),
     }
     if options.out is not None:
-        write_json(options.out, result)
+        save_result(options.out, result)
     print(json.dumps({key: result[key] for key in ("total", "bad")}, indent=2, ensure_ascii=False))
     return 1 if findings.bad else 0
 

@@ -454,7 +454,8 @@ def test_nothing_is_written_past_the_one_way() -> None:
         for line in path.read_text().splitlines()
         if re.search(r"\.write_(text|bytes)\(", line) and "beside.write_" not in line
     ]
-    assert all("CARD" in line or "README.md" in line for line in past), past
+    allowed = ("benchmarks/fuzz.py", "src/lightpeft/checkpoint/save.py: (folder / CARD)")
+    assert [line for line in past if not line.startswith(allowed)] == []  # mutations; a part of a set
 
 
 def test_a_benchmarks_place_is_checked_as_an_option(tmp_path: Path) -> None:

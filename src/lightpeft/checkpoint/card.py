@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from lightpeft.outputs import Output, is_own, note_own
+from lightpeft.outputs import Output, is_own, note_own, written_beside
 from lightpeft.plan import Plan
 
 
@@ -14,7 +14,8 @@ def keeping_card(path: Path) -> Iterator[None]:
     somebodys = path.read_bytes() if path.is_file() and not is_own(path, Output.CARD) else None
     yield
     if somebodys is not None:
-        path.write_bytes(somebodys)
+        with written_beside(path) as beside:
+            beside.write_bytes(somebodys)
     elif path.is_file():
         note_own(path, Output.CARD)
 
