@@ -21,6 +21,7 @@ from tests.settings.kinds import (
     T5,
     TOKENS,
     VIT,
+    WAV2VEC2,
     WHISPER,
 )
 from tests.settings.row import Row, Setting
@@ -82,6 +83,7 @@ CLASSES = [
     Row("BART, generating", BART, GENERATES, run=_seq2seq),
     Row("BART, label smoothing", BART, **SMOOTHED),
     Row("Whisper", WHISPER, run=_seq2seq),
+    Row("wav2vec2", WAV2VEC2, lora={"modules_to_save": ["projector", "classifier"]}),
     Row("images", VIT, SAVES, lora={"modules_to_save": ["classifier"]}, resume=(6,)),
     Row("inputs by position", run=_positional),
 ]

@@ -61,13 +61,14 @@ class OtherProcess:
             text=True,
         )
 
-    def logits(self, saved: Path, probe: Example) -> Example:
+    def logits(self, saved: Path, row: Row) -> Example:
         """What the model in `saved` computes there."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         inputs, outputs = self.folder / "inputs.safetensors", self.folder / "outputs.safetensors"
-        save_file({key: value.contiguous() for key, value in probe.items()}, inputs)
-        print(saved, inputs, outputs, sep="\t", file=self.process.stdin, flush=True)
+        save_file({key: value.contiguous() for key, value in row.kind.probe().items()}, inputs)
+        precision = "bf16" if row.autocast else "as it is"
+        print(saved, inputs, outputs, precision, sep="\t", file=self.process.stdin, flush=True)
         answer = self.process.stdout.readline().strip()
         assert answer == "done", answer
         return load_file(outputs)

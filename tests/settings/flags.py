@@ -155,6 +155,7 @@ LOOP = [
     _with("cache emptied", torch_empty_cache_steps=1),
     _with("tokens not averaged", average_tokens_across_devices=False),
     _with("batches found automatically", auto_find_batch_size=True),
+    Row("batches too large", arguments={"auto_find_batch_size": True}, run=_with_trainer(OutOfMemory)),
     Row("deterministic", arguments={"full_determinism": True}, run=_deterministic),
     Row("own loss", trainer={"compute_loss_func": lambda _: _loss}),
     Row("losses kept with their graphs", run=_with_trainer(KeepsLosses)),

@@ -1,4 +1,4 @@
-"""The other process: reads lines `FOLDER <tab> INPUTS <tab> OUTPUTS`, loads the model, writes its logits."""
+"""The other process: reads lines of a folder, inputs, outputs and a precision, writes logits."""
 
 import sys
 
@@ -14,9 +14,11 @@ def main() -> None:
     torch.set_num_threads(1)
     answers, sys.stdout = sys.stdout, sys.stderr
     for line in sys.stdin:
-        folder, inputs, outputs = line.rstrip("\n").split("\t")
+        folder, inputs, outputs, precision = line.rstrip("\n").split("\t")
         try:
-            found = lightpeft.load(folder).base_model(**load_file(inputs))
+            model = lightpeft.load(folder).base_model
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                found = model(**load_file(inputs))
             logits = {key: value.contiguous() for key, value in found.items() if key.endswith("logits")}
             save_file(logits, outputs)
             answer = "done"

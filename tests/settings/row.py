@@ -79,6 +79,9 @@ class Row:
     load: Callable[["Setting", Path], nn.Module] | None = None
     """Loads; `lightpeft.load` of the folder alone, also in another process, unless given."""
 
+    autocast: bool = False
+    """Whether logits are asked for under bf16 autocast, without which such a model does not run."""
+
     tolerance: float = 0.0
     """Largest difference of a logit after loading, relative to the largest logit."""
 
@@ -232,7 +235,7 @@ def result_of(row: Row, base: Path, folder: Path) -> Result:
         model = row.run(setting) if row.run else setting.train().model
         row.after(model)
         result.model, result.size = model, count(model)
-        result.logits, result.weights = logits(row.kind, model), weights(model)
+        result.logits, result.weights = logits(row, model), weights(model)
         result.saved = row.save(setting, model) if row.save else lightpeft.save(model, folder / "light")
     except LightPeftError as error:
         result.error = error
@@ -241,10 +244,11 @@ def result_of(row: Row, base: Path, folder: Path) -> Result:
 
 
 @torch.no_grad()
-def logits(kind: Kind, model: Any) -> Example:
+def logits(row: Row, model: Any) -> Example:
     """What the model computes on the kind's probe. Asked below accelerate's wrapper, which rounds."""
     model.eval()
-    found = model.base_model(**kind.probe())
+    with torch.autocast("cpu", torch.bfloat16, enabled=row.autocast):
+        found = model.base_model(**row.kind.probe())
     return {key: value.clone() for key, value in found.items() if key.endswith("logits")}
 
 

@@ -47,7 +47,7 @@ def test_loading_gives_the_same_logits(result: Result) -> None:
     load = done.row.load
     loaded = load(done.setting, done.saved) if load else lightpeft.load(done.saved)
     assert count(loaded) <= done.size
-    assert_logits(logits(done.row.kind, loaded), done)
+    assert_logits(logits(done.row, loaded), done)
 
 
 @over(RUNNING)
@@ -55,7 +55,7 @@ def test_another_process_loads_it(result: Result, other_process: OtherProcess) -
     done = result.done
     if done.row.load:
         pytest.skip("this setting is loaded with objects that only this process has")
-    assert_logits(other_process.logits(done.saved, done.row.kind.probe()), done)
+    assert_logits(other_process.logits(done.saved, done.row), done)
 
 
 @over(RUNNING)
