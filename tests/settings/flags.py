@@ -156,6 +156,11 @@ LOOP = [
     _with("tokens not averaged", average_tokens_across_devices=False),
     _with("batches found automatically", auto_find_batch_size=True),
     Row("batches too large", arguments={"auto_find_batch_size": True}, run=_with_trainer(OutOfMemory)),
+    Row(
+        "batches too large after the cut",
+        arguments={"auto_find_batch_size": True},
+        run=_with_trainer(OutOfMemoryAfterTheCut),
+    ),
     Row("deterministic", arguments={"full_determinism": True}, run=_deterministic),
     Row("own loss", trainer={"compute_loss_func": lambda _: _loss}),
     Row("losses kept with their graphs", run=_with_trainer(KeepsLosses)),

@@ -72,6 +72,11 @@ def _twice(setting: Setting) -> nn.Module:
     return trainer.model
 
 
+def _another_callback(setting: Setting) -> nn.Module:
+    """A model that was cut, given to another run that would cut it."""
+    return setting.train(setting.train().model).model
+
+
 def _loader(setting: Setting) -> DataLoader[Any]:
     return DataLoader(setting.data()["train_dataset"], batch_size=4, collate_fn=default_data_collator)
 
@@ -200,6 +205,8 @@ TRAINERS = [
     Row("model_init and the callback", run=_model_init_with_callback),
     Row("folds with one callback", run=_folds),
     Row("one configuration for all", run=_one_config_for_all),
+    Row("one Trainer twice", run=_twice),
+    Row("a cut model under another callback", run=_another_callback, refusal="cut in an earlier run"),
     Row("plain loop", run=_plain_loop),
     Row("accelerate", run=_accelerate_loop),
     Row("accelerate with states", run=_accelerate_states),
