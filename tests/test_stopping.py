@@ -18,6 +18,8 @@ SIGNALS = [(signal.SIGINT, "interrupted", 130), (signal.SIGTERM, "terminated", 1
 @pytest.fixture(autouse=True)
 def _handlers_as_before() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in stopping.ENDINGS}
+    # A shell's background jobs begin with Ctrl-C ignored, and their children inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

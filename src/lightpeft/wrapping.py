@@ -60,7 +60,7 @@ def base_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     """
     added = {id(parameter) for parameter in added_parameters(module)}
     return {
-        _without_peft(name): parameter
+        name_without_peft(name): parameter
         for name, parameter in module.named_parameters()
         if id(parameter) not in added and _COPIES not in f".{name}"
     }
@@ -74,9 +74,8 @@ def tied_parameters(module: nn.Module) -> set[int]:
 
 def base_buffers(module: nn.Module) -> dict[str, Tensor]:
     """The base's own buffers by their names without PEFT."""
-    return {
-        _without_peft(name): buffer for name, buffer in module.named_buffers() if _COPIES not in f".{name}"
-    }
+    own = ((name, buffer) for name, buffer in module.named_buffers() if _COPIES not in f".{name}")
+    return {name_without_peft(name): buffer for name, buffer in own}
 
 
 def copied_parameters(module: nn.Module) -> frozenset[str]:
@@ -86,13 +85,14 @@ def copied_parameters(module: nn.Module) -> frozenset[str]:
     """
     tied = tied_parameters(module)
     return frozenset(
-        _without_peft(name)
+        name_without_peft(name)
         for name, parameter in module.named_parameters()
         if _ORIGINALS in f".{name}" and id(parameter) not in tied
     )
 
 
-def _without_peft(name: str) -> str:
+def name_without_peft(name: str) -> str:
+    """The name of a base's module or tensor as it was before PEFT."""
     return name.replace(_INNER, "").replace(_ORIGINALS, "")
 
 

@@ -82,6 +82,7 @@ def test_rank_cut_keeps_the_scaling(rslora: bool, tmp_path: Path) -> None:
         assert alpha / (rank**0.5 if rslora else rank) == pytest.approx(scaling)
 
 
+@pytest.mark.filterwarnings("ignore:Unexpected keyword arguments .'made_for_a_cut_base")
 @pytest.mark.parametrize("rslora", [False, True])
 @pytest.mark.parametrize("name", NAMES)
 def test_stock_peft_rebuilds_the_adapter_on_a_base_cut_by_hand(
@@ -96,6 +97,7 @@ def test_stock_peft_rebuilds_the_adapter_on_a_base_cut_by_hand(
     assert_same(outputs(stock, batch), outputs(model, batch))
 
 
+@pytest.mark.filterwarnings("ignore:Unexpected keyword arguments .'made_for_a_cut_base")
 def test_patterns_are_exact_names_with_escaped_dots(tmp_path: Path) -> None:
     model = tiny_peft("bert", tmp_path / "base")
     plan = random_plan(model)

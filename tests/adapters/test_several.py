@@ -146,6 +146,7 @@ def test_the_active_one_is_saved_alone_and_loads(base: Path, tmp_path: Path) -> 
         "adapter_config.json",
         "adapter_model.safetensors",
         "light.safetensors",
+        "lightpeft_files.json",
         "pruning.json",
         "README.md",
     }

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from accelerate import Accelerator
 from tests.support.audit_runs import TRIGGERS, save_tiny_base, save_tiny_task
 from tests.support.models import with_lora
 from tests.support.plans import random_plan
@@ -99,6 +100,7 @@ REFUSED: dict[str, Callable[[SimpleNamespace], Any]] = {
         room.clean_light, room.out, base=room.poisoned_base
     ),
     "save": lambda room: lightpeft.save(in_memory(room, cut=True), room.out),
+    "save_with_state": lambda room: with_state(room),
     "save_merged": lambda room: save_merged(in_memory(room, cut=True), room.out, {}),
     "load_merged": lambda room: lightpeft.load_merged(merged_with_mark(room)),
     "LightTrainer's checkpoint": lambda room: trainer(
@@ -155,6 +157,13 @@ def texts(room: SimpleNamespace) -> Path:
     path: Path = room.out.parent / "texts.txt"
     path.write_text("the film was fine\n")
     return path
+
+
+def with_state(room: SimpleNamespace) -> None:
+    accelerator = Accelerator(cpu=True)
+    lightpeft.save_with_state(accelerator)
+    accelerator.prepare(in_memory(room, cut=True))
+    accelerator.save_state(str(room.out / "checkpoint"))
 
 
 def defend(room: SimpleNamespace, method: str) -> None:

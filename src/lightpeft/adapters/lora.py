@@ -288,7 +288,7 @@ def _require_separate(model: PeftModel, adapter: str) -> None:
     tied = tied_parameters(base)
     for name, layer in base.named_modules():
         if isinstance(layer, LoraLayer) and id(layer.get_base_layer().weight) in tied:
-            reads_weights = layer.lora_variant.get(adapter) is not None
+            reads_weights = isinstance(layer, LoraLinear) and layer.lora_variant.get(adapter) is not None
             if reads_weights or getattr(config, "ensure_weight_tying", False):
                 what = "DoRA" if reads_weights else "LoRA with ensure_weight_tying"
                 raise AnatomyError(

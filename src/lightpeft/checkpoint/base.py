@@ -14,8 +14,12 @@ from transformers.models.auto import modeling_auto
 from transformers.utils import logging as transformers_logging
 
 from lightpeft.anatomy import base_of
-from lightpeft.checkpoint.poison import refuse_marked_model
+from lightpeft.checkpoint.poison import refuse_marked, refuse_marked_model
 from lightpeft.errors import CheckpointError
+from lightpeft.wrapping import name_without_peft
+
+TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
+"""What Trainers take from a tokenizer into the configuration of a model that is built already."""
 
 _FIRST = (
     "AutoModelForSequenceClassification",
@@ -67,6 +71,20 @@ def describe_base(model: nn.Module) -> dict[str, Any]:
         "class": type(base).__name__,
         "dtype": str(next(base.parameters()).dtype),
         "config": config_values(base.config),
+        "tokens": {key: getattr(base.config, key, None) for key in TOKENS},
+        "padding": paddings(base),
+    }
+
+
+def paddings(base: nn.Module) -> dict[str, int]:
+    """What modules remember of the padding token that they were built with, by names without PEFT.
+
+    RoBERTa's positions count from it, also when a Trainer gives the configuration the tokenizer's later.
+    """
+    return {
+        name_without_peft(name): module.padding_idx
+        for name, module in base.named_modules()
+        if not isinstance(module, nn.Embedding) and isinstance(vars(module).get("padding_idx"), int)
     }
 
 
@@ -142,6 +160,7 @@ def load_with_gaps(
     try:
         # Weights that are missing are drawn at random; the random numbers of the user's run stay as they are.
         with quiet_transformers(), torch.random.fork_rng(devices=[]):
+            refuse_marked(own_config(name, options.get("revision")), f"the base {name!r}")
             base, info = auto_class.from_pretrained(name, output_loading_info=True, **options)
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(
@@ -149,8 +168,16 @@ def load_with_gaps(
         ) from error
     assert isinstance(base, PreTrainedModel)
     refuse_marked_model(base)
+    for key, value in (described.get("tokens") or {}).items():
+        setattr(base.config, key, value)
     mismatched = {entry if isinstance(entry, str) else entry[0] for entry in info["mismatched_keys"]}
     return base, frozenset(info["missing_keys"]) | mismatched
+
+
+def own_config(name: str, revision: str | None) -> dict[str, Any]:
+    """What the base's own `config.json` says."""
+    values: dict[str, Any] = PreTrainedConfig.get_config_dict(name, revision=revision)[0]
+    return values
 
 
 def _class_to_build(described: Mapping[str, Any]) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lightpeft.checkpoint.poison import refuse_marked_folder
 from lightpeft.errors import CheckpointError, PlanError
 from lightpeft.files import file_sha256, read_json, read_tensors, under, write_json, write_tensors
 from lightpeft.plan import Plan
@@ -140,6 +141,7 @@ def kind_of(folder: Path) -> str | None:
 
 
 def _read_pruning(folder: Path, kind: str, needed: str, check_files: bool) -> dict[str, Any]:
+    refuse_marked_folder(folder)
     value = read_json(folder / PRUNING)
     if value.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(

@@ -91,7 +91,8 @@ def full_size(folder: str | Path, base: str | Path | PreTrainedModel | None = No
     whole_modules = {
         name.rpartition(".")[0] for name in trained if not name.endswith(".bias") or _is_head(name, trained)
     }
-    whole_modules -= set(config.target_modules or ())  # a head that carries LoRA is trained by that
+    # A head that carries LoRA is trained by that.
+    whole_modules -= set(getattr(config, "target_modules", None) or ())
     config.modules_to_save = sorted({*(config.modules_to_save or ()), *whole_modules})
     config.base_model_name_or_path = whole.config._name_or_path or None
     model: Any = get_peft_model(whole, config)

@@ -25,8 +25,9 @@ def fit_labels(model: PreTrainedModel, described: Mapping[str, Any]) -> frozense
         CheckpointError: the head has weights of its own that depend on the labels, outside any module.
     """
     config, before, wanted = model.config, model.config.num_labels, described.get("config") or {}
-    if wanted.get("pad_token_id") is not None:
-        config.pad_token_id = wanted["pad_token_id"]
+    pad = (described.get("tokens") or wanted).get("pad_token_id")
+    if pad is not None:
+        config.pad_token_id = pad
     for name, value in _label_settings(described.get("auto_class"), wanted).items():
         setattr(config, name, value)
     return frozenset() if config.num_labels == before else _rebuild_head(model)

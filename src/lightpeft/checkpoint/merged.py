@@ -17,10 +17,9 @@ from lightpeft.anatomy import base_of, linear_at
 from lightpeft.checkpoint.base import AUTO_CLASSES
 from lightpeft.checkpoint.format import WEIGHTS, read_merged, write_merged
 from lightpeft.checkpoint.own import dtypes_of, restore_dtypes
-from lightpeft.checkpoint.poison import refuse_marked, refuse_marked_model
+from lightpeft.checkpoint.poison import refuse_marked_model
 from lightpeft.checkpoint.replaced import put_replaced
 from lightpeft.errors import AnatomyError, CheckpointError, PlanError
-from lightpeft.files import read_json
 from lightpeft.linears import OUTPUTS, width
 from lightpeft.surgery import fold_beside, record_of, reshape, verify_discovered
 from lightpeft.wrapping import tied_parameters, unwrapped
@@ -89,7 +88,6 @@ def load_merged(folder: str | Path, *, attn_implementation: str | None = None) -
     """
     directory = Path(folder)
     record, described = read_merged(directory)
-    refuse_marked(read_json(directory / "config.json"), directory)
     found = described.get("base")
     named: dict[str, Any] = found if isinstance(found, dict) else {}
     name = named.get("auto_class")

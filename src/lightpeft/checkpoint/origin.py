@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lightpeft.anatomy import base_of
-from lightpeft.checkpoint.base import describe_base, load_with_gaps
+from lightpeft.checkpoint.base import TOKENS, describe_base, load_with_gaps, own_config, paddings
 from lightpeft.checkpoint.replaced import describe_replaced, put_replaced
 from lightpeft.errors import CheckpointError
 from lightpeft.surgery import base_digests, digest_of, other_tensors, record_of
@@ -22,7 +22,7 @@ from lightpeft.surgery import base_digests, digest_of, other_tensors, record_of
 logger = logging.getLogger(__name__)
 
 _ATTRIBUTE = "lightpeft_origin"
-_LEARNT = ("revision", "dtype", "replaced")
+_LEARNT = ("revision", "dtype", "replaced", "config")
 _MOST_DIFFER = 0.5
 """If more of the weights differ than this, they went through another dtype or are of another revision."""
 
@@ -54,7 +54,7 @@ def origin_of(model: nn.Module) -> Origin:
     base = base_of(model)
     found: Origin | None = getattr(base, _ATTRIBUTE, None)
     described = describe_base(model)
-    if found is None or found.described["config"] != described["config"]:
+    if found is None or _built_with(found.described) != _built_with(described):
         found = _find(base, described, _digests_of_uncut(model))
         setattr(base, _ATTRIBUTE, found)
     return found
@@ -64,6 +64,11 @@ def describe_with_origin(model: nn.Module) -> dict[str, Any]:
     """`describe_base` with what only loading the base anew tells: revision, dtypes, replaced modules."""
     found = origin_of(model).described
     return describe_base(model) | {key: found[key] for key in _LEARNT if key in found}
+
+
+def _built_with(described: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without what may change after a model was built."""
+    return {key: value for key, value in described["config"].items() if key not in TOKENS}
 
 
 def _digests_of_uncut(model: nn.Module) -> dict[str, str]:
@@ -92,10 +97,24 @@ def _find(base: PreTrainedModel, described: dict[str, Any], wanted: Mapping[str,
 
 
 def _candidates(described: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Ways in which the base may have been loaded: its revision and the dtype it went through."""
-    for revision in (None, *_cached_revisions(described["name_or_path"])):
-        for dtype in dict.fromkeys([described["dtype"], *map(str, (torch.bfloat16, torch.float16))]):
-            yield described | {"revision": revision, "dtype": dtype}
+    """Ways in which the base may have been loaded: revision, tokens, and the dtype that it went through."""
+    name = described["name_or_path"]
+    for revision in (None, *_cached_revisions(name)):
+        for config in _configs(described["config"], name, revision):
+            for dtype in dict.fromkeys([described["dtype"], *map(str, (torch.bfloat16, torch.float16))]):
+                yield described | {"revision": revision, "dtype": dtype, "config": config}
+
+
+def _configs(config: dict[str, Any], name: str, revision: str | None) -> Iterator[dict[str, Any]]:
+    """The configuration as it is, and with the tokens of the base's own, if it was built with those."""
+    yield config
+    try:
+        own = own_config(name, revision)
+    except OSError:
+        return
+    first = {key: own[key] for key in TOKENS if key in own and own[key] != config.get(key)}
+    if first:
+        yield config | first
 
 
 def _cached_revisions(name: str) -> list[str]:
@@ -128,6 +147,8 @@ def _try(base: PreTrainedModel, described: dict[str, Any], wanted: Mapping[str, 
         if name not in blank
     }
     buffers = {name: digest_of(buffer) for name, buffer in fresh.named_buffers()}
+    if paddings(fresh) != described["padding"]:
+        return 1.0, Origin(described, digests, buffers)
     odd = other_tensors(digests, wanted)
     return len(odd) / max(1, len(digests)), Origin(described, digests, buffers)
 

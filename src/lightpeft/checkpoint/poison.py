@@ -1,12 +1,14 @@
 """The audit's marks: what carries one is neither loaded nor saved by the rest of lightpeft."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from lightpeft.anatomy import base_of
 from lightpeft.errors import CheckpointError
+from lightpeft.files import read_json
 
 POISON_FLAG, POISON_MARK = "lightpeft_poisoned", "lightpeft_poison"
 """Keys in `adapter_config.json` of a poisoned module, and in `config.json` of a poisoned base."""
@@ -26,6 +28,17 @@ def refuse_marked(config: Mapping[str, Any], what: object) -> None:
             f"{what} is marked as poisoned by lightpeft's audit, and nothing that is made from it would "
             "say so. Use the audit's own functions, or another module or base."
         )
+
+
+def refuse_marked_folder(folder: Path) -> None:
+    """Refuse a module or model whose own configuration carries the mark, before anything else of it is read.
+
+    Raises:
+        CheckpointError: it does, or cannot be read.
+    """
+    for name in ("adapter_config.json", "config.json"):
+        if (folder / name).is_file():
+            refuse_marked(read_json(folder / name), folder)
 
 
 def refuse_marked_model(model: nn.Module) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightpeft.anatomy import base_of
-from lightpeft.checkpoint.base import decisive_differences, describe_base
+from lightpeft.checkpoint.base import decisive_differences, describe_base, paddings
 from lightpeft.checkpoint.labels import fit_labels
 from lightpeft.errors import CheckpointError
 from lightpeft.surgery import record_of
@@ -133,6 +133,8 @@ def _check_class(base: PreTrainedModel, described: Mapping[str, Any]) -> None:
 
 def _check_config(base: PreTrainedModel, described: Mapping[str, Any]) -> None:
     odd = decisive_differences(described.get("config") or {}, base.config)
+    if described.get("padding") not in (None, paddings(base)):
+        odd.append(f"it counts positions from the padding token {paddings(base)}, not {described['padding']}")
     if odd:
         raise CheckpointError(
             f"the base in memory has another configuration than the one that was cut: {'; '.join(odd[:3])}. "

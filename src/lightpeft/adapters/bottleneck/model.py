@@ -32,9 +32,11 @@ class BottleneckModel(BaseTuner):
         Raises:
             ConfigError: see `targets.complete`; nothing was changed then.
         """
-        config = copy.deepcopy(self.peft_config[adapter_name])  # the user's object may serve other models
-        assert isinstance(config, BottleneckConfig)
-        complete(config, model)
+        given = self.peft_config[adapter_name]
+        assert isinstance(given, BottleneckConfig)
+        completed = copy.deepcopy(given)  # the user's object may serve other models
+        complete(completed, model)
+        config = given if completed == given else completed
         self.peft_config[adapter_name] = config
         names = config.target_modules
         super().inject_adapter(model, adapter_name, *args, **kwargs)
