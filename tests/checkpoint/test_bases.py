@@ -4,6 +4,9 @@ Tables of what people do to a base before or beside PEFT, and of what they give 
 """
 
 import json
+import os
+import subprocess
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -328,3 +331,42 @@ def test_a_module_that_cannot_be_described_is_said_at_once(
     assert "classifier of the base was replaced" in caplog.text
     with pytest.raises(CheckpointError, match="classifier of the base was replaced"):
         lightpeft.load(folder)
+
+
+REVISIONS = """
+import json, sys
+from pathlib import Path
+import torch
+from transformers import AutoModelForSequenceClassification
+import lightpeft
+from tests.checkpoint.test_bases import cut, logits
+from tests.support.models import make_batch, with_lora
+
+folder, given = Path(sys.argv[1]), sys.argv[2:]
+options = {"revision": given[0]} if given else {}
+model = with_lora(AutoModelForSequenceClassification.from_pretrained("me/tiny", **options))
+cut(model)
+lightpeft.save(model, folder)
+loaded = lightpeft.load(folder)
+assert torch.equal(logits(loaded, make_batch("bert")), logits(model, make_batch("bert")))
+print(json.loads((folder / "pruning.json").read_text())["base"]["revision"])
+"""
+
+
+@pytest.mark.parametrize("given", [None, "b" * 40], ids=["main", "revision given"])
+def test_the_revision_of_a_hub_name_is_found_by_the_weights(given: str | None, tmp_path: Path) -> None:
+    """A cache with two revisions, offline: `main` and another that somebody asked for."""
+    cache = tmp_path / "home" / "hub" / "models--me--tiny"
+    for seed, commit in enumerate(("a" * 40, "b" * 40)):
+        save_base("bert", cache / "snapshots" / commit, seed=seed)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("a" * 40)
+    words = [sys.executable, "-c", REVISIONS, str(tmp_path / "light"), *([] if given is None else [given])]
+    root = Path(__file__).parents[2]
+    env = os.environ | {
+        "HF_HOME": str(tmp_path / "home"),
+        "PYTHONPATH": os.pathsep.join([*sys.path, str(root)]),
+    }
+    done = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == (given or "a" * 40)

@@ -99,7 +99,7 @@ def _find(base: PreTrainedModel, described: dict[str, Any], wanted: Mapping[str,
 def _candidates(described: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Ways in which the base may have been loaded: revision, tokens, and the dtype that it went through."""
     name = described["name_or_path"]
-    for revision in (None, *_cached_revisions(name)):
+    for revision in (*_cached_revisions(name), None):
         for config in _configs(described["config"], name, revision):
             for dtype in dict.fromkeys([described["dtype"], *map(str, (torch.bfloat16, torch.float16))]):
                 yield described | {"revision": revision, "dtype": dtype, "config": config}

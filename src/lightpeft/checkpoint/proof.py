@@ -1,7 +1,6 @@
 """Proof of a checkpoint: what was written is read back, and what is loaded computes the same."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from lightpeft.checkpoint.format import ADAPTER, read_record
 from lightpeft.errors import CheckpointError
-from lightpeft.surgery import record_of
+from lightpeft.surgery import evaluating, record_of
 
 
 def read_back(folder: Path, model: nn.Module) -> None:
@@ -61,22 +60,10 @@ def require_same_outputs(model: nn.Module, loaded: nn.Module, batch: Mapping[str
 
 def _outputs(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Tensor]:
     """Floating outputs in eval mode, without what accelerate put around the forward (autocast)."""
-    with _evaluating(model), torch.autocast(next(model.parameters()).device.type, enabled=False):
+    with evaluating(model), torch.autocast(next(model.parameters()).device.type, enabled=False):
         outputs = type(model).forward(model, **batch)
     return {
         name: value.float() if value.dtype.itemsize < 4 else value
         for name, value in outputs.items()
         if isinstance(value, Tensor) and value.is_floating_point()
     }
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

@@ -10,7 +10,7 @@ from lightpeft.surgery.probe import ProbeReport, probe_cuts, verify_discovered
 from lightpeft.surgery.record import WHEN_CUT, CutRecord, attach_record, record_of
 from lightpeft.surgery.reference import AdaptersOn, StepGuard
 from lightpeft.surgery.skips import SkippedAttention
-from lightpeft.surgery.verify import largest_difference, observe, padded_batch
+from lightpeft.surgery.verify import evaluating, largest_difference, observe, padded_batch
 
 __all__ = [
     "TRAINED",
@@ -25,6 +25,7 @@ __all__ = [
     "base_digests",
     "cut",
     "digest_of",
+    "evaluating",
     "fingerprint",
     "fold_beside",
     "kept_channels",

@@ -88,7 +88,7 @@ def observe(model: nn.Module, batch: Batch, gates: Mapping[str, Tensor] | None =
     entered: list[str] = []
     base, mask = base_of(model), batch.get("attention_mask")
     with ExitStack() as stack:
-        stack.enter_context(_evaluating(model))
+        stack.enter_context(evaluating(model))
         stack.enter_context(fixed_gates(base, gates or {}))
         for name, layer in layer_modules(model):
             stack.callback(layer.register_forward_pre_hook(_entering(entered, name)).remove)
@@ -191,7 +191,8 @@ def _noting(seen: dict[str, Tensor], name: str, mask: Tensor | None) -> Any:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradients; every module's mode as it was afterwards."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
