@@ -1,9 +1,11 @@
 """A light model with its adapter merged: weights and configuration of the small model, and its plan."""
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -23,6 +25,8 @@ from lightpeft.errors import AnatomyError, CheckpointError, PlanError
 from lightpeft.linears import OUTPUTS, width
 from lightpeft.surgery import fold_beside, record_of, reshape, verify_discovered
 from lightpeft.wrapping import tied_parameters, unwrapped
+
+logger = logging.getLogger(__name__)
 
 _MISFITS = (
     *(PlanError, AnatomyError, OSError, RuntimeError, ValueError, SafetensorError, StrictDataclassError),
@@ -55,6 +59,12 @@ def save_merged(model: PeftModel, folder: Path, described: dict[str, Any]) -> Pr
             "The light checkpoint itself is the smallest form of this model; load it with lightpeft.load."
         )
     _require_untied(model, record.pairs.keys())
+    if torch.finfo(model.dtype).bits <= 16:
+        logger.warning(
+            "merging into %s rounds a part of what was trained away, which the light checkpoint keeps in "
+            "float32; measure it (lightpeft export --evaluate), or load the base in float32 and train so.",
+            model.dtype,
+        )
     merged: Any = model.merge_and_unload()
     fold_beside(merged)
     folder.mkdir(parents=True)
