@@ -39,7 +39,7 @@ AUTO_CLASSES: dict[str, Any] = {
     if name.startswith("AutoModel") and hasattr(getattr(modeling_auto, name), "_model_mapping")
 }
 
-_DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64)}
+DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64)}
 
 _BOOKKEEPING = frozenset({"_name_or_path", "dtype", "transformers_version", "use_cache"})
 """Keys of a configuration that do not decide what the model computes, and differ from place to place."""
@@ -150,7 +150,7 @@ def load_with_gaps(
         raise CheckpointError("the checkpoint does not name its base; pass base=.")
     options: dict[str, Any] = {
         "config": described_config(described),
-        "dtype": _DTYPES.get(str(described.get("dtype")), torch.float32),
+        "dtype": DTYPES.get(str(described.get("dtype")), torch.float32),
         "ignore_mismatched_sizes": True,  # what does not fit comes from the checkpoint, or is refused
     }
     if attention is not None:
@@ -162,7 +162,7 @@ def load_with_gaps(
         with quiet_transformers(), torch.random.fork_rng(devices=[]):
             refuse_marked(own_config(name, options.get("revision")), f"the base {name!r}")
             base, info = auto_class.from_pretrained(name, output_loading_info=True, **options)
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, ImportError) as error:
         raise CheckpointError(
             f"the base {name!r} cannot be loaded ({error}). Pass base= with its folder or hub name."
         ) from error

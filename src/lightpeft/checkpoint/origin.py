@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lightpeft.anatomy import base_of
-from lightpeft.checkpoint.base import TOKENS, describe_base, load_with_gaps, own_config, paddings
+from lightpeft.checkpoint.base import DTYPES, TOKENS, describe_base, load_with_gaps, own_config, paddings
 from lightpeft.checkpoint.replaced import describe_replaced, put_replaced
 from lightpeft.errors import CheckpointError
 from lightpeft.surgery import base_digests, digest_of, other_tensors, record_of
@@ -193,6 +193,6 @@ def _complete(
 def _cast_to(base: nn.Module, wanted: Mapping[str, str]) -> None:
     """Give each parameter of `base` the dtype that its digest in `wanted` names."""
     for name, parameter in base.named_parameters():
-        dtype = getattr(torch, wanted.get(name, "").partition(" ")[0], parameter.dtype)
+        dtype = DTYPES.get(f"torch.{wanted.get(name, '').partition(' ')[0]}", parameter.dtype)
         if parameter.dtype != dtype:
             parameter.data = parameter.data.to(dtype)

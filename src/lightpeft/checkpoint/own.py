@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightpeft.anatomy import base_of, find_anatomy
+from lightpeft.checkpoint.base import DTYPES
 from lightpeft.checkpoint.origin import Origin, origin_of
 from lightpeft.errors import CheckpointError
 from lightpeft.surgery import TRAINED, base_digests, digest_of, record_of
@@ -108,16 +109,13 @@ def restore_dtypes(model: nn.Module, dtypes: Any, directory: Path) -> None:
     try:
         most, others = dtypes["most"], dict(dtypes["others"])
         for name, tensor in _floating(model, "default"):
-            tensor.data = tensor.data.to(_DTYPES[others.get(name, most)])
+            tensor.data = tensor.data.to(DTYPES[others.get(name, most)])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{directory} does not tell the dtypes of its tensors: {error}.") from error
 
 
-_DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64)}
-
-
 def _floating(model: nn.Module, adapter: str) -> Iterator[tuple[str, Tensor]]:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if str(tensor.dtype) in _DTYPES:
+        if str(tensor.dtype) in DTYPES:
             parts = ("default" if part == adapter else part for part in name.split("."))
             yield ".".join(parts), tensor
