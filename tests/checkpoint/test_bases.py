@@ -370,3 +370,14 @@ def test_the_revision_of_a_hub_name_is_found_by_the_weights(given: str | None, t
     done = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[-1] == (given or "a" * 40)
+
+
+def test_a_merged_model_that_was_edited_on_purpose_is_taken_when_asked(good: Path, tmp_path: Path) -> None:
+    lightpeft.export_merged(good, tmp_path / "merged")
+    config = tmp_path / "merged" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"hidden_dropout_prob": 0.5}))
+    with pytest.raises(CheckpointError, match="load with check_files=False"):
+        lightpeft.load_merged(tmp_path / "merged")
+    edited = lightpeft.load_merged(tmp_path / "merged", check_files=False)
+    batch = make_batch("bert")
+    torch.testing.assert_close(logits(edited, batch), logits(lightpeft.load(good), batch))

@@ -46,16 +46,9 @@ _BOOKKEEPING = frozenset({"_name_or_path", "dtype", "transformers_version", "use
 
 _OF_TASKS = frozenset(
     {
-        *(
-            "architectures",
-            "id2label",
-            "label2id",
-            "problem_type",
-            "finetuning_task",
-            "task_specific_params",
-            "return_dict",
-        ),
-        *("pad_token_id", "bos_token_id", "eos_token_id", "output_hidden_states", "output_attentions"),
+        *TOKENS,
+        *("architectures", "id2label", "label2id", "problem_type", "finetuning_task"),
+        *("task_specific_params", "return_dict", "output_hidden_states", "output_attentions"),
     }
 )
 """Keys that tasks on one base may have different values of."""

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
@@ -151,11 +150,12 @@ def _attach_adapter(base: PreTrainedModel, directory: Path, is_trainable: bool) 
 
 def _load_wide(model: PeftModel, directory: Path) -> None:
     """PEFT makes adapters as wide as their base; those that are wider are loaded once more, unrounded."""
-    tensors = load_file(directory / ADAPTER)
-    if any(tensor.dtype is torch.float64 for tensor in tensors.values()):
+    with safe_open(directory / ADAPTER, framework="pt") as file:
+        is_wide = any(file.get_slice(name).get_dtype() == "F64" for name in file.keys())  # noqa: SIM118
+    if is_wide:
         for parameter in added_parameters(model):
             parameter.data = parameter.data.double()
-        set_peft_model_state_dict(model, tensors)
+        set_peft_model_state_dict(model, load_file(directory / ADAPTER))
 
 
 def light_adapter_config(directory: Path) -> PeftConfig:

@@ -89,15 +89,20 @@ def _require_untied(model: PeftModel, with_pairs: Iterable[str]) -> None:
             )
 
 
-def load_merged(folder: str | Path, *, attn_implementation: str | None = None) -> PreTrainedModel:
+def load_merged(
+    folder: str | Path, *, attn_implementation: str | None = None, check_files: bool = True
+) -> PreTrainedModel:
     """Build a small model from what `save_merged` wrote (`lightpeft export --to merged`).
+
+    Args:
+        check_files: off, files that were edited since they were saved are taken as they are.
 
     Raises:
         CheckpointError: a missing, damaged or truncated file, an unknown version, or a plan that does not fit
             the configuration.
     """
     directory = Path(folder)
-    record, described = read_merged(directory)
+    record, described = read_merged(directory, check_files=check_files)
     found = described.get("base")
     named: dict[str, Any] = found if isinstance(found, dict) else {}
     name = named.get("auto_class")

@@ -147,9 +147,7 @@ def _try(base: PreTrainedModel, described: dict[str, Any], wanted: Mapping[str, 
         if name not in blank
     }
     buffers = {name: digest_of(buffer) for name, buffer in fresh.named_buffers()}
-    if paddings(fresh) != described["padding"]:
-        return 1.0, Origin(described, digests, buffers)
-    odd = other_tensors(digests, wanted)
+    odd = digests if paddings(fresh) != described["padding"] else other_tensors(digests, wanted)
     return len(odd) / max(1, len(digests)), Origin(described, digests, buffers)
 
 
@@ -173,7 +171,7 @@ def rebuild_base(
         path: folder or hub name that takes the place of the described one.
 
     Raises:
-        CheckpointError: see `load_base`.
+        CheckpointError: see `load_with_gaps`.
     """
     base, gaps = load_with_gaps(described, path, attention)
     return base, _complete(base, gaps, described, wanted)

@@ -83,9 +83,10 @@ def _replaced(
     if path and (other_kind or not _same_shapes(fresh, path, shapes)):
         yield path, _describe(module)
         return
+    children = dict(module.named_children())
     for name, child in fresh.named_children():
-        if (other := _child(module, name)) is not None:
-            yield from _replaced(other, child, f"{path}.{name}" if path else name, shapes)
+        if name in children:
+            yield from _replaced(children[name], child, f"{path}.{name}" if path else name, shapes)
 
 
 def _original(module: nn.Module) -> nn.Module:
@@ -111,10 +112,6 @@ def _shapes(digests: Mapping[str, str]) -> dict[str, list[int]]:
         name: json.loads(digest[digest.index("[") : digest.index("]") + 1])
         for name, digest in digests.items()
     }
-
-
-def _child(module: nn.Module, name: str) -> nn.Module | None:
-    return dict(module.named_children()).get(name)
 
 
 def _describe(module: nn.Module) -> Structure | None:

@@ -133,8 +133,9 @@ def load_peft_model(
         _refuse_marked(base, name)
     anatomy = verify_discovered(base)
     new = set(info["missing_keys"]) | _other_head(base, info["mismatched_keys"], name)
-    origin_of(base)  # while its configuration still says where it was loaded from
-    base.config._name_or_path = name
+    if path != name:
+        origin_of(base)  # while its configuration still says where it was loaded from
+        base.config._name_or_path = name
     if isinstance(peft, PeftOptions):
         if peft.adapter is not None:
             return continue_adapter(base, peft.adapter, new, marked_too=marked_too)
