@@ -15,7 +15,7 @@ from lightpeft.checkpoint import (
     save,
     save_with_state,
 )
-from lightpeft.config import Budget, EstimationConfig, LightConfig, SurgeryConfig
+from lightpeft.config import Budget, EstimationConfig, LightConfig, PrefixConfig, SurgeryConfig
 from lightpeft.errors import (
     AnatomyError,
     CheckpointError,
@@ -51,6 +51,7 @@ __all__ = [
     "LightTrainer",
     "Plan",
     "PlanError",
+    "PrefixConfig",
     "Scores",
     "SurgeryConfig",
     "VerificationError",

@@ -11,6 +11,7 @@ from lightpeft.score_tables import BASE_SCORES, MODULE_SCORES, RANK_SCORES
 
 Scope = Literal["layer", "global"]
 KVGroups = Literal["whole", "equal"]
+CacheDtype = Literal["compute", "bfloat16"]
 Preset = Literal["default", "paper"]
 LARGEST_SEED = 2**32 - 1
 
@@ -221,6 +222,31 @@ class SurgeryConfig:
 
 
 @dataclass(frozen=True)
+class PrefixConfig:
+    """What the layers below the lowest trained PEFT module cost after the cut."""
+
+    frozen: bool = True
+    """Run them without graph and without dropout."""
+
+    cache: bool = True
+    """Keep what they put out for each example, and pass over them when it comes again."""
+
+    memory: float = 1.0
+    """GiB of it that are kept in memory."""
+
+    disk: float = 16.0
+    """GiB of it, beyond that, in a file without a name in the run's folder."""
+
+    dtype: CacheDtype = "compute"
+    """What is kept: the very values (`compute`), or `bfloat16`, half the size and rounded."""
+
+    def __post_init__(self) -> None:
+        check_number("prefix.memory", self.memory)
+        check_number("prefix.disk", self.disk)
+        check_choice("prefix.dtype", self.dtype, get_args(CacheDtype))
+
+
+@dataclass(frozen=True)
 class LightConfig:
     """One light run: estimate, cut, go on."""
 
@@ -232,6 +258,9 @@ class LightConfig:
 
     surgery: SurgeryConfig = field(default_factory=SurgeryConfig)
     """What the cut preserves."""
+
+    prefix: PrefixConfig = field(default_factory=PrefixConfig)
+    """How the lowest layers run after the cut."""
 
     learning_rate_factor: float = 2.0
     """Multiply the learning rate after the cut: fewer ranks at the same rate move the function less."""
@@ -265,6 +294,7 @@ PRESETS: dict[Preset, LightConfig] = {
         ),
         budget=Budget(modules=0.75, ranks=0.5, heads_scope="layer", neurons_scope="global"),
         surgery=SurgeryConfig(fold_removed=False, compensate=False),
+        prefix=PrefixConfig(frozen=False),
         learning_rate_factor=1.0,
         restart_schedule=True,
     ),

@@ -7,6 +7,7 @@ from lightpeft.anatomy.model import (
     base_of,
     find_anatomy,
     layer_modules,
+    lowest_stack,
     own_config,
     stacks_of,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "find_anatomy",
     "layer_modules",
     "linear_at",
+    "lowest_stack",
     "own_config",
     "part_key",
     "stacks_of",

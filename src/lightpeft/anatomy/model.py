@@ -53,6 +53,12 @@ def layer_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         yield f"{stack.title} {index}", base.get_submodule(name)
 
 
+def lowest_stack(model: nn.Module) -> list[str]:
+    """Names, relative to the base, of the layers that run first; of an encoder-decoder the encoder's."""
+    placed = list(_placed_layers(base_of(model)))
+    return [name for stack, name, _ in placed if stack is placed[0][0]]
+
+
 def attribute_owner(module: nn.Module, name: str) -> tuple[object, str] | None:
     """The object and attribute that an entry of `Units.follow` means; None where there is no such."""
     owner: object = module.config if name.startswith(_CONFIG) else module

@@ -8,7 +8,7 @@ from pathlib import Path
 from lightpeft.cli.experiment import base_to_use, check_ready, show
 from lightpeft.cli.options import Names, Seeds, names_of, run_with_options, seeds_of
 from lightpeft.cli.tasks import TaskOptions, task_record
-from lightpeft.config import Budget, EstimationConfig, LightConfig, Preset, SurgeryConfig
+from lightpeft.config import Budget, EstimationConfig, LightConfig, PrefixConfig, Preset, SurgeryConfig
 from lightpeft.errors import ConfigError
 from lightpeft.run_config import (
     BottleneckOptions,
@@ -42,6 +42,7 @@ def train(
     estimation: EstimationConfig = EstimationConfig(),
     budget: Budget = Budget(),
     surgery: SurgeryConfig = SurgeryConfig(),
+    prefix: PrefixConfig = PrefixConfig(),
     learning_rate_factor: float = 2.0,
     restart_schedule: bool = False,
     training: TrainingConfig = TrainingConfig(),
@@ -71,6 +72,7 @@ def train(
         estimation: How importance is estimated.
         budget: How much is cut.
         surgery: What the cut preserves.
+        prefix: How the layers below the lowest trained PEFT module run after the cut.
         learning_rate_factor: Multiply the learning rate after the cut.
         restart_schedule: Start optimizer and learning-rate schedule anew after the cut.
         training: The fine-tuning run.
@@ -88,7 +90,7 @@ def train(
     training.check_intervals()
     if resume and training.save_steps is None:
         raise ConfigError("resume needs training.save_steps, the steps between checkpoints.")
-    light = LightConfig(estimation, budget, surgery, learning_rate_factor, restart_schedule)
+    light = LightConfig(estimation, budget, surgery, prefix, learning_rate_factor, restart_schedule)
     task_options = TaskOptions(task, data, names_of(text), label, metric, train_limit, objective=objective)
     loaded = task_options.load()
     setting = make_setting(base, loaded, training, options)

@@ -1,5 +1,6 @@
 """`LightCallback`: Light-PEFT in anybody's `transformers.Trainer`."""
 
+import math
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -22,6 +23,7 @@ from lightpeft.plan import Plan
 from lightpeft.scores import Scores
 from lightpeft.surgery import CutReport, require_followable
 from lightpeft.training.keeping import begin_run
+from lightpeft.training.prefix import Ahead
 from lightpeft.training.run_settings import run_settings
 from lightpeft.training.schedule import (
     require_restartable,
@@ -116,6 +118,7 @@ class LightCallback(TrainerCallback):
             if config.learning_rate_factor != 1:
                 require_scalable(scheduler, config.learning_rate_factor, state.max_steps - state.global_step)
         self.session.begin(model, state.max_steps, not args.disable_tqdm)
+        self.session.freeze(model, _ahead(args, state, kwargs.get("train_dataloader")))
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -134,8 +137,10 @@ class LightCallback(TrainerCallback):
         optimizer = kwargs["optimizer"]
         if control.should_save and not state.is_hyper_param_search:
             unmark(_checkpoint(args, state))
-        if not self.session.end_step(require_peft_model(kwargs["model"]), optimizer, state.global_step):
+        model = require_peft_model(kwargs["model"])
+        if not self.session.end_step(model, optimizer, state.global_step):
             return
+        self.session.freeze(model, _ahead(args, state, kwargs.get("train_dataloader")))
         state.best_metric = state.best_global_step = state.best_model_checkpoint = None
         if self.session.config.learning_rate_factor != 1:
             scale_rates(kwargs["lr_scheduler"], self.session.config.learning_rate_factor)
@@ -219,6 +224,17 @@ def loss_scale_of(optimizer: torch.optim.Optimizer) -> Tensor | float:
 
 def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
     return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+
+
+def _ahead(args: TrainingArguments, state: TrainerState, batches: Any) -> Ahead:
+    """What is left of a run over these batches."""
+    folder = Path(str(args.output_dir))
+    try:
+        steps = math.ceil(len(batches) / args.gradient_accumulation_steps)
+        left = state.max_steps - state.global_step
+        return Ahead(left / max(1, steps), len(batches.dataset), folder)
+    except (TypeError, AttributeError):  # nobody knows their number
+        return Ahead(None, None, folder)
 
 
 def _require_one_process(args: TrainingArguments) -> None:

@@ -5,6 +5,7 @@ import gc
 import logging
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ from lightpeft.surgery import (
     verify_discovered,
 )
 from lightpeft.training.live_run import LiveRun
+from lightpeft.training.prefix import Ahead, FrozenPrefix, freeze_prefix
 from lightpeft.wrapping import require_peft_model
 
 ESTIMATION = "estimation.safetensors"
@@ -68,6 +70,7 @@ class LightSession:
         self._settled = Settled(config.estimation)
         self._bar: tqdm[Any] | None = None
         self._guard: StepGuard | None = None
+        self._prefix: FrozenPrefix | None = None
         self._resumed: tuple[dict[str, Tensor], dict[str, Any]] | None = None
         self._proof: dict[str, Any] | None = None
         self._proved = self._begun = False
@@ -183,8 +186,16 @@ class LightSession:
         _free_memory()
         return True
 
+    def freeze(self, model: nn.Module, ahead: Ahead) -> None:
+        """From here on run the layers that nothing trains apart from the others; only after the cut."""
+        if self.plan is not None and self._prefix is None:
+            self._prefix = freeze_prefix(model, self.config.prefix, ahead, LiveRun().is_over)
+
     def end(self) -> None:
-        """Take the gates out and close the progress bar."""
+        """Take the gates out, give the frozen layers back, and close the progress bar."""
+        if self._prefix is not None:
+            self._prefix.remove()
+            self._prefix = None
         if self._bar is not None:
             self._bar.set_description(f"lightpeft: {self.phase}")
             self._bar.close()
@@ -224,7 +235,8 @@ class LightSession:
         # Building a model draws random numbers; those of the run stay where they are.
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             loaded = load(folder, origin.folder)
-        require_same_outputs(model, loaded, padded_batch(model, self._proof), folder)
+        with nullcontext() if self._prefix is None else self._prefix.suspended():
+            require_same_outputs(model, loaded, padded_batch(model, self._proof), folder)
         self._proved = True
 
     def restore_own(self, model: nn.Module, checkpoint: Path) -> None:
