@@ -5,12 +5,8 @@ python benchmarks/cut_memory.py --out benchmarks/results/cut-memory.json
 
 import argparse
 import copy
-import json
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -19,11 +15,11 @@ from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaF
 
 from lightpeft import Budget, EstimationConfig, cut, estimate, find_anatomy, make_plan
 from lightpeft.bench import result_file, save_result
+from lightpeft.memory import LiveBytes
 from lightpeft.report import environment
 from lightpeft.runs import MINILM, resolve_model
 from lightpeft.runs.measure import training_action
 
-STEP, CUT = "a training step", "the cut"
 BUDGET = Budget(align_neurons=32, depth_cost=0.25)
 
 
@@ -47,50 +43,32 @@ class Case:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=result_file, required=True)
-    result = {name: measure(case) for name, case in CASES.items()}
     options = parser.parse_args()
+    result = {name: measure(case) for name, case in CASES.items()}
     save_result(options.out, {"bytes": result, "environment": environment()})
 
 
 def measure(case: Case) -> dict[str, float]:
-    """The most bytes that torch holds at once, weights and optimizer included, and the ratio.
-
-    The trace starts before the model is made: torch's profiler does not see that memory is given back which
-    was taken before it started.
-    """
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+    """The most bytes that torch holds at once, weights and optimizer included, and the ratio."""
+    with LiveBytes() as live:
         torch.manual_seed(0)
         model, batch = case.model(), case.batch()
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
         step = training_action(model, batch, optimizer)
         step()
-        with torch.profiler.record_function(STEP):
-            step()
+        step_bytes = peak_of(live, step)
         scores = estimate(model, [batch] * 2, EstimationConfig(steps=2))
         plan = make_plan(scores, find_anatomy(model), BUDGET)
-        with torch.profiler.record_function(CUT):
-            cut(model, plan, optimizer, scores=scores, batch=batch)
-    peaks = peaks_of(profile)
-    print(f"step {peaks[STEP]:,}, cut {peaks[CUT]:,}: {peaks[CUT] / peaks[STEP]:.2f}")
-    return {"training_step": peaks[STEP], "cut": peaks[CUT], "ratio": peaks[CUT] / peaks[STEP]}
+        cut_bytes = peak_of(live, lambda: cut(model, plan, optimizer, scores=scores, batch=batch))
+    print(f"step {step_bytes:,}, cut {cut_bytes:,}: {cut_bytes / step_bytes:.2f}")
+    return {"training_step": step_bytes, "cut": cut_bytes, "ratio": cut_bytes / step_bytes}
 
 
-def peaks_of(profile: torch.profiler.profile) -> dict[str, int]:
-    """The largest running total of allocations while each of the two marks lasted."""
-    with tempfile.TemporaryDirectory() as folder:
-        trace = Path(folder) / "trace.json"
-        profile.export_chrome_trace(str(trace))
-        events: list[dict[str, Any]] = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
-    spans = {e["name"]: (e["ts"], e["ts"] + e["dur"]) for e in events if e.get("name") in (STEP, CUT)}
-    changes = sorted((e["ts"], e["args"]["Bytes"]) for e in events if e.get("name") == "[memory]")
-    peaks, total = dict.fromkeys(spans, 0), 0
-    for moment, change in changes:
-        total += change
-        for name, (start, end) in spans.items():
-            if start <= moment <= end:
-                peaks[name] = max(peaks[name], total)
-    return peaks
+def peak_of(live: LiveBytes, action: Callable[[], object]) -> int:
+    """The most bytes held at once while `action` runs."""
+    live.reset_peak()
+    action()
+    return live.peak
 
 
 def minilm() -> PeftModel:

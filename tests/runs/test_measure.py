@@ -1,9 +1,9 @@
-"""Measuring: taking turns, exact bytes, weights left alone."""
+"""Measuring: taking turns, weights left alone."""
 
 import torch
 from torch import nn
 
-from lightpeft.runs.measure import Spread, interleaved_seconds, peak_bytes, tensor_bytes, training_action
+from lightpeft.runs.measure import Spread, interleaved_seconds, training_action
 
 
 def test_actions_take_turns_and_warm_up_is_not_counted() -> None:
@@ -17,22 +17,6 @@ def test_actions_take_turns_and_warm_up_is_not_counted() -> None:
 def test_spread_is_median_and_quartiles() -> None:
     spread = Spread.of([1.0, 2.0, 3.0, 4.0, 5.0])
     assert (spread.low, spread.median, spread.high) == (1.5, 3.0, 4.5)
-
-
-def test_peak_counts_what_lives_at_once_on_top_of_the_model() -> None:
-    model = nn.Linear(10, 10, bias=False)
-
-    def action() -> None:
-        first = torch.zeros(1000, 1000)
-        second = torch.zeros(500, 1000)
-        del first, second
-        torch.zeros(250, 1000)
-
-    assert peak_bytes(model, action) == 400 + 4 * 1_500_000
-
-
-def test_tensor_bytes_counts_parameters_and_buffers() -> None:
-    assert tensor_bytes(nn.BatchNorm1d(4)) == 4 * (4 + 4 + 4 + 4) + 8
 
 
 def test_a_timed_training_step_at_rate_zero_moves_nothing() -> None:

@@ -110,7 +110,6 @@ def _usage() -> str:
 def _quieten() -> None:
     """Leave the terminal to our own lines: the libraries' progress and reports go."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("lightpeft").setLevel(logging.INFO)

@@ -1,13 +1,9 @@
-"""Time and memory, measured so that methods can be compared: one process, interleaved, medians."""
+"""Times, measured so that methods can be compared: one process, interleaved, medians."""
 
-import json
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,30 +38,6 @@ def interleaved_seconds(
             if number >= warmup:
                 taken[name].append(seconds)
     return {name: Spread.of(values) for name, values in taken.items()}
-
-
-def peak_bytes(model: nn.Module, action: Action) -> int:
-    """Bytes that `model` holds (weights, gradients, and what the action's optimizer keeps excluded) plus
-    the most that `action` had allocated at once on top.
-
-    On a GPU this is the allocator's own peak; on the CPU, where a process's resident size says little, it
-    is the running total of torch's allocations from the profiler's trace.
-    """
-    device = next(model.parameters()).device
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        action()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device)
-    action()
-    return tensor_bytes(model) + _peak_of_allocations(action)
-
-
-def tensor_bytes(model: nn.Module) -> int:
-    """Bytes of all parameters and buffers."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def training_action(
@@ -107,20 +79,3 @@ def _seconds(action: Action, device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - start
-
-
-def _peak_of_allocations(action: Action) -> int:
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profile:
-        action()
-    with tempfile.TemporaryDirectory() as folder:
-        trace = Path(folder) / "trace.json"
-        profile.export_chrome_trace(str(trace))
-        events: list[dict[str, Any]] = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
-    changes = sorted((e["ts"], e["args"]["Bytes"]) for e in events if e.get("name") == "[memory]")
-    total = peak = 0
-    for _, change in changes:
-        total += change
-        peak = max(peak, total)
-    return peak

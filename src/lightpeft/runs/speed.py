@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from lightpeft.config import EstimationConfig
 from lightpeft.estimation import Estimator
+from lightpeft.memory import peak_bytes
 from lightpeft.runs.measure import (
     Action,
     Spread,
     inference_action,
     interleaved_seconds,
-    peak_bytes,
     training_action,
 )
 
