@@ -1,19 +1,17 @@
 """The frozen prefix in every architecture: the same losses and gradients, and known examples pass it over."""
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
+from tests.support.frozen import examples_run, freeze_lowest
 from tests.support.zoo import ANIMALS, Animal
 from torch import Tensor, nn
 
-from lightpeft.anatomy import base_of, lowest_stack
-from lightpeft.training.prefix import FrozenPrefix, frozen_layer_names
-from lightpeft.training.row_cache import RowCache
+from lightpeft.anatomy import lowest_stack
+from lightpeft.training.prefix import FrozenPrefix, RowCache, frozen_layer_names
 
 GIB = 2**30
 OFF = {"wav2vec2": "output_hidden_states is set"}
@@ -27,8 +25,7 @@ only one, called again and again: it runs each time."""
 def with_frozen_bottom(animal: Animal) -> PeftModel:
     """A PEFT model whose lowest layer trains nothing."""
     model = animal.with_lora(animal.attentions[-1])
-    for parameter in base_of(model).get_submodule(lowest_stack(model)[0]).parameters():
-        parameter.requires_grad_(False)
+    freeze_lowest(model)
     return model.train()
 
 
@@ -53,16 +50,6 @@ def step(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, 
     return loss.detach(), gradients
 
 
-@contextmanager
-def counted(layer: nn.Module) -> Iterator[list[int]]:
-    """Collects how many examples a layer is run on, call by call."""
-    runs: list[int] = []
-    norm = next(module for module in layer.modules() if "norm" in type(module).__name__.lower())
-    handle = norm.register_forward_pre_hook(lambda _, inputs: runs.append(len(inputs[0])))
-    yield runs
-    handle.remove()
-
-
 @pytest.mark.parametrize("padded", [False, True], ids=["full", "padded"])
 @pytest.mark.parametrize("animal", [pytest.param(animal, id=animal.name) for animal in ANIMALS])
 def test_losses_and_gradients_are_the_same(
@@ -78,7 +65,7 @@ def test_losses_and_gradients_are_the_same(
     for cache in (None, RowCache(GIB, 0, tmp_path), RowCache(0, GIB, tmp_path)):
         prefix = FrozenPrefix(model, cache=cache)
         seen = 0
-        with counted(base_of(model).get_submodule(names[0])) as runs:
+        with examples_run(model) as runs:
             for one, (loss, gradients) in zip(batches, expected, strict=True):
                 found, theirs = step(model, one)
                 torch.testing.assert_close(found, loss, rtol=1e-5, atol=1e-6)
