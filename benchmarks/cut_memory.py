@@ -20,7 +20,7 @@ from lightpeft.report import environment
 from lightpeft.runs import MINILM, resolve_model
 from lightpeft.runs.measure import training_action
 
-BUDGET = Budget(align_neurons=32, depth_cost=0.25)
+BUDGET = Budget(align_neurons=32, frozen_layers="auto")
 
 
 @dataclass(frozen=True)

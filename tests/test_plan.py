@@ -301,6 +301,60 @@ def test_the_asked_number_of_modules_goes(share: float, gone: int) -> None:
     assert {module.name for module in plan.removed_modules} == set(lowest)
 
 
+def modules_in_layers(*values: float) -> Scores:
+    """Two modules in each layer, both worth the layer's value."""
+    names = [f"{layer}.{linear}" for layer in range(len(values)) for linear in ("q", "up")]
+    layers = len(values)
+    return scores_of(
+        [torch.ones(4)] * layers,
+        [torch.ones(8)] * layers,
+        {name: torch.ones(2) for name in names},
+        {name: values[int(name[0])] for name in names},
+    )
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_modules_of_frozen_layers_go_first_within_the_share_or_beyond_it(share: float) -> None:
+    anatomy = anatomy_of([4] * 4, [8] * 4)
+    scores = modules_in_layers(9.0, 2.0, 1.0, 3.0)
+    plan = make_plan(scores, anatomy, Budget(modules=share, ranks=0, frozen_layers=1))
+    gone = {"0.q", "0.up"} | ({"2.q", "2.up"} if share else set())
+    assert {module.name for module in plan.removed_modules} == gone
+    assert plan.frozen_layers == 1
+    assert plan.reasons[4] == "frozen layers: the lowest 1, as budget.frozen_layers asks"
+
+
+@pytest.mark.parametrize(
+    ("values", "share", "frozen"),
+    [
+        ((1.0, 1.0, 1.0, 1.0, 1.0, 1.0), 0.5, 3),
+        ((0.1, 0.2, 1.0, 1.0, 1.0, 1.0), 0.0, 2),
+        ((1.0, 1.0, 1.0, 1.0, 1.0, 1.0), 0.0, 1),
+        ((9.0, 0.1, 0.1, 1.0, 1.0, 1.0), 0.5, 0),
+        ((0.0, 0.0, 0.0, 0.0, 0.0, 0.0), 0.0, 3),
+    ],
+)
+def test_auto_freezes_the_most_layers_that_leave_enough_score(
+    values: tuple[float, ...], share: float, frozen: int
+) -> None:
+    anatomy = anatomy_of([4] * 6, [8] * 6)
+    budget = Budget(modules=share, ranks=0, frozen_layers="auto")
+    plan = make_plan(modules_in_layers(*values), anatomy, budget)
+    assert plan.frozen_layers == frozen
+    assert all(module.layer is not None and module.layer >= frozen for module in plan.kept_modules)
+    said = f"the lowest {frozen}, as many" if frozen else "none, because"
+    assert plan.reasons[4].startswith(f"frozen layers: {said}")
+    assert make_plan(modules_in_layers(*values), anatomy, budget, pays=False).frozen_layers == 0
+
+
+def test_more_frozen_layers_than_there_are_are_refused() -> None:
+    anatomy = anatomy_of([4] * 2, [8] * 2)
+    with pytest.raises(PlanError, match=r"budget\.frozen_layers is 3, but there are 2 layers"):
+        make_plan(modules_in_layers(1.0, 1.0), anatomy, Budget(frozen_layers=3))
+    with pytest.raises(PlanError, match=r"budget\.frozen_layers=2 leave nothing of 4"):
+        make_plan(modules_in_layers(1.0, 1.0), anatomy, Budget(frozen_layers=2))
+
+
 def test_ranks_are_chosen_over_all_surviving_modules_and_one_may_lose_all() -> None:
     anatomy = anatomy_of([4], [8])
     ranks = {"a": torch.tensor([5.0, 6.0]), "b": torch.tensor([1.0, 2.0]), "c": torch.tensor([9.0, 9.0])}
@@ -436,7 +490,7 @@ def test_a_module_that_loses_its_last_rank_counts_as_gone_everywhere() -> None:
         (Budget(heads_scope="layer"), 0, "in each layer the lowest by"),
         (Budget(heads_scope="global"), 0, "over all layers (each keeps at least 1) the lowest by"),
         (Budget(neurons_scope="global", align_neurons=4), 1, ", 4 by 4"),
-        (Budget(depth_cost=0.25), 2, "· ((layer + 1) / layers)^0.25"),
+        (Budget(frozen_layers=1), 2, "the 6 in frozen layers, and the 3 lowest by activation"),
         (
             Budget(heads=0.9, min_heads=0, heads_scope="global", modules=0.9),
             2,

@@ -63,6 +63,18 @@ def test_plans_and_scores_of_version_1_are_read_without_what_they_rest_on(tmp_pa
         Scores.load(path)
 
 
+def test_plans_of_version_2_are_read_without_their_depth_cost() -> None:
+    value = a_plan().to_dict()
+    del value["frozen_layers"]
+    old = value["budget"] | {"depth_cost": 0.25}
+    read = Plan.from_dict(value | {"format_version": 2, "budget": old})
+    assert (read.layers, read.modules, read.budget) == (a_plan().layers, a_plan().modules, a_plan().budget)
+    assert read.cutoffs[2].sides is None
+    assert read.cutoffs[1] == a_plan().cutoffs[1]
+    same = Plan.from_dict(value | {"format_version": 2, "budget": old | {"depth_cost": 0.0}})
+    assert same == a_plan()
+
+
 def test_halves_survive_the_scores_file(tmp_path: Any) -> None:
     """Also where both have the same tensors, as of a score that does not come from the steps."""
     half = drawn(ANATOMY, 1)
@@ -101,7 +113,7 @@ def without(*path: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (changed("format_version", to=3), "version 3"),
+        (changed("format_version", to=4), "version 4"),
         (changed("format_version", to="1"), "version '1'"),
         (without("format_version"), "version None"),
         (changed("layers", 0, "heads", to="0-6"), "index 6 is out of range, there are only 6"),
@@ -144,6 +156,8 @@ def without(*path: Any) -> dict[str, Any]:
         (changed("evidence", to=EVIDENCE | {"agreements": [AGREEMENT | {"kind": 1}]}), "malformed"),
         (changed("evidence", to=EVIDENCE | {"agreements": [AGREEMENT | {"surprise": 1}]}), "malformed"),
         (without("evidence"), "evidence"),
+        (changed("frozen_layers", to=-1), "frozen_layers is -1"),
+        (without("frozen_layers"), "frozen_layers"),
         (changed("layers", to="all"), "malformed"),
         (changed("layers", 0, to=None), "malformed"),
         (without("layers"), "layers"),

@@ -178,9 +178,10 @@ class Budget:
     align_neurons: int = 1
     """FFN widths become multiples of this number; 32, 64 or 128 suit the hardware."""
 
-    depth_cost: float = 0.0
-    """Prefer PEFT modules in high layers: scores count as score · ((layer + 1) / layers)^depth_cost. Below
-    the lowest surviving module nothing needs a backward pass."""
+    frozen_layers: int | Literal["auto"] = 0
+    """How many of the lowest layers (of an encoder-decoder: of the encoder) train no PEFT module after the
+    cut, so that they need no backward pass; their modules go first, within the share `modules` or beyond it.
+    `auto`: at most half of the layers, as many as leave most of the module score trainable."""
 
     keep_parameters: float | None = None
     """Instead of `heads` and `neurons`: the share of encoder-layer parameters to keep, met from below."""
@@ -188,7 +189,8 @@ class Budget:
     def __post_init__(self) -> None:
         for name in ("heads", "neurons", "modules", "ranks"):
             check_share(f"budget.{name}", getattr(self, name))
-        check_number("budget.depth_cost", self.depth_cost)
+        if self.frozen_layers != "auto":
+            check_at_least("budget.frozen_layers", self.frozen_layers, 0)
         check_choice("budget.heads_scope", self.heads_scope, get_args(Scope))
         check_choice("budget.neurons_scope", self.neurons_scope, get_args(Scope))
         check_choice("budget.kv_groups", self.kv_groups, get_args(KVGroups))
@@ -196,15 +198,6 @@ class Budget:
             check_at_least(f"budget.{name}", getattr(self, name), least)
         if self.keep_parameters is not None and not 0 < self.keep_parameters <= 1:
             raise ConfigError(f"budget.keep_parameters is {self.keep_parameters}; give a share in (0, 1].")
-
-    @property
-    def cuts_nothing(self) -> bool:
-        """Whether this budget asks for no cut at all."""
-        whole_base = self.keep_parameters in (None, 1.0)
-        shares = [self.modules, self.ranks]
-        if self.keep_parameters is None:
-            shares += [self.heads, self.neurons]
-        return whole_base and not any(shares)
 
 
 @dataclass(frozen=True)
@@ -253,8 +246,8 @@ class LightConfig:
     estimation: EstimationConfig = field(default_factory=EstimationConfig)
     """How importance is estimated."""
 
-    budget: Budget = field(default_factory=lambda: Budget(align_neurons=32, depth_cost=0.25))
-    """How much is cut. Aligned widths and fewer modules in low layers make the step after the cut faster."""
+    budget: Budget = field(default_factory=lambda: Budget(align_neurons=32, frozen_layers="auto"))
+    """How much is cut. Aligned widths and lowest layers that train nothing make steps after the cut fast."""
 
     surgery: SurgeryConfig = field(default_factory=SurgeryConfig)
     """What the cut preserves."""

@@ -12,8 +12,8 @@ from lightpeft.errors import PlanError
 from lightpeft.evidence import Evidence
 from lightpeft.indices import format_indices, parse_indices
 
-FORMAT_VERSION = 2
-"""1 had no evidence; it is still read."""
+FORMAT_VERSION = 3
+"""1 had no evidence, 2 no frozen layers; both are still read."""
 
 T = TypeVar("T")
 
@@ -64,12 +64,13 @@ class Cutoff:
     method: str
     cut: int
     total: int
-    """Units that were ranked; of ranks, those of the modules that the ranking of modules left."""
+    """Units that were ranked; of modules, those above the frozen layers; of ranks, those of the modules that
+    the ranking of modules left."""
 
     highest_cut: float | None
     lowest_kept: float | None
-    """Both as they were compared (of modules, with the depth cost); None where no single score parts the two:
-    each layer was ranked by itself, or a floor or whole blocks decided."""
+    """None where no single score parts the two: each layer was ranked by itself, or a floor or whole blocks
+    decided."""
 
     @property
     def sides(self) -> tuple[float, float] | None:
@@ -124,6 +125,9 @@ class Plan:
     evidence: Evidence | None = None
     """What the scores rest on; None in plans of earlier versions, and of scores that were not estimated."""
 
+    frozen_layers: int = 0
+    """How many of the lowest layers were chosen to train no PEFT module."""
+
     @property
     def kept_modules(self) -> tuple[ModulePlan, ...]:
         """Modules that keep at least one rank."""
@@ -168,17 +172,19 @@ class Plan:
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """How many heads, neurons, PEFT modules and ranks go, and by which ranking: a sentence each."""
+        """How many heads, neurons, PEFT modules and ranks go, and by which ranking, and how many layers are
+        not trained: a sentence each."""
         kinds = ["heads", "neurons", "PEFT modules", "ranks"]
         if len(self.cutoffs) == len(kinds):
             kinds[0] = self.cutoffs[0].kind
             how = _rankings(self)
         else:
             how = ["", "", "", ""]
-        return tuple(
+        said = [
             f"{kind}: {count.cut:,} of {count.total:,} go{ranking if count.cut else ''}"
             for kind, count, ranking in zip(kinds, self.counts, how, strict=True)
-        )
+        ]
+        return (*said, *_frozen_reason(self))
 
     @property
     def weakness(self) -> str | None:
@@ -208,6 +214,7 @@ class Plan:
             "format_version": FORMAT_VERSION,
             "model_type": self.model_type,
             "estimation_steps": self.estimation_steps,
+            "frozen_layers": self.frozen_layers,
             "evidence": None if self.evidence is None else dataclasses.asdict(self.evidence),
             "budget": dataclasses.asdict(self.budget),
             "cutoffs": [dataclasses.asdict(cutoff) for cutoff in self.cutoffs],
@@ -245,14 +252,13 @@ class Plan:
         Raises:
             PlanError: unknown version, missing or unknown field, or a bad index.
         """
-        if value.get("format_version") not in (1, FORMAT_VERSION):
+        if value.get("format_version") not in range(1, FORMAT_VERSION + 1):
             raise PlanError(
                 f"the plan has version {value.get('format_version')!r}, this lightpeft reads versions 1 to "
                 f"{FORMAT_VERSION}."
             )
-        if value["format_version"] == 1:
-            value = {**value, "format_version": FORMAT_VERSION, "evidence": None}
         try:
+            value = _upgraded(value)
             _check_keys(value, _PLAN_KEYS, "the plan")
             plan = cls(
                 model_type=_typed(value["model_type"], str, "model_type"),
@@ -260,6 +266,7 @@ class Plan:
                 modules=tuple(_read_module(module) for module in value["modules"]),
                 budget=Budget(**value["budget"]),
                 estimation_steps=_typed(value["estimation_steps"], int, "estimation_steps"),
+                frozen_layers=_count(value["frozen_layers"], "frozen_layers", 0),
                 cutoffs=tuple(Cutoff(**cutoff) for cutoff in value["cutoffs"]),
                 evidence=None if value["evidence"] is None else Evidence.from_dict(value["evidence"]),
             )
@@ -328,11 +335,12 @@ def _rankings(plan: Plan) -> list[str]:
     """What was compared to choose the units of each kind, and what went along with others."""
     budget, counts = plan.budget, plan.counts
     heads, neurons, modules, ranks = plan.cutoffs
-    emptied, along = counts.modules.cut - modules.cut, counts.ranks.total - ranks.total
+    frozen, along = counts.modules.total - modules.total, counts.ranks.total - ranks.total
+    emptied = counts.modules.cut - modules.cut - frozen
     aligned = f", {budget.align_neurons} by {budget.align_neurons}" if budget.align_neurons > 1 else ""
-    height = f" · ((layer + 1) / layers)^{budget.depth_cost:g}" if budget.depth_cost else ""
     blocks = ", those on blocks that go first" if any(map(_loses_a_block, plan.layers)) else ""
-    first = f"the {modules.cut:,} lowest by {modules.method}{height}{blocks}{_sides(modules)}"
+    below = f"the {frozen:,} in frozen layers, and " if frozen else ""
+    first = f"{below}the {modules.cut:,} lowest by {modules.method}{blocks}{_sides(modules)}"
     after = f"{ranks.cut:,} of the other {ranks.total:,}, the lowest by {ranks.method}{_sides(ranks)}"
     return [
         _base_ranking(heads, budget.heads_scope, budget.min_heads, ""),
@@ -340,6 +348,20 @@ def _rankings(plan: Plan) -> list[str]:
         f": {first}" + (f", and {emptied:,} with their last rank" if emptied > 0 else ""),
         f": {f'{along:,} with their modules, and ' if along > 0 else ''}{after}",
     ]
+
+
+def _frozen_reason(plan: Plan) -> list[str]:
+    """How many layers train no PEFT module, and why."""
+    auto = plan.budget.frozen_layers == "auto"
+    if plan.frozen_layers:
+        why = "as many, up to half, as leave most of the module score above them"
+        said = why if auto else "as budget.frozen_layers asks"
+        return [f"frozen layers: the lowest {plan.frozen_layers}, {said}"]
+    if auto:
+        return [
+            "frozen layers: none, because too much of the module score, or more than PEFT, is in the lowest"
+        ]
+    return []
 
 
 def _base_ranking(cutoff: Cutoff, scope: Scope, floor: int, aligned: str) -> str:
@@ -357,6 +379,25 @@ def _loses_a_block(layer: LayerPlan) -> bool:
 
 _PLAN_KEYS = {"format_version", *(field.name for field in dataclasses.fields(Plan))}
 _MOST_UNITS = 2**20
+
+
+def _upgraded(value: dict[str, Any]) -> dict[str, Any]:
+    """A plan of an earlier version as the present one would have it."""
+    if value["format_version"] == 1:
+        value = {**value, "format_version": 2, "evidence": None}
+    if value["format_version"] == 2:
+        budget = dict(value["budget"])
+        if budget.pop("depth_cost", 0.0):
+            # Its cutoff of modules is in scores times a height, which nothing shows any more.
+            value = {**value, "cutoffs": [_without_sides(cutoff) for cutoff in value["cutoffs"]]}
+        value = {**value, "format_version": FORMAT_VERSION, "budget": budget, "frozen_layers": 0}
+    return value
+
+
+def _without_sides(cutoff: dict[str, Any]) -> dict[str, Any]:
+    """A cutoff of an earlier version; that of modules without its scores."""
+    of_modules = cutoff["kind"] == "PEFT modules"
+    return {**cutoff, "highest_cut": None, "lowest_kept": None} if of_modules else cutoff
 
 
 def _read_layer(value: dict[str, Any]) -> LayerPlan:

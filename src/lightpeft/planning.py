@@ -18,7 +18,11 @@ from lightpeft.scores import Scores
 Kept = list[tuple[int, ...]]
 
 
-def make_plan(scores: Scores, anatomy: Anatomy, budget: Budget) -> Plan:
+FROZEN_KEEP = 0.8
+"""What `frozen_layers="auto"` keeps of the module score that would stay with every layer trained."""
+
+
+def make_plan(scores: Scores, anatomy: Anatomy, budget: Budget, *, pays: bool = True) -> Plan:
     """Choose the units that stay: the most important ones that the budget allows.
 
     Where the scores have halves, the plan also says how far these would cut the same.
@@ -27,21 +31,29 @@ def make_plan(scores: Scores, anatomy: Anatomy, budget: Budget) -> Plan:
     can be cut. Query heads that share keys and values go in whole KV groups, or, with
     `budget.kv_groups="equal"`, in equal numbers from every group.
 
+    Args:
+        pays: whether low layers without PEFT modules save time; if not, `frozen_layers="auto"` freezes none.
+
     Raises:
         PlanError: scores of another model, or a budget that the floors or the architecture forbid.
     """
-    plan = _choose(scores, anatomy, budget)
+    plan = _choose(scores, anatomy, budget, pays)
     if scores.scored_steps is None:
         return plan
-    halves = [_choose(half, anatomy, budget) for half in scores.halves]
+    halves = [_choose(half, anatomy, budget, pays) for half in scores.halves]
     agreed = agreements(scores.methods, *halves) if halves else ()
     return dataclasses.replace(plan, evidence=Evidence(scores.scored_steps, agreed))
 
 
-def _choose(scores: Scores, anatomy: Anatomy, budget: Budget) -> Plan:
+def _choose(scores: Scores, anatomy: Anatomy, budget: Budget, pays: bool) -> Plan:
     _check_same_shape(scores, anatomy)
     heads, neurons = _choose_base(scores, anatomy, budget)
-    survivors = _choose_modules(scores, anatomy, budget, _idle_linears(anatomy, heads, neurons))
+    idle = _idle_linears(anatomy, heads, neurons)
+    frozen_layers = (
+        _choose_frozen(scores, anatomy, budget, idle) if pays or budget.frozen_layers != "auto" else 0
+    )
+    frozen = _modules_below(scores, anatomy, frozen_layers)
+    survivors = _choose_modules(scores, budget, idle, frozen)
     ranks = _choose_ranks(scores, survivors, budget)
     return Plan(
         model_type=anatomy.model_type,
@@ -62,10 +74,11 @@ def _choose(scores: Scores, anatomy: Anatomy, budget: Budget) -> Plan:
         ),
         budget=budget,
         estimation_steps=scores.steps,
+        frozen_layers=frozen_layers,
         cutoffs=_explain(
             scores,
             *(heads, neurons, survivors, ranks),
-            worth=_worth(scores, anatomy, budget),
+            frozen=frozen,
             heads_label=how_heads_go(anatomy, budget),
         ),
     )
@@ -295,21 +308,39 @@ def _idle_linears(anatomy: Anatomy, heads: Kept, neurons: Kept) -> set[str]:
     return idle
 
 
-def _choose_modules(scores: Scores, anatomy: Anatomy, budget: Budget, idle: set[str]) -> list[str]:
-    """The PEFT modules that survive the coarse cut, in the scores' order; those on idle linears go first."""
-    names = list(scores.ranks)
-    gone = max(exact_count(budget.modules, len(names)), sum(name in idle for name in names))
-    worth = _worth(scores, anatomy, budget)
-    by_importance = sorted(names, key=lambda name: (name in idle, -worth[name], names.index(name)))
+def _choose_frozen(scores: Scores, anatomy: Anatomy, budget: Budget, idle: set[str]) -> int:
+    """How many of the lowest layers train no PEFT module."""
+    layers = len(anatomy.lowest_stack)
+    if budget.frozen_layers != "auto":
+        if budget.frozen_layers > layers:
+            raise PlanError(f"budget.frozen_layers is {budget.frozen_layers}, but there are {layers} layers.")
+        return budget.frozen_layers
+
+    def kept_score(frozen_layers: int) -> float:
+        frozen = _modules_below(scores, anatomy, frozen_layers)
+        return math.fsum(scores.modules[name] for name in _choose_modules(scores, budget, idle, frozen))
+
+    least = FROZEN_KEEP * kept_score(0)
+    return next((k for k in range(layers // 2, 0, -1) if kept_score(k) >= least), 0)
+
+
+def _modules_below(scores: Scores, anatomy: Anatomy, frozen_layers: int) -> set[str]:
+    """The PEFT modules in so many of the lowest layers."""
+    lowest = anatomy.lowest_stack[:frozen_layers]
+    places = {name: _place(anatomy, name)[0] for name in scores.ranks} if lowest else {}
+    return {n for n, index in places.items() if index is not None and anatomy.layers[index].module in lowest}
+
+
+def _choose_modules(scores: Scores, budget: Budget, idle: set[str], frozen: set[str]) -> list[str]:
+    """The PEFT modules that survive the coarse cut, in the scores' order.
+
+    Those in frozen layers and on idle linears go first, even if they are more than the share.
+    """
+    names, first = list(scores.ranks), idle | frozen
+    gone = max(exact_count(budget.modules, len(names)), sum(name in first for name in names))
+    by_importance = sorted(names, key=lambda name: (name in first, -scores.modules[name], names.index(name)))
     survivors = set(by_importance[: len(names) - gone])
     return [name for name in names if name in survivors]
-
-
-def _worth(scores: Scores, anatomy: Anatomy, budget: Budget) -> dict[str, float]:
-    """The scores of PEFT modules as they are compared."""
-    return {
-        name: score * anatomy.height_of(name) ** budget.depth_cost for name, score in scores.modules.items()
-    }
 
 
 def _choose_ranks(scores: Scores, survivors: Sequence[str], budget: Budget) -> dict[str, tuple[int, ...]]:
@@ -322,7 +353,8 @@ def _choose_ranks(scores: Scores, survivors: Sequence[str], budget: Budget) -> d
     kept = sorted(ranks)[: len(ranks) - exact_count(budget.ranks, len(ranks))]
     if scores.ranks and not kept:
         raise PlanError(
-            f"budget.modules={budget.modules:g} and budget.ranks={budget.ranks:g} leave nothing of "
+            f"budget.modules={budget.modules:g}, budget.ranks={budget.ranks:g} and "
+            f"budget.frozen_layers={budget.frozen_layers} leave nothing of "
             f"{len(scores.ranks)} PEFT modules to train. Cut a smaller share."
         )
     chosen: dict[str, list[int]] = {name: [] for name in scores.ranks}
@@ -337,7 +369,7 @@ def _explain(
     neurons: Kept,
     survivors: Sequence[str],
     ranks: dict[str, tuple[int, ...]],
-    worth: dict[str, float],
+    frozen: set[str],
     heads_label: str,
 ) -> tuple[Cutoff, ...]:
     def cutoff(kind: str, method: str, units: Iterable[tuple[float, bool]]) -> Cutoff:
@@ -362,7 +394,7 @@ def _explain(
         cutoff(
             "PEFT modules",
             scores.methods["module"],
-            [(score, name in survivors) for name, score in worth.items()],
+            [(score, name in survivors) for name, score in scores.modules.items() if name not in frozen],
         ),
         cutoff(
             "ranks of surviving modules",

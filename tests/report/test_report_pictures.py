@@ -108,14 +108,14 @@ def test_no_line_is_drawn_through_scores_that_were_not_compared_as_they_are(
     make_scores: Callable[..., Scores], planned: Callable[..., Plan]
 ) -> None:
     scores = make_scores(layers=4, places=("attention.self.query",), constant=1.0)
-    lowest = dict(zip(scores.modules, (1.2, 1.1, 1.0, 1.0), strict=True))
+    lowest = dict(zip(scores.modules, (1.2, 0.9, 1.0, 1.1), strict=True))
     scores = dataclasses.replace(scores, modules=lowest)
-    budget = Budget(heads=0, neurons=0, modules=0.5, ranks=0, depth_cost=1.0)
+    budget = Budget(heads=0, neurons=0, modules=0.5, ranks=0, frozen_layers=1)
     plan = planned(scores, budget)
     modules = score_groups(scores, plan)[2]
-    assert modules.cut == pytest.approx((1.2, 1.1))
+    assert modules.cut == pytest.approx((1.2, 0.9))
     assert modules.line is None
-    assert plan.cutoffs[2].sides == pytest.approx((0.55, 0.75))
+    assert plan.cutoffs[2].sides == pytest.approx((0.9, 1.0))
     assert "PEFT modules: 2 cut, 2 kept" in texts(scores_picture(score_groups(scores, plan)[2], "x"))
 
 

@@ -22,7 +22,7 @@ _NOT_OURS = ("problem_type", "use_cache")
 
 LIGHT = LightConfig(
     estimation=EstimationConfig(steps=ESTIMATION),
-    budget=lightpeft.Budget(align_neurons=8, depth_cost=0.25),
+    budget=lightpeft.Budget(align_neurons=8, frozen_layers="auto"),
 )
 
 

@@ -167,6 +167,8 @@ def test_estimation_options_out_of_range(options: dict[str, Any], match: str) ->
         ({"min_heads": -1}, r"min_heads"),
         ({"align_neurons": 0}, r"align_neurons"),
         ({"min_neurons": 1.5}, r"min_neurons"),
+        ({"frozen_layers": -1}, r"frozen_layers"),
+        ({"frozen_layers": "all"}, r"frozen_layers"),
         ({"keep_parameters": 0.0}, r"keep_parameters"),
         ({"keep_parameters": 1.1}, r"keep_parameters"),
         ({"keep_parameters": float("nan")}, r"keep_parameters"),

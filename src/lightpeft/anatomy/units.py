@@ -219,10 +219,12 @@ class Anatomy:
         """Parameters of all layers (embeddings and heads on top are not counted)."""
         return sum(layer.parameters() for layer in self.layers)
 
-    def height_of(self, linear: str) -> float:
-        """How high in the stack a linear sits: (layer + 1) / layers, and 1 for what is on top of them."""
-        layer = self.layer_of(linear)
-        return 1.0 if layer is None else (layer.index + 1) / len(self.layers)
+    @property
+    def lowest_stack(self) -> tuple[str, ...]:
+        """The modules of the layers that run first, lowest first; of an encoder-decoder the encoder's."""
+        titles = [_parts(layer.name)[0] for layer in self.layers]
+        first = [layer.module for layer, title in zip(self.layers, titles, strict=True) if title == titles[0]]
+        return tuple(dict.fromkeys(first))
 
     def layer_of(self, linear: str) -> Layer | None:
         """The layer whose heads or neurons a linear holds."""
@@ -244,8 +246,14 @@ def _together(lines: Sequence[str]) -> list[str]:
     numbers: dict[tuple[str, str, str], list[int]] = {}
     for line in lines:
         name, _, what = line.partition(": ")
-        found = _NUMBERED.fullmatch(name)
-        if found is None:
-            raise PlanError(f"{name!r} is not the name of a layer.")
-        numbers.setdefault((found[1], found[3] or "", what), []).append(int(found[2]))
+        title, number, part = _parts(name)
+        numbers.setdefault((title, part, what), []).append(number)
     return [f"{title} {format_indices(n)}{part}: {what}" for (title, part, what), n in numbers.items()]
+
+
+def _parts(name: str) -> tuple[str, int, str]:
+    """The name of a layer as the title of its stack, its number in there, and which part of it."""
+    found = _NUMBERED.fullmatch(name)
+    if found is None:
+        raise PlanError(f"{name!r} is not the name of a layer.")
+    return found[1], int(found[2]), found[3] or ""

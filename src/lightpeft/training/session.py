@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from lightpeft.adapters import PeftModule, active_adapter, active_form, find_modules, limits_of_form
-from lightpeft.anatomy import Anatomy
+from lightpeft.anatomy import Anatomy, base_of, lowest_stack
 from lightpeft.checkpoint import (
     PRUNING,
     differences,
@@ -168,7 +168,8 @@ class LightSession:
         if estimator is None or not should_stop(estimator, self._settled, self.config.budget):
             return False
         self.scores = estimator.scores()
-        self.plan = make_plan(self.scores, estimator.anatomy, self.config.budget)
+        pays = _can_freeze(model)
+        self.plan = make_plan(self.scores, estimator.anatomy, self.config.budget, pays=pays)
         batch = estimator.last_batch
         self._proof = batch
         self.end()
@@ -313,13 +314,20 @@ def within_run(config: EstimationConfig, total_steps: int) -> EstimationConfig:
     return dataclasses.replace(config, max_steps=max(1, min(config.max_steps, total_steps // 3)))
 
 
+def _can_freeze(model: nn.Module) -> bool:
+    """Whether nothing but PEFT modules is trained in the lowest layer, so that it can go untrained."""
+    base, prefix = base_of(model), getattr(require_peft_model(model).base_model, "prefix", "")
+    lowest = base.get_submodule(lowest_stack(base)[0])
+    return all(prefix in name or not p.requires_grad for name, p in lowest.named_parameters())
+
+
 def _flat_scores(anatomy: Anatomy, modules: Sequence[PeftModule]) -> Scores:
     """Scores in which every unit is alike, to try a budget on."""
     return Scores(
         heads=tuple(torch.zeros(layer.heads) for layer in anatomy.layers),
         neurons=tuple(torch.zeros(layer.neurons) for layer in anatomy.layers),
         ranks={module.name: torch.zeros(module.rank) for module in modules},
-        modules={module.name: 0.0 for module in modules},
+        modules={module.name: 1.0 for module in modules},
         steps=0,
         methods={"base": "none", "module": "none", "rank": "none"},
     )
