@@ -19,7 +19,6 @@ from lightpeft.config import (
     SurgeryConfig,
     check_at_least,
 )
-from lightpeft.errors import ConfigError
 from lightpeft.files import save_json
 from lightpeft.outputs import Output, check_file
 from lightpeft.run_config import (
@@ -32,15 +31,10 @@ from lightpeft.run_config import (
 from lightpeft.runs import MINILM, make_setting
 from lightpeft.tasks import Objective
 
-BENCHMARKS = ("speed",)
-
 
 def run(arguments: Sequence[str]) -> None:
-    """Entry point of the verb; its first word names the benchmark."""
-    if not arguments or arguments[0] not in BENCHMARKS:
-        found = arguments[0] if arguments else "nothing"
-        raise ConfigError(f"found {found}; choose a benchmark: lightpeft bench {' | '.join(BENCHMARKS)}")
-    run_with_options(speed, "bench speed", arguments[1:])
+    """Entry point of the benchmark."""
+    run_with_options(speed, "bench speed", arguments)
 
 
 def speed(
