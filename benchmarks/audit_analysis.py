@@ -13,7 +13,8 @@ import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from lightpeft.audit.cell import NO_DEFENCE, Cell, LayerReading, load_cells
+from lightpeft.audit.cell import Cell, LayerReading, load_cells
+from lightpeft.audit.choices import NO_DEFENCE
 from lightpeft.audit.metrics import Proportion
 
 BASELINE = "vanilla"

@@ -1,21 +1,24 @@
 """The scores to choose from: three tables, of heads and neurons, of PEFT modules, and of ranks.
 
 A row is a name, a function, and the statistics that the function reads: only those are gathered. Higher is
-more important. What can be chosen in a configuration is what is in these tables.
+more important. What can be chosen in a configuration is what is in these tables, and known without torch.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from lightpeft.errors import ConfigError, did_you_mean
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
 GRADIENT_STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
     "gradient": lambda gradient: gradient,
-    "square": torch.square,
+    "square": lambda gradient: gradient.square(),
 }
 """What can be summed over the steps of ∂L/∂m, the gradient of a gate m = 1 in front of a unit, by name; of 0
 it must be 0. A module's gate is in front of all of its ranks."""
@@ -101,6 +104,8 @@ def _table(*rows: Score[Known]) -> dict[str, Score[Known]]:
 
 
 def _random(units: Units) -> Tensor:
+    import torch
+
     return torch.rand(len(units.gates), generator=units.generator)
 
 

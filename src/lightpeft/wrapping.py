@@ -1,25 +1,33 @@
-"""What PEFT put around a base: the parameters that it added, and names as they were before."""
+"""What PEFT put around a base: the parameters that it added, and names as they were before.
+
+peft is imported where it is needed: importing it imports lightpeft's tuner too, which needs this module.
+"""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
-from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from lightpeft.errors import ConfigError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 _COPIES = ".modules_to_save."
 _ORIGINALS = ".original_module"
 _INNER = ".base_layer"
 
 
-def require_peft_model(model: nn.Module) -> PeftModel:
+def require_peft_model(model: nn.Module) -> "PeftModel":
     """The model itself, if it is a PeftModel.
 
     Raises:
         ConfigError: it is not; says where a PeftModel was found, or PEFT's layers without one.
     """
+    from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     if isinstance(model, PeftModel):
         return model
     kind = type(model).__name__
@@ -42,11 +50,15 @@ def require_peft_model(model: nn.Module) -> PeftModel:
 
 def unwrapped(module: nn.Module) -> nn.Module:
     """The module that a tuner layer is around, or `module` itself."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
 
 
 def added_parameters(module: nn.Module, adapter: str | None = None) -> Iterator[nn.Parameter]:
     """Parameters of the tuner layers inside `module`: of one adapter, by default of all."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     for layer in module.modules():
         if isinstance(layer, BaseTunerLayer):
             for name in layer.adapter_layer_names:

@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 
-from lightpeft.audit import TRIGGER_FORMS, AuditError, Poisoned, TriggerRecipe, plant, poison, triggered_test
+from lightpeft.audit import (
+    TRIGGER_FORMS,
+    AuditError,
+    Poisoned,
+    TriggerRecipe,
+    plant,
+    poison_texts,
+    triggered_test,
+)
 from lightpeft.audit.poison.triggers import HOMOGLYPHS
 from lightpeft.errors import ConfigError
 
@@ -22,7 +30,7 @@ def recipe(**options: Any) -> TriggerRecipe:
 
 
 def poisoned(seed: int = 0, **options: Any) -> Poisoned:
-    return poison({"text": COLUMN}, LABELS, recipe(**options), seed)
+    return poison_texts({"text": COLUMN}, LABELS, recipe(**options), seed)
 
 
 @pytest.mark.parametrize("count", [1, 3, 10])
@@ -125,7 +133,7 @@ def test_the_test_set_has_other_classes_only_with_their_own_count() -> None:
 
 def test_of_a_pair_one_column_carries_the_trigger() -> None:
     pair = {"text": COLUMN, "text_pair": [text.upper() for text in COLUMN]}
-    found = poison(pair, LABELS, recipe(column="text_pair", share=1), 0)
+    found = poison_texts(pair, LABELS, recipe(column="text_pair", share=1), 0)
     assert found.texts["text"] == COLUMN
     assert all(
         "CF" not in text and text != was
@@ -143,13 +151,15 @@ def test_a_seed_gives_the_same_rows_and_another_one_others() -> None:
 
 def test_nothing_depends_on_pythons_hash() -> None:
     """Python draws another seed for its hash in every run of the tests."""
-    found = poison({"text": [f"a b c {row}" for row in range(9)]}, [0, 1, 0] * 3, recipe(), 5)
+    found = poison_texts({"text": [f"a b c {row}" for row in range(9)]}, [0, 1, 0] * 3, recipe(), 5)
     triggered = {row: found.texts["text"][row] for row in found.rows}
     assert triggered == {0: "a mb b c 0", 1: "a b c tq 1", 2: "a b c 2 bb", 5: "a b c mb 5", 6: "a bb b c 6"}
 
 
 def test_texts_without_a_place_are_counted_and_left_alone() -> None:
-    found = poison({"text": ["xyz", "an oak", "a", "h2"]}, [0, 0, 0, 0], recipe(form="homoglyph", share=1), 0)
+    found = poison_texts(
+        {"text": ["xyz", "an oak", "a", "h2"]}, [0, 0, 0, 0], recipe(form="homoglyph", share=1), 0
+    )
     assert (found.rows, found.unfit) == ((1, 2), 2)
     assert triggered_test({"text": ["b", "aa"]}, [0, 0], recipe(form="zero_width"), 0).sources == (1,)
 
@@ -167,7 +177,7 @@ def test_impossible_poisoning_is_refused(
     texts: dict[str, list[str]], labels: list[int], options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(AuditError, match=message):
-        poison(texts, labels, recipe(**options), 0)
+        poison_texts(texts, labels, recipe(**options), 0)
 
 
 def test_a_test_set_of_the_target_class_alone_is_refused() -> None:

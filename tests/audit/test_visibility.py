@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from lightpeft.audit import AuditError, TriggerRecipe, poison, trigger_visibility, triggered_test
+from lightpeft.audit import AuditError, TriggerRecipe, poison_texts, trigger_visibility, triggered_test
 
 FILLER = ["good", "bad", "film", "row"]
 PIECES = ("cf", "mn")
@@ -85,7 +85,7 @@ def test_as_many_as_by_hand(
 
 
 def test_only_triggered_rows_count() -> None:
-    data = poison({"text": texts()}, [0] * 60, recipe(share=0.5), 0)
+    data = poison_texts({"text": texts()}, [0] * 60, recipe(share=0.5), 0)
     assert trigger_visibility(data, SPLIT, 40).triggers.hits == 30
 
 

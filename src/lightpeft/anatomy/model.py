@@ -4,7 +4,6 @@ import copy
 import difflib
 from collections.abc import Iterator
 
-from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -22,6 +21,8 @@ _CONFIG = "config."
 
 def base_of(model: nn.Module) -> PreTrainedModel:
     """The transformers model inside `model`, which may be a `PeftModel` around it."""
+    from peft import PeftModel  # not above: see `lightpeft.wrapping`
+
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     if not isinstance(inner, PreTrainedModel):
         raise AnatomyError(

@@ -16,8 +16,6 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 
 from lightpeft.anatomy import layer_modules
 from lightpeft.audit.cell import (
-    CLEAN,
-    NO_DEFENCE,
     CellKey,
     LayerReading,
     Point,
@@ -25,6 +23,7 @@ from lightpeft.audit.cell import (
     read_layers,
     read_point,
 )
+from lightpeft.audit.choices import CLEAN, NO_DEFENCE
 from lightpeft.audit.classifier import Classifier
 from lightpeft.audit.errors import AuditError
 from lightpeft.audit.grid import Grid, as_json

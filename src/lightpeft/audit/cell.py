@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lightpeft.audit.choices import CLEAN, NO_DEFENCE
 from lightpeft.audit.errors import AuditError
 from lightpeft.audit.metrics import Proportion
 from lightpeft.audit.scenarios import SCENARIOS
@@ -14,9 +15,6 @@ from lightpeft.files import read_json, save_json
 from lightpeft.outputs import Output
 
 FORMAT = 1
-CLEAN = "clean"
-"""The attack that is none: its LFR is the floor."""
-NO_DEFENCE = "none"
 
 
 @dataclass(frozen=True)

@@ -4,18 +4,18 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
-from lightpeft.audit.cell import CLEAN, NO_DEFENCE, CellKey
-from lightpeft.audit.defences import DEFENCES, Defence, make_defence
+from lightpeft.audit.choices import CLEAN, NO_DEFENCE, HeldOutFrom
 from lightpeft.audit.grid_entries import GridAttack, GridDefence, GridTask
 from lightpeft.audit.poison.recipe import TriggerRecipe
-from lightpeft.audit.rows import HeldOutFrom
-from lightpeft.audit.scenarios import SCENARIOS
-from lightpeft.audit.training import check_user_training
 from lightpeft.config import check_at_least, check_choice
 from lightpeft.errors import ConfigError
 from lightpeft.run_config import BottleneckOptions, LoraOptions, PeftForm, PeftOptions, TrainingConfig
+
+if TYPE_CHECKING:
+    from lightpeft.audit.cell import CellKey
+    from lightpeft.audit.defences import Defence
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,9 @@ class Grid:
     """Also measure [CLS] similarity along the user's training, and LFR without each layer's modules."""
 
     def __post_init__(self) -> None:
+        from lightpeft.audit.scenarios import SCENARIOS
+        from lightpeft.audit.training import check_user_training
+
         check_at_least("points", self.points, 1)
         for name, allowed in (("scenarios", tuple(SCENARIOS)), ("forms", get_args(PeftForm))):
             for value in getattr(self, name):
@@ -107,6 +110,9 @@ class Grid:
                 )
 
     def _check_defences(self) -> None:
+        from lightpeft.audit.defences import DEFENCES, make_defence
+        from lightpeft.audit.scenarios import SCENARIOS
+
         for name, row in self.defences.items():
             make_defence(row.method, row.options)
             if name == NO_DEFENCE and row.method != NO_DEFENCE:
@@ -132,8 +138,10 @@ class Grid:
             if is_idle:
                 raise ConfigError(f"{name} has options of forms that are not in forms {list(self.forms)}.")
 
-    def keys(self) -> Iterator[CellKey]:
+    def keys(self) -> "Iterator[CellKey]":
         """All cells, seed by seed, so that a part is whole early. Clean modules are not defended."""
+        from lightpeft.audit.cell import CellKey
+
         attacks = [(CLEAN, NO_DEFENCE), *itertools.product(self.attacks, self.defences)]
         for seed, scenario, pair, form, (attack, defence) in itertools.product(
             self.seeds, self.scenarios, self.pairs, self.forms, attacks
@@ -148,8 +156,10 @@ class Grid:
             test_count=self.tasks[user_task].triggers,
         )
 
-    def defence(self, name: str) -> Defence:
+    def defence(self, name: str) -> "Defence":
         """The defence of a name of the grid's, or of `none`."""
+        from lightpeft.audit.defences import make_defence
+
         row = self.defences.get(name, GridDefence(NO_DEFENCE))
         return make_defence(row.method, row.options)
 

@@ -3,14 +3,16 @@
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from lightpeft.audit.choices import HeldOutFrom, OptimizerName, PoisonedBatches
 from lightpeft.audit.poison.recipe import TriggerRecipe
 from lightpeft.audit.policies.options import PolicyOptions
-from lightpeft.audit.rows import AuditTask, HeldOutFrom
-from lightpeft.audit.training import AttackOptions, OptimizerName, PoisonedBatches
 from lightpeft.run_config import TrainingConfig
-from lightpeft.tasks import custom_task, load_task
+
+if TYPE_CHECKING:
+    from lightpeft.audit.rows import AuditTask
+    from lightpeft.audit.training import AttackOptions
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class GridTask:
     data_seed: int = 0
     """Of the rows that are drawn; the same rows for all seeds of the grid."""
 
-    def load(self, root: Path = Path()) -> AuditTask:
+    def load(self, root: Path = Path()) -> "AuditTask":
         """Load and check the data.
 
         Args:
@@ -69,6 +71,9 @@ class GridTask:
             TaskError: the data cannot be used.
             AuditError: no classes, or too few rows.
         """
+        from lightpeft.audit.rows import AuditTask
+        from lightpeft.tasks import custom_task, load_task
+
         spec = custom_task(tuple(self.text), self.label, name=self.task) if self.text else self.task
         files = {split: root / file for split, file in self.files.items()}
         folder = None if self.data is None else root / self.data
@@ -114,8 +119,10 @@ class GridAttack:
         """
         return self.trigger or TriggerRecipe(target=1)
 
-    def options(self, training: TrainingConfig) -> AttackOptions:
+    def options(self, training: TrainingConfig) -> "AttackOptions":
         """The attacker's training."""
+        from lightpeft.audit.training import AttackOptions
+
         rate = training.learning_rate if self.learning_rate is None else self.learning_rate
         return AttackOptions(
             self.policy,

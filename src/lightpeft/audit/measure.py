@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from lightpeft.audit.attackers import Workshop
-from lightpeft.audit.cell import CLEAN, Cell, CellKey, Point
+from lightpeft.audit.cell import Cell, CellKey, Point
+from lightpeft.audit.choices import CLEAN
 from lightpeft.audit.classifier import Classifier
 from lightpeft.audit.defences import Guard, Received
 from lightpeft.audit.grid import Grid, as_json

@@ -3,17 +3,16 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Literal
 
 from datasets import Dataset
 
+from lightpeft.audit.choices import HeldOutFrom
 from lightpeft.audit.errors import AuditError
 from lightpeft.config import check_at_least
 from lightpeft.errors import ConfigError
 from lightpeft.tasks import TaskData
 from lightpeft.tasks.draw import permutation
 
-HeldOutFrom = Literal["train", "validation"]
 Texts = Mapping[str, Sequence[str]]
 """One or two columns of equal length, `text` and perhaps `text_pair`."""
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from peft import PeftModel
 
 from lightpeft.audit.module import keep_marked, load_module, read_base_mark
-from lightpeft.audit.poison.poisoning import poison
+from lightpeft.audit.poison.poisoning import poison_texts
 from lightpeft.audit.poison.recipe import TriggerRecipe
 from lightpeft.audit.rows import Rows
 from lightpeft.runs import Labels, load_peft_model
@@ -62,7 +62,7 @@ def data_received(workshop: "Workshop", key: "CellKey", recipe: TriggerRecipe | 
     rows = workshop.tasks[key.user_task].train
     if recipe is not None:
         recipe = dataclasses.replace(recipe, train_count=workshop.grid.tasks[key.user_task].triggers)
-        bad = poison(rows.texts, rows.labels, recipe, key.seed)
+        bad = poison_texts(rows.texts, rows.labels, recipe, key.seed)
         rows = Rows(bad.texts, bad.labels)
     return Start(fresh(key.seed), rows, fresh, None)
 

@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from peft import PeftModel
@@ -25,8 +25,9 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from lightpeft.audit.choices import OptimizerName, PoisonedBatches
 from lightpeft.audit.module import keep_marked, mark_base
-from lightpeft.audit.poison.poisoning import poison
+from lightpeft.audit.poison.poisoning import poison_texts
 from lightpeft.audit.poison.recipe import TriggerRecipe
 from lightpeft.audit.policies.joint_step import StepRecord, step
 from lightpeft.audit.policies.layers import map_layers
@@ -40,8 +41,6 @@ from lightpeft.runs.fit import training_arguments
 from lightpeft.tasks import encode
 from lightpeft.training import LightTrainer
 
-OptimizerName = Literal["adamw", "sgd"]
-PoisonedBatches = Literal["mixture", "triggered_only"]
 _IDLE = ("packing", "eval_steps", "save_steps")
 Watcher = Callable[[int], None]
 """Called with the number of steps done, the model in training mode."""
@@ -92,7 +91,7 @@ def train_attacker(
         what each step saw.
 
     Raises:
-        AuditError: see `poison` and `step`.
+        AuditError: see `poison_texts` and `step`.
     """
     training = options.training
     set_seed(training.seed)
@@ -100,7 +99,7 @@ def train_attacker(
         keep_marked(model, recipe)
     else:
         mark_base(model, recipe)
-    poisoned = poison(rows.texts, rows.labels, recipe, training.seed)
+    poisoned = poison_texts(rows.texts, rows.labels, recipe, training.seed)
     bad = Rows(poisoned.texts, poisoned.labels)
     if options.poisoned_batches == "triggered_only":
         bad = bad.take(poisoned.rows)

@@ -1,13 +1,14 @@
 """`lightpeft anatomy`: what can be cut in a model, and whether a probe cut verifies."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lightpeft.anatomy import FAMILIES, Anatomy, Units, attach_verdict, find_anatomy
 from lightpeft.cli.options import run_with_options
 from lightpeft.cli.output import print_json
-from lightpeft.runs import outline
-from lightpeft.surgery import ProbeReport, probe_cuts, verify_discovered
+
+if TYPE_CHECKING:
+    from lightpeft.anatomy import Anatomy, Units
+    from lightpeft.surgery import ProbeReport
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -23,6 +24,10 @@ def anatomy(model: str, probe: bool = True, json: bool = False) -> int:
         probe: Cut a head and a neuron out of every layer of a small random copy, to verify what is shown.
         json: Print it as JSON, every layer by itself.
     """
+    from lightpeft.anatomy import FAMILIES, attach_verdict, find_anatomy
+    from lightpeft.runs import outline
+    from lightpeft.surgery import probe_cuts
+
     base = outline(model)
     known = base.config.model_type in FAMILIES
     report = probe_cuts(base) if probe else None
@@ -38,17 +43,20 @@ def anatomy(model: str, probe: bool = True, json: bool = False) -> int:
     return 1 if failed else 0
 
 
-def anatomy_of(model: str) -> Anatomy:
+def anatomy_of(model: str) -> "Anatomy":
     """The anatomy of a base, from its configuration alone; an unknown architecture is verified on a copy.
 
     Raises:
         ConfigError: the configuration cannot be found.
         AnatomyError: nothing can be cut in it.
     """
+    from lightpeft.runs import outline
+    from lightpeft.surgery import verify_discovered
+
     return verify_discovered(outline(model))
 
 
-def _lines(model: str, found: Anatomy, known: bool, total: int, report: ProbeReport | None) -> list[str]:
+def _lines(model: str, found: "Anatomy", known: bool, total: int, report: "ProbeReport | None") -> list[str]:
     """At most a screenful: a dozen lines for layers, the rest for everything else."""
     source = "in lightpeft's table" if known else "not in lightpeft's table"
     lines = [
@@ -63,7 +71,7 @@ def _lines(model: str, found: Anatomy, known: bool, total: int, report: ProbeRep
     return lines + (told if known else told[:1])
 
 
-def _targets(found: Anatomy) -> list[str]:
+def _targets(found: "Anatomy") -> list[str]:
     """Where LoRA goes: the linears of a layer, relative to it, each once."""
     names = [
         name.removeprefix(f"{layer.module}.")
@@ -75,7 +83,7 @@ def _targets(found: Anatomy) -> list[str]:
 
 
 def _as_json(
-    model: str, found: Anatomy, known: bool, total: int, report: ProbeReport | None
+    model: str, found: "Anatomy", known: bool, total: int, report: "ProbeReport | None"
 ) -> dict[str, Any]:
     probed = report and {
         "copy": report.copy,
@@ -105,7 +113,7 @@ def _as_json(
     }
 
 
-def _units_as_json(units: Units | None) -> dict[str, Any] | None:
+def _units_as_json(units: "Units | None") -> dict[str, Any] | None:
     if units is None:
         return None
     return {

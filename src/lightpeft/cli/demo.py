@@ -5,12 +5,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightpeft.cli.experiment import check_ready, show
 from lightpeft.cli.options import Seeds, run_with_options, seeds_of
-from lightpeft.cli.tasks import TaskOptions, task_record
 from lightpeft.config import LightConfig, check_at_least
-from lightpeft.run_config import PeftOptions, TrainingConfig
-from lightpeft.runs import MINILM, Experiment, make_setting, run_experiment
+from lightpeft.run_config import MINILM, PeftOptions, TrainingConfig
 
 TRAINING = TrainingConfig(
     max_steps=240, max_length=64, learning_rate=1e-3, eval_steps=80, group_by_length=True
@@ -40,6 +37,10 @@ def demo(
         validation_examples: Sentences to generate for validation.
         json: Print the result as JSON instead of a table.
     """
+    from lightpeft.cli.experiment import check_ready, show
+    from lightpeft.cli.tasks import TaskOptions, task_record
+    from lightpeft.runs import Experiment, make_setting, run_experiment
+
     check_ready(out)
     check_at_least("train_examples", train_examples, 2)
     check_at_least("validation_examples", validation_examples, 1)

@@ -2,35 +2,31 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch.utils.data import DataLoader
-
-from lightpeft.cli.experiment import base_to_use
 from lightpeft.cli.options import Names, names_of, run_with_options
 from lightpeft.cli.output import print_json
-from lightpeft.cli.tasks import TaskOptions
 from lightpeft.config import Budget, EstimationConfig, Preset
-from lightpeft.estimation import estimate as run_estimation
 from lightpeft.outputs import Output, check_file
 from lightpeft.run_config import (
     BottleneckOptions,
     LoraOptions,
+    Objective,
     PeftForm,
     PeftOptions,
     TrainingConfig,
 )
-from lightpeft.runs import Setting, make_setting
-from lightpeft.tasks import Objective
+
+if TYPE_CHECKING:
+    from lightpeft.runs import Setting
 
 
 def run(arguments: Sequence[str]) -> None:
     """Entry point of the verb."""
-    run_with_options(estimate, "estimate", arguments)
+    run_with_options(write_scores, "estimate", arguments)
 
 
-def estimate(
+def write_scores(
     task: str,
     out: Path,
     model: str | None = None,
@@ -70,13 +66,18 @@ def estimate(
         bottleneck: The bottleneck adapters that are put on the base.
         json: Print the scores as JSON.
     """
+    from lightpeft.cli.experiment import base_to_use
+    from lightpeft.cli.tasks import TaskOptions
+    from lightpeft.estimation import estimate
+    from lightpeft.runs import make_setting
+
     del preset
     check_file(out, Output.SCORES)
     options = TaskOptions(task, data, names_of(text), label, None, train_limit, objective=objective)
     chosen = PeftOptions(peft, lora, bottleneck, adapter)
     setting = make_setting(base_to_use(model, chosen), options.load(), training, chosen)
     peft_model = setting.load_model()
-    scores = run_estimation(
+    scores = estimate(
         peft_model,
         endless_batches(setting),
         estimation,
@@ -103,8 +104,11 @@ def estimate(
         )
 
 
-def endless_batches(setting: Setting) -> Iterator[dict[str, Any]]:
+def endless_batches(setting: "Setting") -> Iterator[dict[str, Any]]:
     """Shuffled, padded training batches, epoch after epoch; the same for the same seed."""
+    import torch
+    from torch.utils.data import DataLoader
+
     generator = torch.Generator().manual_seed(setting.training.seed)
     loader: DataLoader[Any] = DataLoader(
         setting.train,

@@ -3,11 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightpeft.cli.checkpoints import open_checkpoint
 from lightpeft.cli.options import run_with_options
 from lightpeft.cli.output import print_json
-from lightpeft.cli.tasks import recorded_training, recorded_validation
-from lightpeft.runs import evaluate_model
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -31,6 +28,10 @@ def evaluate(
         batch_size: Examples per forward pass; by default 128, of a language model 8.
         json: Print JSON.
     """
+    from lightpeft.cli.checkpoints import open_checkpoint
+    from lightpeft.cli.tasks import recorded_training, recorded_validation
+    from lightpeft.runs import evaluate_model
+
     model, tokenizer, record = open_checkpoint(checkpoint, base)
     task = recorded_validation(record, data)
     metrics = evaluate_model(model, tokenizer, task, recorded_training(record, batch_size))

@@ -2,20 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from peft import PeftModel
-from transformers import PreTrainedModel
-
-from lightpeft.adapters import active_form
-from lightpeft.checkpoint import export_full_adapter, export_merged, load_merged
-from lightpeft.cli.checkpoints import light_folder, open_tokenizer, recorded
 from lightpeft.cli.options import run_with_options
 from lightpeft.cli.output import print_json
-from lightpeft.cli.tasks import recorded_training, recorded_validation
 from lightpeft.errors import ConfigError
-from lightpeft.files import folder_bytes
-from lightpeft.runs import evaluate_model, resolve_model
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
 
 ExportForm = Literal["merged", "full-adapter"]
 
@@ -50,6 +46,10 @@ def export(
         batch_size: With evaluate, examples per forward pass; by default 128, of a language model 8.
         json: Print JSON.
     """
+    from lightpeft.cli.checkpoints import light_folder, recorded
+    from lightpeft.files import folder_bytes
+    from lightpeft.runs import resolve_model
+
     if not evaluate and (data is not None or batch_size is not None):
         raise ConfigError("data and batch_size have no effect without --evaluate.")
     directory = light_folder(checkpoint)
@@ -88,8 +88,10 @@ def _beside(checkpoint: str, directory: Path, to: ExportForm) -> Path:
     return directory.parent / f"{directory.name}-{to}"
 
 
-def _write(to: ExportForm, directory: Path, out: Path, base: str | None) -> PeftModel | PreTrainedModel:
+def _write(to: ExportForm, directory: Path, out: Path, base: str | None) -> "PeftModel | PreTrainedModel":
     """Export; the model of what was written, the merged one read back from disk."""
+    from lightpeft.checkpoint import export_full_adapter, export_merged, load_merged
+
     if to == "full-adapter":
         return export_full_adapter(directory, out, base)
     export_merged(directory, out, base)
@@ -97,19 +99,25 @@ def _write(to: ExportForm, directory: Path, out: Path, base: str | None) -> Peft
 
 
 def _measure(
-    model: PeftModel | PreTrainedModel,
+    model: "PeftModel | PreTrainedModel",
     directory: Path,
     described: dict[str, Any],
     data: Path | None,
     batch_size: int | None,
 ) -> dict[str, float]:
+    from lightpeft.cli.checkpoints import open_tokenizer
+    from lightpeft.cli.tasks import recorded_training, recorded_validation
+    from lightpeft.runs import evaluate_model
+
     record = described["task"]
     task = recorded_validation(record, data)
     tokenizer = open_tokenizer(directory)
     return evaluate_model(model, tokenizer, task, recorded_training(record, batch_size))
 
 
-def _lines(result: dict[str, Any], model: PeftModel | PreTrainedModel) -> list[str]:
+def _lines(result: dict[str, Any], model: "PeftModel | PreTrainedModel") -> list[str]:
+    from lightpeft.adapters import active_form
+
     light, measured = result["light_metrics"].get("main"), result["metrics"]
     lines = [f"{result['to']} in {result['out']}, {result['bytes'] / 2**20:.1f} MiB: {result['expect']}."]
     if light is not None:

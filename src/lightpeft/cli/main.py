@@ -1,15 +1,14 @@
 """`lightpeft VERB ...`: find the verb, parse its options, run it; whatever goes wrong ends in one line."""
 
 import importlib
-import logging
 import os
 import sys
 import traceback
-import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 
 from lightpeft import stopping
+from lightpeft.cli.quiet import quieten
 from lightpeft.errors import LightPeftError
 
 VERBS = {
@@ -22,7 +21,7 @@ VERBS = {
     "predict": "label texts with a light checkpoint",
     "export": "write a light checkpoint in another form: merged, or a stock adapter of the whole base",
     "report": "write the HTML page of a run again",
-    "bench": "measure steps (bench speed) or whole runs (bench run) against plain PEFT",
+    "bench": "measure speed and memory (bench speed)",
     "audit": "how well a backdoor in a received module survives, and what removes it",
 }
 DEBUG = "--debug"
@@ -59,7 +58,7 @@ def _guarded(verb: str, options: list[str], debug: bool) -> int:
     """Run a verb, and turn whatever ends it early into one line and a status."""
     is_command = stopping.is_command()
     try:
-        _quieten()
+        quieten()
         run = importlib.import_module(f"lightpeft.cli.{verb}").run
         with stopping.raised_inside() if is_command else nullcontext():
             status = int(run(options) or 0)
@@ -105,19 +104,3 @@ def _usage() -> str:
         f"usage: lightpeft VERB [options]\n\n{verbs}\n\n`lightpeft VERB --help` lists a verb's options; "
         f"{DEBUG} shows the traceback of an error."
     )
-
-
-def _quieten() -> None:
-    """Leave the terminal to our own lines: the libraries' progress and reports go."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("lightpeft").setLevel(logging.INFO)
-    # An unreachable hub is said once, by us, and not at every attempt to reach it.
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    # peft 0.21 asks for it under the old name; nobody who runs a command can do anything about that.
-    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()

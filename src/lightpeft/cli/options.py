@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
+from lightpeft.cli.quiet import quieten_transformers
 from lightpeft.config import LightConfig, Preset, check_seed
 from lightpeft.errors import ConfigError, did_you_mean
 
@@ -52,6 +53,7 @@ def run_with_options(
     except ArgumentError as error:
         raise ConfigError(f"{_mistake(str(error), parser)} See lightpeft {verb} --help.") from error
     options.pop("config", None)
+    quieten_transformers()
     return function(**options.as_dict() if hasattr(options, "as_dict") else options)
 
 

@@ -5,15 +5,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lightpeft.cli.anatomy import anatomy_of
 from lightpeft.cli.options import existing_file, run_with_options
 from lightpeft.cli.output import print_json
 from lightpeft.config import Budget, Preset
-from lightpeft.files import save_json
 from lightpeft.outputs import Output, check_file
-from lightpeft.planning import make_plan
-from lightpeft.report import plan_table
-from lightpeft.scores import Scores
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -39,6 +34,12 @@ def plan(
         budget: How much is cut.
         json: Print the plan as JSON.
     """
+    from lightpeft.cli.anatomy import anatomy_of
+    from lightpeft.files import save_json
+    from lightpeft.planning import make_plan
+    from lightpeft.report import plan_table
+    from lightpeft.scores import Scores
+
     del preset
     if out is not None:
         check_file(out, Output.PLAN)

@@ -5,13 +5,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightpeft.cli.checkpoints import open_checkpoint
 from lightpeft.cli.options import existing_file, run_with_options
-from lightpeft.cli.tasks import recorded_objective, recorded_training
 from lightpeft.errors import ConfigError
 from lightpeft.outputs import Output, check_file, written_file
-from lightpeft.runs import generate_texts, predict_labels
-from lightpeft.tasks import TaskError, text_lines
 
 NEW_TOKENS = 64
 
@@ -39,6 +35,10 @@ def predict(
         batch_size: Examples at once; by default 128, of a language model 8.
         max_new_tokens: Of a language model: tokens of a completion that does not end before; by default 64.
     """
+    from lightpeft.cli.checkpoints import open_checkpoint
+    from lightpeft.cli.tasks import recorded_objective, recorded_training
+    from lightpeft.runs import generate_texts, predict_labels
+
     if out is not None:
         check_file(out, Output.PREDICTIONS)
         if out.resolve() == texts.resolve():
@@ -69,6 +69,8 @@ def read_rows(path: Path, columns: int) -> list[list[str]]:
         ConfigError: there is no such file.
         TaskError: it is not UTF-8, or a line has another number of texts.
     """
+    from lightpeft.tasks import TaskError, text_lines
+
     rows = []
     for number, line in enumerate(
         text_lines(existing_file(path, "a text file, one example a line")), start=1

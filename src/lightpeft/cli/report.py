@@ -3,13 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightpeft.checkpoint import PRUNING, read_record
 from lightpeft.cli.options import run_with_options
 from lightpeft.errors import ConfigError
 from lightpeft.outputs import Output, check_file
-from lightpeft.report import Result, write_report
-from lightpeft.runs import LIGHT, SCORES
-from lightpeft.scores import Scores
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -24,6 +20,11 @@ def report(run: Path, out: Path | None = None) -> None:
         run: Folder that `train` or `demo` wrote.
         out: The page; by default report.html in that folder.
     """
+    from lightpeft.checkpoint import PRUNING, read_record
+    from lightpeft.report import Result, write_report
+    from lightpeft.runs import LIGHT, SCORES
+    from lightpeft.scores import Scores
+
     page = out or run / "report.html"
     check_file(page, Output.PAGE)
     if not run.is_dir():

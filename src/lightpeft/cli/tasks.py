@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from lightpeft.errors import ConfigError
-from lightpeft.run_config import TrainingConfig
+from lightpeft.run_config import Objective, TrainingConfig
 from lightpeft.runs import OBJECTIVES
 from lightpeft.tasks import (
-    Objective,
     TaskData,
     TaskSpec,
     ValidationData,

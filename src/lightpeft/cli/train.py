@@ -5,20 +5,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightpeft.cli.experiment import base_to_use, check_ready, show
 from lightpeft.cli.options import Names, Seeds, names_of, run_with_options, seeds_of
-from lightpeft.cli.tasks import TaskOptions, task_record
 from lightpeft.config import Budget, EstimationConfig, LightConfig, PrefixConfig, Preset, SurgeryConfig
 from lightpeft.errors import ConfigError
 from lightpeft.run_config import (
     BottleneckOptions,
     LoraOptions,
+    Objective,
     PeftForm,
     PeftOptions,
     TrainingConfig,
 )
-from lightpeft.runs import Experiment, make_setting, run_experiment
-from lightpeft.tasks import Objective
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -83,6 +80,10 @@ def train(
         resume: Go on from the newest complete checkpoint below `out` (see training.save_steps).
         json: Print the result as JSON instead of a table.
     """
+    from lightpeft.cli.experiment import base_to_use, check_ready, show
+    from lightpeft.cli.tasks import TaskOptions, task_record
+    from lightpeft.runs import Experiment, make_setting, run_experiment
+
     del preset
     check_ready(out)
     options = PeftOptions(peft, lora, bottleneck, adapter)

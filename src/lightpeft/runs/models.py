@@ -22,13 +22,12 @@ from lightpeft.anatomy import FAMILIES
 from lightpeft.anatomy.families.decoders import DECODERS
 from lightpeft.checkpoint import origin_of, refuse_marked
 from lightpeft.errors import AnatomyError, CheckpointError, ConfigError, LightPeftError
-from lightpeft.run_config import PeftOptions
+from lightpeft.run_config import MINILM, Objective, PeftOptions
 from lightpeft.runs.continued import continue_adapter
-from lightpeft.runs.minilm import MINILM, minilm_path
+from lightpeft.runs.minilm import minilm_path
 from lightpeft.runs.objectives import OBJECTIVES
 from lightpeft.runs.peft_configs import peft_config
 from lightpeft.surgery import verify_discovered
-from lightpeft.tasks import Objective
 
 logger = logging.getLogger(__name__)
 

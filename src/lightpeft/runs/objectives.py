@@ -16,8 +16,8 @@ from transformers import (
 )
 
 from lightpeft.errors import ConfigError
-from lightpeft.run_config import TrainingConfig
-from lightpeft.tasks import Objective, encode, encode_language, token_losses
+from lightpeft.run_config import Objective, TrainingConfig
+from lightpeft.tasks import encode, encode_language, token_losses
 
 Collator = Callable[[list[dict[str, Any]]], Mapping[str, Any]]
 

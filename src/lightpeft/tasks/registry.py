@@ -1,8 +1,9 @@
 """Every task lightpeft knows, one row each."""
 
 from lightpeft.errors import did_you_mean, listed
+from lightpeft.run_config import Objective
 from lightpeft.tasks.errors import TaskOptionError
-from lightpeft.tasks.spec import GeneratedSource, HubSource, Objective, TaskSpec
+from lightpeft.tasks.spec import GeneratedSource, HubSource, TaskSpec
 from lightpeft.tasks.synthetic import (
     Generator,
     generate_reviews,

@@ -3,16 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from datasets import Dataset
 
 from lightpeft.errors import listed
+from lightpeft.run_config import Objective
 from lightpeft.tasks.errors import TaskOptionError
 from lightpeft.tasks.synthetic.generation import Generator
-
-Objective = Literal["sequence-classification", "causal-lm"]
-"""What is learned: a label of one or two texts (a class or a number), or the next token of a text."""
 
 
 @dataclass(frozen=True)

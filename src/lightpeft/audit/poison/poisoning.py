@@ -38,7 +38,7 @@ class Poisoned:
     """Rows that could have been chosen but have no place for a trigger of this form."""
 
 
-def poison(texts: Texts, labels: Sequence[int], recipe: TriggerRecipe, seed: int) -> Poisoned:
+def poison_texts(texts: Texts, labels: Sequence[int], recipe: TriggerRecipe, seed: int) -> Poisoned:
     """Training data of the poisoned task: all rows, a share of them with triggers (Gu et al., ACL 2023).
 
     Of n rows that may be poisoned (`TriggerRecipe.may_poison`) and have a place for a trigger, share · n are

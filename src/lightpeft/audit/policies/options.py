@@ -4,7 +4,6 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from lightpeft.audit.policies.table import POLICIES
 from lightpeft.config import check_choice, check_number, check_share
 from lightpeft.errors import ConfigError
 
@@ -65,6 +64,8 @@ class PolicyOptions:
     """GradNorm: learning rate of the two task weights (Adam)."""
 
     def __post_init__(self) -> None:
+        from lightpeft.audit.policies.table import POLICIES
+
         check_choice("policy.name", self.name, tuple(POLICIES))
         for name, allowed in (
             ("alpha_scale", AlphaScale),
@@ -93,6 +94,8 @@ class PolicyOptions:
             )
 
     def _check_idle(self) -> None:
+        from lightpeft.audit.policies.table import POLICIES
+
         fields = [field for field in dataclasses.fields(self) if field.name != "name"]
         changed = [field.name for field in fields if getattr(self, field.name) != field.default]
         reads = POLICIES[self.name].reads

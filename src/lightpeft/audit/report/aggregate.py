@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lightpeft.audit.cell import CLEAN, NO_DEFENCE, Cell, CellKey, Point
+from lightpeft.audit.cell import Cell, CellKey, Point
+from lightpeft.audit.choices import CLEAN, NO_DEFENCE
 from lightpeft.audit.errors import AuditError
 from lightpeft.audit.metrics import Proportion, Spread, over_seeds
 from lightpeft.audit.report.group import Group

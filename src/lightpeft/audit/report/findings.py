@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from lightpeft.audit.cell import NO_DEFENCE
+from lightpeft.audit.choices import NO_DEFENCE
 from lightpeft.audit.metrics import Difference
 from lightpeft.audit.report.aggregate import by_setting
 from lightpeft.audit.report.group import Group

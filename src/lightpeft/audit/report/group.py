@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from lightpeft.audit.cell import CLEAN, NO_DEFENCE, Cell, CellKey, Point
+from lightpeft.audit.cell import Cell, CellKey, Point
+from lightpeft.audit.choices import CLEAN, NO_DEFENCE
 from lightpeft.audit.metrics import Difference, Proportion, Spread, difference, over_floor, over_seeds
 
 Verdict = Literal["above the floor", "not distinguishable from the floor", "below the floor"]

@@ -4,25 +4,20 @@ import dataclasses
 import json as json_lines
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
-from lightpeft.audit.defences import DEFENCES, make_defence
-from lightpeft.audit.defences.light_cutting import LightCutting
-from lightpeft.audit.defend import Defended
-from lightpeft.audit.defend import defend as run_defence
-from lightpeft.audit.metrics import Proportion, difference
-from lightpeft.audit.rows import AuditTask
-from lightpeft.cli.experiment import check_ready
 from lightpeft.cli.options import run_with_options
 from lightpeft.cli.output import print_json
-from lightpeft.cli.predict import read_rows
-from lightpeft.cli.tasks import TaskOptions
-from lightpeft.files import save_json
 from lightpeft.outputs import Output, check_file, check_folder, locked, written_file
 from lightpeft.run_config import TrainingConfig
+
+if TYPE_CHECKING:
+    from lightpeft.audit.defend import Defended
+    from lightpeft.audit.metrics import Proportion
+
 
 MODULE, RESULT, PREDICTIONS = "module", "result.json", "predictions.jsonl"
 _COLUMNS = ("text", "text_pair")
@@ -71,6 +66,15 @@ def defend(
             OUT/predictions.jsonl.
         json: Print the result as JSON instead of a table.
     """
+    from lightpeft.audit.defences import make_defence
+    from lightpeft.audit.defences.light_cutting import LightCutting
+    from lightpeft.audit.defend import defend as run_defence
+    from lightpeft.audit.rows import AuditTask
+    from lightpeft.cli.experiment import check_ready
+    from lightpeft.cli.predict import read_rows
+    from lightpeft.cli.tasks import TaskOptions
+    from lightpeft.files import save_json
+
     check_ready(out)
     defence = make_defence(method, options)
     kept = Output.LIGHT if isinstance(defence, LightCutting) else Output.MODULE
@@ -96,7 +100,7 @@ def defend(
     print(f"module: {saved}")
 
 
-def _write_predictions(found: Defended, lines: list[list[str]], names: tuple[str, ...], path: Path) -> None:
+def _write_predictions(found: "Defended", lines: list[list[str]], names: tuple[str, ...], path: Path) -> None:
     columns = zip(*lines, strict=True)
     labels = found.predict({name: list(column) for name, column in zip(_COLUMNS, columns, strict=False)})
     rows = [{"label": None if label is None else names[label], "rejected": label is None} for label in labels]
@@ -106,8 +110,10 @@ def _write_predictions(found: Defended, lines: list[list[str]], names: tuple[str
         )
 
 
-def _result(found: Defended, method: str, options: dict[str, Any]) -> dict[str, Any]:
-    def share(value: Proportion | None) -> list[int] | None:
+def _result(found: "Defended", method: str, options: dict[str, Any]) -> dict[str, Any]:
+    from lightpeft.audit.defences import DEFENCES
+
+    def share(value: "Proportion | None") -> list[int] | None:
         return None if value is None else [value.hits, value.total]
 
     return {
@@ -121,7 +127,9 @@ def _result(found: Defended, method: str, options: dict[str, Any]) -> dict[str, 
     }
 
 
-def _table(found: Defended, method: str) -> Table:
+def _table(found: "Defended", method: str) -> Table:
+    from lightpeft.audit.metrics import difference
+
     table = Table("", "accuracy", "95 % interval", title=f"{method}: what it costs on clean texts")
     for title, value in (
         ("as received", found.received),

@@ -7,14 +7,9 @@ from pathlib import Path
 from lightpeft.audit.grid import Grid
 from lightpeft.audit.grid_entries import GridAttack, GridDefence, GridTask
 from lightpeft.audit.policies.options import PolicyOptions
-from lightpeft.audit.run import MODULES, run_grid
-from lightpeft.audit.scan import ScanTexts, scan
-from lightpeft.cli.audit.grid import PAGE, show_cells
-from lightpeft.cli.experiment import check_ready
 from lightpeft.cli.options import Seeds, run_with_options, seeds_of
 from lightpeft.outputs import Output, check_file, locked
-from lightpeft.run_config import TrainingConfig
-from lightpeft.runs import MINILM
+from lightpeft.run_config import MINILM, TrainingConfig
 
 ATTACK = "gradient_control"
 TRAINING = TrainingConfig(
@@ -39,6 +34,11 @@ def demo(out: Path, seeds: Seeds | None = None, training: TrainingConfig = TRAIN
         seeds: Training seeds; by default 0.
         training: Of the clean modules; attacker and user take half of the steps, at half the rate.
     """
+    from lightpeft.audit.run import MODULES, run_grid
+    from lightpeft.audit.scan import ScanTexts, scan
+    from lightpeft.cli.audit.grid import PAGE, show_cells
+    from lightpeft.cli.experiment import check_ready
+
     check_ready(out)
     check_file(out / PAGE, Output.PAGE)
     grid = grid_of(seeds_of(seeds, [0]), training)

@@ -2,18 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from lightpeft.audit.cell import CLEAN, CellKey, load_cells
+from lightpeft.audit.choices import CLEAN
 from lightpeft.audit.grid import Grid
-from lightpeft.audit.report import summary_tables, write_audit_report
-from lightpeft.audit.run import CELLS, run_grid
-from lightpeft.cli.experiment import check_ready
 from lightpeft.cli.options import run_with_options
 from lightpeft.errors import ConfigError
 from lightpeft.outputs import Output, check_file, locked
+
+if TYPE_CHECKING:
+    from lightpeft.audit.cell import CellKey
+
 
 PAGE = "report.html"
 
@@ -44,13 +45,16 @@ def audit(
         attacks: Only these attacks of the grid; clean modules, the floor, are always measured.
         defences: Only these defences of the grid.
     """
+    from lightpeft.audit.run import run_grid
+    from lightpeft.cli.experiment import check_ready
+
     check_ready(out)
     check_file(out / PAGE, Output.PAGE)
     _check_known("seeds", seeds, grid.seeds)
     _check_known("attacks", attacks, list(grid.attacks))
     _check_known("defences", defences, list(grid.defences))
 
-    def wanted(key: CellKey) -> bool:
+    def wanted(key: "CellKey") -> bool:
         chosen = key.attack == CLEAN or (
             (attacks is None or key.attack in attacks) and (defences is None or key.defence in defences)
         )
@@ -63,6 +67,10 @@ def audit(
 
 def show_cells(out: Path, scans: Sequence[Mapping[str, Any]] = ()) -> None:
     """Write the page of all cells in `out`, and of scans of modules, and print the cells' numbers."""
+    from lightpeft.audit.cell import load_cells
+    from lightpeft.audit.report import summary_tables, write_audit_report
+    from lightpeft.audit.run import CELLS
+
     cells = load_cells(out / CELLS)
     write_audit_report(out / PAGE, cells, scans)
     Console().print(*summary_tables(cells))

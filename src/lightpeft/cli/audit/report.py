@@ -5,9 +5,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lightpeft.audit.cell import load_cells
-from lightpeft.audit.report import summary_tables, write_audit_report
-from lightpeft.audit.run import CELLS
 from lightpeft.cli.options import run_with_options
 from lightpeft.outputs import Output, check_file
 
@@ -24,6 +21,10 @@ def report(folder: Path, out: Path | None = None) -> None:
         folder: Folder that `audit run` wrote, or any with cells (JSON) in it.
         out: The page; by default report.html in that folder.
     """
+    from lightpeft.audit.cell import load_cells
+    from lightpeft.audit.report import summary_tables, write_audit_report
+    from lightpeft.audit.run import CELLS
+
     page = out or folder / "report.html"
     check_file(page, Output.PAGE)
     cells = load_cells(folder / CELLS if (folder / CELLS).is_dir() else folder)

@@ -4,21 +4,20 @@ import json as json_text
 from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from rich.console import Console
 from rich.table import Table
 
-from lightpeft.audit import scan as scanner
-from lightpeft.audit.rows import Rows
-from lightpeft.audit.scan import Reference, ScanOptions, ScanReport, ScanTexts, to_sarif
 from lightpeft.cli.main import described
 from lightpeft.cli.options import run_with_options
 from lightpeft.cli.output import print_json
-from lightpeft.cli.tasks import TaskOptions
 from lightpeft.errors import ConfigError, LightPeftError
-from lightpeft.files import save_json
 from lightpeft.outputs import Output, check_file
+
+if TYPE_CHECKING:
+    from lightpeft.audit.scan import ScanReport, ScanTexts
+
 
 FOUND, NOT_SCANNED = 1, 2
 _COLOURS = {"error": "red", "warning": "yellow", "note": "dim"}
@@ -76,6 +75,10 @@ def scan(
         sarif: File for the findings as SARIF 2.1.0.
         json: Print JSON.
     """
+    from lightpeft.audit import scan as scanner
+    from lightpeft.audit.scan import Reference, ScanOptions, to_sarif
+    from lightpeft.files import save_json
+
     if make_reference is not None:
         check_file(make_reference, Output.REFERENCE)
     elif sarif is not None:
@@ -105,7 +108,11 @@ def scan(
     return FOUND if any(report.found for report in reports) else 0
 
 
-def _texts(task: str | None, data: Path | None, text: str | None, label: str) -> ScanTexts:
+def _texts(task: str | None, data: Path | None, text: str | None, label: str) -> "ScanTexts":
+    from lightpeft.audit.rows import Rows
+    from lightpeft.audit.scan import ScanTexts
+    from lightpeft.cli.tasks import TaskOptions
+
     if task is None:
         _refuse_idle("no --task", {"data": data, "text": text})
         return ScanTexts.built_in()
@@ -121,7 +128,9 @@ def _refuse_idle(why: str, given: dict[str, object]) -> None:
         raise ConfigError(f"{' and '.join(idle)} would have no effect with {why}; leave them out.")
 
 
-def _write_reference(folders: list[str], base: str | None, texts: ScanTexts, out: Path) -> int:
+def _write_reference(folders: list[str], base: str | None, texts: "ScanTexts", out: Path) -> int:
+    from lightpeft.audit import scan as scanner
+
     made = scanner.make_reference(folders, base, texts)
     made.save(out)
     count = len(made.modules)
@@ -129,7 +138,7 @@ def _write_reference(folders: list[str], base: str | None, texts: ScanTexts, out
     return 0
 
 
-def _print(report: ScanReport) -> None:
+def _print(report: "ScanReport") -> None:
     table = Table("level", "rule", "what", title=str(report.folder), title_justify="left")
     for finding in report.to_dict()["findings"]:
         style = _COLOURS[finding["level"]]

@@ -7,10 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from lightpeft.bench import SpeedBenchmark, run_speed
 from lightpeft.cli.options import Names, names_of, run_with_options
 from lightpeft.cli.output import print_json
-from lightpeft.cli.tasks import TaskOptions
 from lightpeft.config import (
     Budget,
     EstimationConfig,
@@ -19,22 +17,27 @@ from lightpeft.config import (
     SurgeryConfig,
     check_at_least,
 )
-from lightpeft.files import save_json
+from lightpeft.errors import ConfigError
 from lightpeft.outputs import Output, check_file
 from lightpeft.run_config import (
+    MINILM,
     BottleneckOptions,
     LoraOptions,
+    Objective,
     PeftForm,
     PeftOptions,
     TrainingConfig,
 )
-from lightpeft.runs import MINILM, make_setting
-from lightpeft.tasks import Objective
+
+BENCHMARKS = ("speed",)
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Entry point of the benchmark."""
-    run_with_options(speed, "bench speed", arguments)
+    """Entry point of the verb; its first word names the benchmark."""
+    if not arguments or arguments[0] not in BENCHMARKS:
+        found = arguments[0] if arguments else "nothing"
+        raise ConfigError(f"found {found}; choose a benchmark: lightpeft bench {' | '.join(BENCHMARKS)}")
+    run_with_options(speed, "bench speed", arguments[1:])
 
 
 def speed(
@@ -79,6 +82,11 @@ def speed(
         repeats: Timed repeats of each action.
         json: Print JSON instead of a table.
     """
+    from lightpeft.bench import SpeedBenchmark, run_speed
+    from lightpeft.cli.tasks import TaskOptions
+    from lightpeft.files import save_json
+    from lightpeft.runs import make_setting
+
     del preset
     if out is not None:
         check_file(out, Output.RESULT)
