@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from lightpeft.bench import save_result
+from lightpeft.bench import save_result, select_rows
 from lightpeft.cli.tasks import TaskOptions
 from lightpeft.config import Budget, EstimationConfig, LightConfig, PrefixConfig, SurgeryConfig
 from lightpeft.files import read_json
@@ -47,7 +47,8 @@ def main() -> None:
 def run_all(config: dict[str, Any], options: argparse.Namespace) -> None:
     methods = [options.only] if options.only else list(config["methods"])
     seeds = config["seeds"] if options.seed is None else [options.seed]
-    task = select(task_options(config, options.data).load(), config)
+    task = task_options(config, options.data).load()
+    task = select_rows(task, config.get("min_words", 0), config.get("train_rows"))
     for seed in seeds:
         for method in methods:
             target = options.out / f"{method}-{seed}.json"
@@ -59,14 +60,6 @@ def task_options(config: dict[str, Any], data: Path | None) -> TaskOptions:
     """A known task, or one on columns of your own that the configuration names."""
     objective = config.get("objective", "sequence-classification")
     return TaskOptions(config["task"], data, tuple(config.get("text", ())), objective=objective)
-
-
-def select(task: TaskData, config: dict[str, Any]) -> TaskData:
-    """Training rows of at least `min_words` words, then the first `train_rows` of a shuffle with seed 0."""
-    long_enough = task.train.filter(lambda row: len(row["text"].split()) >= config.get("min_words", 0))
-    rows = long_enough.shuffle(seed=0)
-    wanted = min(config.get("train_rows", len(rows)), len(rows))
-    return dataclasses.replace(task, train=rows.select(range(wanted)))
 
 
 def run_one(config: dict[str, Any], task: TaskData, method: str, seed: int) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from lightpeft.audit.report import write_audit_report
 from lightpeft.audit.scan import Reference
 from lightpeft.audit.scan.measured import Measured
 from lightpeft.bench import result_file, save_result
+from lightpeft.bench.run_picture import save_run_picture
 from lightpeft.checkpoint import is_complete
 from lightpeft.cli.audit import VERBS as AUDIT_VERBS
 from lightpeft.cli.main import VERBS, main
@@ -92,12 +93,16 @@ def reference() -> Reference:
     return Reference("", tuple(Measured("base", {}, {}, 0.1 * number) for number in range(3)))
 
 
+RUN_SUMMARY = {"setting": {"metric": "accuracy", "model": "m", "task": "t"}, "methods": {}}
 FILES: dict[str, Row] = {
     "Scores.save": Row(Output.SCORES, lambda room, target: room.scores_object.save(target)),
     "Result.save": Row(Output.RESULT, lambda room, target: room.result.save(target)),
     "save_result": Row(Output.RESULT, lambda room, target: save_result(target, {"a": 1})),
     "Cell.save": Row(Output.CELL, lambda room, target: CELL.save(target.parent), name=CELL.key.file_name),
     "Reference.save": Row(Output.REFERENCE, lambda room, target: reference().save(target)),
+    "save_run_picture": Row(
+        Output.PICTURE, lambda room, target: save_run_picture(target, RUN_SUMMARY), quick=False
+    ),
     "write_report": Row(Output.PAGE, lambda room, target: write_report(target, room.result), quick=False),
     "write_audit_report": Row(
         Output.PAGE, lambda room, target: write_audit_report(target, [CELL]), quick=False
@@ -149,6 +154,10 @@ RUNS: dict[str, tuple[Write, tuple[str, ...]]] = {
         ("checkpoints/light-0/checkpoint-2",),
     ),
     "lightpeft demo": (verb("demo"), ("light", "plain", "result.json")),
+    "lightpeft bench run": (
+        verb("bench", "run", "--model", "{base}"),
+        ("run.json", "run.svg", "seed-0.json"),
+    ),
     "lightpeft audit run": (verb("audit", "run", "{grid}"), ("report.html",)),
     "lightpeft audit demo": (verb("audit", "demo"), ("report.html",)),
     "lightpeft audit defend": (

@@ -355,6 +355,11 @@ VERBS: list[tuple[str, int, str]] = [
     ("export {run} --to oonx", USAGE, "give one of merged, full-adapter"),
     ("bench speed --repeats 1", USAGE, "repeats is 1"),
     ("bench speed --estimation-steps 0", USAGE, "estimation_steps is 0"),
+    ("bench run --out o --chunk 0", USAGE, "chunk is 0"),
+    ("bench run --out o --methods plain,defualt", USAGE, "methods is 'defualt'"),
+    ("bench run --out o --min-words 999", USAGE, "has 999 words"),
+    ("bench run --out o --lora.targets query-value", USAGE, "each method has its own"),
+    ("bench run --out o --training.save_steps 5", USAGE, "into the times; leave it out"),
     ("demo --out o --train-examples 0", USAGE, "train_examples is 0"),
     ("demo --out o --seeds -1", USAGE, "seeds is -1"),
 ]

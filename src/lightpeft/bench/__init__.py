@@ -1,6 +1,25 @@
-"""Benchmarks: ratios of two things measured in one process."""
+"""Benchmarks: ratios of things measured in one process."""
 
+from lightpeft.bench.methods import METHODS, Method, chosen_methods
+from lightpeft.bench.relay import MethodError
 from lightpeft.bench.result_file import result_file, save_result
+from lightpeft.bench.rows import select_rows
+from lightpeft.bench.run_files import run_benchmark
+from lightpeft.bench.run_summary import run_table
 from lightpeft.bench.speed import SpeedBenchmark, run_speed
+from lightpeft.bench.whole_runs import RunBenchmark
 
-__all__ = ["SpeedBenchmark", "result_file", "run_speed", "save_result"]
+__all__ = [
+    "METHODS",
+    "Method",
+    "MethodError",
+    "RunBenchmark",
+    "SpeedBenchmark",
+    "chosen_methods",
+    "result_file",
+    "run_benchmark",
+    "run_speed",
+    "run_table",
+    "save_result",
+    "select_rows",
+]

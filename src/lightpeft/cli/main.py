@@ -21,7 +21,7 @@ VERBS = {
     "predict": "label texts with a light checkpoint",
     "export": "write a light checkpoint in another form: merged, or a stock adapter of the whole base",
     "report": "write the HTML page of a run again",
-    "bench": "measure speed and memory (bench speed)",
+    "bench": "measure steps (bench speed) or whole runs (bench run) against plain PEFT",
     "audit": "how well a backdoor in a received module survives, and what removes it",
 }
 DEBUG = "--debug"

@@ -11,6 +11,7 @@ class Output(StrEnum):
     PREDICTIONS = "predictions"
     RESULT = "a result"
     PAGE = "a report's page"
+    PICTURE = "a picture"
     FINDINGS = "the findings of a scan"
     REFERENCE = "reference modules"
     CELL = "a measured cell"

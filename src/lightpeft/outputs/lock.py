@@ -1,6 +1,7 @@
 """One run in a folder at a time: a lock that the system gives up when its owner dies."""
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,13 +16,19 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lightpeft.lock"
+_PAUSE = 0.05
+"""Seconds between two looks at a lock."""
+
 _held: dict[Path, int] = {}
 """This process's own locks, by folder."""
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, wait: float = 0.0) -> Iterator[None]:
     """Have `folder`, made if need be, for this process alone; inside of a lock of its own it has it already.
+
+    Args:
+        wait: seconds to wait for another run to leave it.
 
     Raises:
         OutputError: another run has it, or it cannot be made.
@@ -33,6 +40,10 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = _take(folder / LOCK)
+        last = time.monotonic() + wait
+        while handle is None and time.monotonic() < last:
+            time.sleep(_PAUSE)
+            handle = _take(folder / LOCK)
     except OSError as error:
         raise OutputError(f"{folder} cannot be used as a run's folder: {error}") from error
     if handle is None:

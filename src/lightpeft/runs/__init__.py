@@ -3,7 +3,7 @@
 from lightpeft.run_config import MINILM
 from lightpeft.runs.continued import base_of_adapter
 from lightpeft.runs.experiment import LIGHT, PLAIN, SCORES, Experiment, run_experiment
-from lightpeft.runs.fit import Outcome, Setting, fit, make_setting
+from lightpeft.runs.fit import Outcome, Run, Setting, fit, make_setting, prepare
 from lightpeft.runs.generation import generate_texts
 from lightpeft.runs.limits import within_positions
 from lightpeft.runs.minilm import minilm_path
@@ -17,7 +17,7 @@ from lightpeft.runs.models import (
     resolve_model,
 )
 from lightpeft.runs.objectives import OBJECTIVES, ObjectiveRow
-from lightpeft.runs.speed import ESTIMATION, Speed, measure_speed
+from lightpeft.runs.speed import ESTIMATION, Speed, measure_speed, training_peak_bytes
 from lightpeft.runs.use import evaluate_model, predict_labels
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "Labels",
     "ObjectiveRow",
     "Outcome",
+    "Run",
     "Setting",
     "Speed",
     "base_of_adapter",
@@ -45,8 +46,10 @@ __all__ = [
     "minilm_path",
     "outline",
     "predict_labels",
+    "prepare",
     "require_folder",
     "resolve_model",
     "run_experiment",
+    "training_peak_bytes",
     "within_positions",
 ]

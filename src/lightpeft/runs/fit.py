@@ -4,6 +4,7 @@ import logging
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,7 +147,71 @@ def fit(
         folder: for the Trainer's checkpoints.
         resume: go on from the newest complete checkpoint in `folder`.
     """
-    model = setting.load_model()
+    run = prepare(setting, setting.load_model(), light, folder, progress=progress)
+    start = time.perf_counter()
+    outcome = run.train(resume=resume)
+    seconds = time.perf_counter() - start
+    logger.info(
+        "%s, seed %d: %s %.4f after %d steps in %.0f s",
+        f"plain {setting.peft.title}" if light is None else "light PEFT",
+        setting.training.seed,
+        "+".join(setting.spec.main),
+        outcome.main,
+        run.trainer.state.global_step,
+        seconds,
+    )
+    return outcome
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is set up and has not begun."""
+
+    setting: Setting
+    model: PeftModel
+    trainer: Trainer
+    clock: "_StepClock"
+
+    def train(self, *, resume: bool = False) -> Outcome:
+        """Train, and evaluate; once.
+
+        Args:
+            resume: go on from the newest complete checkpoint in the run's folder.
+        """
+        start = time.perf_counter()
+        self.trainer.train(resume_from_checkpoint=resume or None)
+        seconds = time.perf_counter() - start
+        metrics = {
+            key.removeprefix("eval_"): value
+            for key, value in _last_evaluation(self.trainer).items()
+            if key.startswith("eval_") and not key.endswith(("_runtime", "_per_second"))
+        }
+        return Outcome(
+            model=self.model,
+            metrics=metrics,
+            history=self.trainer.state.log_history,
+            step_seconds=self.clock.medians(),
+            seconds=None if resume else seconds,
+            light=self.trainer.light if isinstance(self.trainer, LightTrainer) else None,
+        )
+
+
+def prepare(
+    setting: Setting,
+    model: PeftModel,
+    light: LightConfig | None,
+    folder: Path,
+    *,
+    progress: bool = True,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> Run:
+    """Set up plain PEFT (`light` None) or light PEFT.
+
+    Args:
+        model: what is trained, as `Setting.load_model` gives it.
+        folder: for the Trainer's checkpoints.
+        callbacks: of the Trainer, beside its own.
+    """
     clock = _StepClock()
     options: dict[str, Any] = {
         "model": model,
@@ -157,7 +222,7 @@ def fit(
         "data_collator": setting.collator,
         "compute_metrics": compute_metrics_for(setting.spec),
         "preprocess_logits_for_metrics": setting.objective.scored,
-        "callbacks": [clock],
+        "callbacks": [clock, *callbacks],
     }
     trainer = KeepingTrainer(**options) if light is None else LightTrainer(light=light, **options)
     trainer.pop_callback(PrinterCallback)
@@ -165,31 +230,7 @@ def fit(
         trainer.add_callback(_Bar)
     if isinstance(trainer, LightTrainer):
         clock.session = trainer.light
-    start = time.perf_counter()
-    trainer.train(resume_from_checkpoint=resume or None)
-    seconds = time.perf_counter() - start
-    metrics = {
-        key.removeprefix("eval_"): value
-        for key, value in _last_evaluation(trainer).items()
-        if key.startswith("eval_") and not key.endswith(("_runtime", "_per_second"))
-    }
-    logger.info(
-        "%s, seed %d: %s %.4f after %d steps in %.0f s",
-        f"plain {setting.peft.title}" if light is None else "light PEFT",
-        setting.training.seed,
-        "+".join(setting.spec.main),
-        metrics["main"],
-        trainer.state.global_step,
-        seconds,
-    )
-    return Outcome(
-        model=model,
-        metrics=metrics,
-        history=trainer.state.log_history,
-        step_seconds=clock.medians(),
-        seconds=None if resume else seconds,
-        light=trainer.light if isinstance(trainer, LightTrainer) else None,
-    )
+    return Run(setting, model, trainer, clock)
 
 
 def _last_evaluation(trainer: Trainer) -> dict[str, float]:

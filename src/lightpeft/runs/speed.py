@@ -69,6 +69,11 @@ def measure_speed(
     }
 
 
+def training_peak_bytes(model: nn.Module, batch: Mapping[str, Tensor]) -> int:
+    """The most bytes held at once in a training step, the model's included; weights stay as they are."""
+    return peak_bytes(model, training_action(model, batch, _optimizer(model)))
+
+
 def _optimizer(model: nn.Module) -> torch.optim.Optimizer:
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return torch.optim.AdamW(trainable, lr=0.0, weight_decay=0.0)

@@ -2,6 +2,7 @@
 
 from lightpeft.training.callback import LightCallback
 from lightpeft.training.keeping import KeepingTrainer
+from lightpeft.training.random_state import RandomState
 from lightpeft.training.trainer import LightTrainer
 
-__all__ = ["KeepingTrainer", "LightCallback", "LightTrainer"]
+__all__ = ["KeepingTrainer", "LightCallback", "LightTrainer", "RandomState"]

@@ -2,19 +2,18 @@
 
 import hashlib
 import json
-import random
-from collections.abc import Iterator, Mapping, Sized
-from contextlib import contextmanager
+from collections.abc import Mapping, Sized
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import pyarrow as pa
-import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import TrainingArguments
+
+from lightpeft.training.random_state import same_random_state
 
 _DECIDING = (
     *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_steps"),
@@ -56,7 +55,7 @@ def data_digest(data: object) -> str | None:
     if not isinstance(data, Sized) or not hasattr(data, "__getitem__"):
         return None
     digest.update(str(len(data)).encode())
-    with _same_random_state():
+    with same_random_state():  # reading rows may draw from it
         for index in np.linspace(0, max(len(data) - 1, 0), min(_SAMPLED, len(data))).astype(int).tolist():
             first, again = _read(data, index), _read(data, index)
             digest.update(first if first == again else b"random")
@@ -102,15 +101,3 @@ def _base(model: nn.Module) -> str:
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     config = getattr(base, "config", None)
     return Path(str(getattr(config, "_name_or_path", ""))).name or type(base).__name__
-
-
-@contextmanager
-def _same_random_state() -> Iterator[None]:
-    """Reading rows may draw random numbers; the run's own are not touched."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])

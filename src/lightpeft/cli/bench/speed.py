@@ -17,7 +17,6 @@ from lightpeft.config import (
     SurgeryConfig,
     check_at_least,
 )
-from lightpeft.errors import ConfigError
 from lightpeft.outputs import Output, check_file
 from lightpeft.run_config import (
     MINILM,
@@ -29,15 +28,10 @@ from lightpeft.run_config import (
     TrainingConfig,
 )
 
-BENCHMARKS = ("speed",)
-
 
 def run(arguments: Sequence[str]) -> None:
-    """Entry point of the verb; its first word names the benchmark."""
-    if not arguments or arguments[0] not in BENCHMARKS:
-        found = arguments[0] if arguments else "nothing"
-        raise ConfigError(f"found {found}; choose a benchmark: lightpeft bench {' | '.join(BENCHMARKS)}")
-    run_with_options(speed, "bench speed", arguments[1:])
+    """Entry point of the benchmark."""
+    run_with_options(speed, "bench speed", arguments)
 
 
 def speed(

@@ -1,0 +1,26 @@
+"""Which of a task's training rows a benchmark takes."""
+
+import dataclasses
+
+from lightpeft.config import check_at_least
+from lightpeft.errors import ConfigError
+from lightpeft.tasks import TaskData
+
+
+def select_rows(task: TaskData, min_words: int = 0, train_rows: int | None = None) -> TaskData:
+    """The task with training rows of at least `min_words` words, the first `train_rows` of a fixed shuffle.
+
+    Raises:
+        ConfigError: no row is that long.
+    """
+    check_at_least("min_words", min_words, 0)
+    if train_rows is not None:
+        check_at_least("train_rows", train_rows, 1)
+    long_enough = [row for row, text in enumerate(task.train["text"]) if len(text.split()) >= min_words]
+    if not long_enough:
+        raise ConfigError(
+            f"no training row of {task.spec.name} has {min_words} words (min_words); ask for fewer."
+        )
+    rows = task.train.select(long_enough).shuffle(seed=0)
+    wanted = len(rows) if train_rows is None else min(train_rows, len(rows))
+    return dataclasses.replace(task, train=rows.select(range(wanted)))
