@@ -190,8 +190,8 @@ class TrainingConfig:
     batch_size: int = 32
     """Examples per step and device."""
 
-    group_by_length: bool = False
-    """Put texts of similar length into a batch: less padding, faster steps; excludes save_steps."""
+    group_by_length: bool = True
+    """Put texts of similar length into a batch: less padding, faster steps. Packed rows are equally long."""
 
     gradient_accumulation: int = 1
     """Batches per optimizer step."""
@@ -234,7 +234,6 @@ class TrainingConfig:
         check_seed("training.seed", self.seed)
         check_choice("training.precision", self.precision, ("float32", "bfloat16", "float16"))
         self._check_schedule()
-        self._check_order()
 
     def _check_schedule(self) -> None:
         check_at_least("training.warmup_steps", self.warmup_steps, 0)
@@ -257,18 +256,6 @@ class TrainingConfig:
             raise ConfigError(
                 f"training.warmup_steps {self.warmup_steps} would have no effect with the schedule constant; "
                 "use constant_with_warmup."
-            )
-
-    def _check_order(self) -> None:
-        if self.group_by_length and self.save_steps is not None:
-            raise ConfigError(
-                "training.group_by_length draws another order when a run is resumed, so checkpoints of it "
-                "(training.save_steps) would not continue the same run; use one of the two."
-            )
-        if self.group_by_length and self.packing:
-            raise ConfigError(
-                "training.packing makes all rows equally long, so training.group_by_length has no effect; "
-                "use one of the two."
             )
 
     def check_intervals(self) -> None:
@@ -298,6 +285,11 @@ class TrainingConfig:
                 f"training.warmup_steps is {self.warmup_steps}, but the run has only {steps} steps; warm up "
                 "for fewer, or train longer."
             )
+
+    @property
+    def groups_lengths(self) -> bool:
+        """Whether batches are made of rows of similar length; packed rows all are."""
+        return self.group_by_length and not self.packing
 
     @property
     def tokens(self) -> int:

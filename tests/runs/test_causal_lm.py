@@ -289,8 +289,6 @@ def test_packing_is_for_language_models(models: dict[str, Path]) -> None:
     training = dataclasses.replace(TRAINING, packing=True)
     with pytest.raises(ConfigError, match=r"training\.packing joins texts"):
         make_setting(str(models["llama"]), task, training, PeftOptions())
-    with pytest.raises(ConfigError, match=r"training\.group_by_length has no effect"):
-        dataclasses.replace(training, group_by_length=True)
 
 
 def test_a_decoder_that_classifies_is_loaded_with_its_padding(

@@ -9,9 +9,7 @@ from lightpeft.cli.options import Seeds, run_with_options, seeds_of
 from lightpeft.config import LightConfig, check_at_least
 from lightpeft.run_config import MINILM, PeftOptions, TrainingConfig
 
-TRAINING = TrainingConfig(
-    max_steps=240, max_length=64, learning_rate=1e-3, eval_steps=80, group_by_length=True
-)
+TRAINING = TrainingConfig(max_steps=240, max_length=64, learning_rate=1e-3, eval_steps=80)
 
 
 def run(arguments: Sequence[str]) -> None:

@@ -108,12 +108,19 @@ def endless_batches(setting: "Setting") -> Iterator[dict[str, Any]]:
     """Shuffled, padded training batches, epoch after epoch; the same for the same seed."""
     import torch
     from torch.utils.data import DataLoader
+    from transformers.trainer_pt_utils import LengthGroupedSampler
 
-    generator = torch.Generator().manual_seed(setting.training.seed)
+    training = setting.training
+    generator = torch.Generator().manual_seed(training.seed)
+    sampler = None
+    if training.groups_lengths:
+        lengths = [len(ids) for ids in setting.train["input_ids"]]
+        sampler = LengthGroupedSampler(training.batch_size, lengths=lengths, generator=generator)
     loader: DataLoader[Any] = DataLoader(
         setting.train,
-        batch_size=setting.training.batch_size,
-        shuffle=True,
+        batch_size=training.batch_size,
+        shuffle=sampler is None,
+        sampler=sampler,
         generator=generator,
         collate_fn=setting.collator,
     )

@@ -268,7 +268,7 @@ def training_arguments(
         save_steps=training.save_steps or 500,
         save_total_limit=2,
         logging_steps=10,
-        train_sampling_strategy="group_by_length" if training.group_by_length else "random",
+        train_sampling_strategy="group_by_length" if training.groups_lengths else "random",
         report_to=[],
         disable_tqdm=not (progress and sys.stderr.isatty()),
         dataloader_pin_memory=torch.cuda.is_available(),

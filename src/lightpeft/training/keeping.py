@@ -6,7 +6,9 @@ from typing import Any, cast
 
 from safetensors import SafetensorError
 from torch import nn
+from torch.utils.data import Dataset, Sampler
 from transformers import Trainer, TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import SaveStrategy, TrainOutput
 
 from lightpeft.checkpoint import (
@@ -23,6 +25,7 @@ from lightpeft.checkpoint import (
 )
 from lightpeft.errors import CheckpointError, OutputError
 from lightpeft.outputs import check_room, locked
+from lightpeft.training.order import ResumableLengthSampler
 from lightpeft.training.run_settings import run_settings
 
 
@@ -60,6 +63,14 @@ class KeepingTrainer(Trainer):
     def finish_checkpoint(self, checkpoint: Path) -> None:
         """Mark what the Trainer wrote as complete."""
         mark_complete(checkpoint, self.run_mark)
+
+    def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[Any] | None:
+        """An order by length that a resumed run goes on in, as it does in the Trainer's other orders."""
+        sampler = super()._get_train_sampler(train_dataset)
+        if not isinstance(sampler, LengthGroupedSampler):
+            return sampler
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return ResumableLengthSampler(sampler, seed)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """A run that is resumed at its end takes no further step; a Trainer by itself takes one."""

@@ -12,9 +12,7 @@ from lightpeft.outputs import Output, check_file, locked
 from lightpeft.run_config import MINILM, TrainingConfig
 
 ATTACK = "gradient_control"
-TRAINING = TrainingConfig(
-    max_steps=96, learning_rate=2e-3, warmup_steps=6, batch_size=16, max_length=40, group_by_length=True
-)
+TRAINING = TrainingConfig(max_steps=96, learning_rate=2e-3, warmup_steps=6, batch_size=16, max_length=40)
 DEFENCES = ("none", "discard", "reset_layers", "light_cutting", "onion")
 
 

@@ -1,0 +1,25 @@
+"""The order of examples by length, the same whether a run was interrupted or not."""
+
+from collections.abc import Iterator
+
+import torch
+from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_grouped_indices
+
+
+class ResumableLengthSampler(LengthGroupedSampler):
+    """Groups examples of similar length; the order of an epoch follows from seed and epoch alone.
+
+    transformers' own draws it from the global generator, which is elsewhere when a run is resumed.
+    """
+
+    def __init__(self, sampler: LengthGroupedSampler, seed: int) -> None:
+        super().__init__(sampler.batch_size, lengths=sampler.lengths, generator=torch.Generator())
+        self.seed, self.epoch = seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch whose order comes next; the Trainer says it."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        self.generator.manual_seed(self.seed + self.epoch)
+        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=self.generator))
