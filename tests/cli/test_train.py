@@ -2,14 +2,17 @@
 
 import json
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
+from peft import PeftModel
 from tests.cli.conftest import QUICK, read
 
 import lightpeft
 from lightpeft.cli.main import main
 from lightpeft.report import Result
+from lightpeft.runs import Setting
 from lightpeft.scores import Scores
 
 NUMBERS = {
@@ -43,9 +46,24 @@ def test_train_writes_checkpoints_result_scores_and_page(finished_run: Path) -> 
     assert Scores.load(finished_run / "scores.safetensors").steps == 4
 
 
-def test_the_page_of_several_seeds_shows_all_of_them(tiny_model: Path, tmp_path: Path) -> None:
+def test_the_page_of_several_seeds_shows_all_of_them(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And only the first seed's two models are in memory together."""
+    models: list[weakref.ref[PeftModel]] = []
+    in_memory: list[int] = []
+    load = Setting.load_model
+
+    def counted(setting: Setting) -> PeftModel:
+        in_memory.append(sum(model() is not None for model in models))
+        loaded = load(setting)
+        models.append(weakref.ref(loaded))
+        return loaded
+
+    monkeypatch.setattr(Setting, "load_model", counted)
     words = ["train", "--model", str(tiny_model), "--out", str(tmp_path / "out"), "--seeds", "[3,1]"]
     assert main([*words, "--compare", *QUICK]) == 0
+    assert in_memory == [0, 1, 0, 0]
     result = Result.load(tmp_path / "out" / "result.json")
     assert {curve.seed for curve in result.curves} == {3, 1}
     light, plain = (result.over_seeds(method) for method in ("light_seconds", "vanilla_seconds"))

@@ -1,6 +1,7 @@
 """Plain and light PEFT side by side: train, save, measure, and put it all in a `Result`."""
 
 import dataclasses
+import gc
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from lightpeft.report import (
 from lightpeft.report.data import CurveKind
 from lightpeft.runs.fit import Outcome, Setting, fit
 from lightpeft.runs.speed import ESTIMATION, Speed, measure_speed
+from lightpeft.scores import Scores
 from lightpeft.surgery import parameter_counts
 
 LIGHT, PLAIN, SCORES = "light", "plain", "scores.safetensors"
@@ -35,6 +37,43 @@ _CURVES: dict[CurveKind, str] = {"loss": "loss", "metric": "eval_main"}
 """The entries of the Trainer's history that are drawn."""
 
 _TOKENIZER_FILES = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens", "chat_template")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What is told of a run when its model is gone."""
+
+    main: float
+    """The task's main metric."""
+
+    seconds: float | None
+    step_seconds: dict[str, float]
+    history: list[dict[str, float]]
+    parameters: tuple[int, int]
+    """Of the encoder, and of PEFT."""
+
+    plan: Plan | None
+    scores: Scores | None
+    cut_step: int | None
+
+    @classmethod
+    def of(cls, outcome: Outcome) -> "Finished":
+        """What stays of an outcome."""
+        session = None if outcome.light is None else outcome.light.session
+        return cls(
+            main=outcome.main,
+            seconds=outcome.seconds,
+            step_seconds=outcome.step_seconds,
+            history=outcome.history,
+            parameters=parameter_counts(outcome.model),
+            plan=None if session is None else session.plan,
+            scores=None if session is None else session.scores,
+            cut_step=None if session is None else session.cut_step,
+        )
+
+
+Pair = tuple[int, Finished | None, Finished]
+"""A seed with its plain and its light run."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +115,7 @@ def run_experiment(
                 require_unused(folder, "Go on with it by --resume")
         result, light = _run(experiment, out, kind, title, command, resume, progress)
         result.save(out / RESULT)
-        assert light.light is not None
-        write_report(out / PAGE, result, light.light.plan, light.light.scores)
+        write_report(out / PAGE, result, light.plan, light.scores)
     return result
 
 
@@ -104,17 +142,12 @@ def _run(
     command: str,
     resume: bool,
     progress: bool,
-) -> tuple[Result, Outcome]:
+) -> tuple[Result, Finished]:
     """The result, and the first seed's light run."""
-    pairs: list[tuple[int, Outcome | None, Outcome]] = []
-    for seed in experiment.seeds:
-        light = _fit(experiment, experiment.light, seed, out, resume, progress)
-        plain = _fit(experiment, None, seed, out, resume, progress) if experiment.compare else None
-        if not pairs:
-            _save(experiment, out, plain, light)
-        pairs.append((seed, plain, light))
-    _, plain, light = pairs[0]
-    speeds = _measure(experiment, plain, light)
+    first, *others = experiment.seeds
+    pair, speeds = _first_seed(experiment, first, out, resume, progress)
+    pairs = [pair, *(_further_seed(experiment, seed, out, resume, progress) for seed in others)]
+    _, plain, light = pair
     result = Result(
         kind=kind,
         title=title,
@@ -132,14 +165,32 @@ def _run(
     return result, light
 
 
-def _plan_of(light: Outcome) -> Plan:
-    """What a light run cut by."""
-    assert light.light is not None
-    assert light.light.plan is not None
-    return light.light.plan
+def _first_seed(
+    experiment: Experiment, seed: int, out: Path, resume: bool, progress: bool
+) -> tuple[Pair, dict[str, Speed]]:
+    """Train both, save and measure them: the only two models that are in memory at once."""
+    light = _fit(experiment, experiment.light, seed, out, resume, progress)
+    plain = _fit(experiment, None, seed, out, resume, progress) if experiment.compare else None
+    _save(experiment, out, plain, light)
+    speeds = _measure(experiment, plain, light)
+    return (seed, None if plain is None else Finished.of(plain), Finished.of(light)), speeds
 
 
-def _seed_metrics(seed: int, plain: Outcome | None, light: Outcome) -> SeedMetrics:
+def _further_seed(experiment: Experiment, seed: int, out: Path, resume: bool, progress: bool) -> Pair:
+    """Train one after the other; a Trainer and its model refer to each other, and go when asked to."""
+    gc.collect()
+    light = Finished.of(_fit(experiment, experiment.light, seed, out, resume, progress))
+    gc.collect()
+    plain = _fit(experiment, None, seed, out, resume, progress) if experiment.compare else None
+    return seed, None if plain is None else Finished.of(plain), light
+
+
+def _plan_of(light: Finished) -> Plan:
+    assert light.plan is not None
+    return light.plan
+
+
+def _seed_metrics(seed: int, plain: Finished | None, light: Finished) -> SeedMetrics:
     return SeedMetrics(
         seed=seed,
         vanilla=None if plain is None else plain.main,
@@ -198,39 +249,38 @@ def typical_batch(setting: Setting, outcome: Outcome) -> dict[str, Tensor]:
 
 def _plain_measurement(
     experiment: Experiment,
-    pairs: Sequence[tuple[int, Outcome | None, Outcome]],
+    pairs: Sequence[Pair],
     speeds: dict[str, Speed],
     out: Path,
 ) -> Measurement:
-    outcomes = [plain for _, plain, _ in pairs if plain is not None]
-    return Measurement(**_shared_numbers(experiment, outcomes, speeds[PLAIN], out / PLAIN))
+    runs = [plain for _, plain, _ in pairs if plain is not None]
+    return Measurement(**_shared_numbers(experiment, runs, speeds[PLAIN], out / PLAIN))
 
 
 def _light_measurement(
     experiment: Experiment,
-    pairs: Sequence[tuple[int, Outcome | None, Outcome]],
+    pairs: Sequence[Pair],
     speeds: dict[str, Speed],
     out: Path,
 ) -> Measurement:
-    outcomes = [light for _, _, light in pairs]
-    first = outcomes[0]
+    runs = [light for _, _, light in pairs]
     measured = speeds.get(ESTIMATION)
-    in_run = first.step_seconds.get("estimating")
+    in_run = runs[0].step_seconds.get("estimating")
     return Measurement(
-        **_shared_numbers(experiment, outcomes, speeds[LIGHT], out / LIGHT),
-        estimation_steps=_plan_of(first).estimation_steps,
+        **_shared_numbers(experiment, runs, speeds[LIGHT], out / LIGHT),
+        estimation_steps=_plan_of(runs[0]).estimation_steps,
         estimation_step_seconds=in_run if measured is None else measured.train_step.median,
     )
 
 
 def _shared_numbers(
-    experiment: Experiment, outcomes: Sequence[Outcome], speed: Speed, folder: Path
+    experiment: Experiment, runs: Sequence[Finished], speed: Speed, folder: Path
 ) -> dict[str, Any]:
     assert speed.inference is not None
-    encoder, peft = parameter_counts(outcomes[0].model)
+    encoder, peft = runs[0].parameters
     rows = min(experiment.setting.training.batch_size, len(experiment.setting.validation))
     return {
-        "metric": statistics.fmean(outcome.main for outcome in outcomes),
+        "metric": statistics.fmean(run.main for run in runs),
         "metric_name": "+".join(experiment.setting.spec.main),
         "train_step_seconds": speed.train_step.median,
         "inference_seconds": speed.inference.median / rows,
@@ -238,7 +288,7 @@ def _shared_numbers(
         "encoder_parameters": encoder,
         "peft_parameters": peft,
         "checkpoint_bytes": checkpoint_bytes(folder),
-        "run_seconds": _mean([outcome.seconds for outcome in outcomes]),
+        "run_seconds": _mean([run.seconds for run in runs]),
     }
 
 
@@ -253,16 +303,15 @@ def checkpoint_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in files if not file.name.startswith(_TOKENIZER_FILES))
 
 
-def _curves(label: str, outcome: Outcome | None, seed: int) -> list[Curve]:
-    if outcome is None:
+def _curves(label: str, run: Finished | None, seed: int) -> list[Curve]:
+    if run is None:
         return []
-    cut_step = outcome.light.session.cut_step if outcome.light is not None else None
     curves = []
     for kind, key in _CURVES.items():
-        points = [(int(entry["step"]), float(entry[key])) for entry in outcome.history if key in entry]
+        points = [(int(entry["step"]), float(entry[key])) for entry in run.history if key in entry]
         if points:
             steps, values = zip(*dict(points).items(), strict=True)
-            curves.append(Curve(label, kind, steps, values, cut_step, seed))
+            curves.append(Curve(label, kind, steps, values, run.cut_step, seed))
     return curves
 
 
