@@ -49,7 +49,8 @@ def run_speed(benchmark: SpeedBenchmark) -> dict[str, Any]:
         models[QUERY_VALUE] = dataclasses.replace(setting, peft=peft).load_model()
     models[LIGHT] = _cut_model(benchmark)
     batch = next(batches(setting, setting.validation))
-    speeds = measure_speed(models, batch, benchmark.repeats, estimate=(baseline, benchmark.light.estimation))
+    estimate, prefixes = (baseline, benchmark.light.estimation), {LIGHT: benchmark.light.prefix}
+    speeds = measure_speed(models, batch, benchmark.repeats, estimate, prefixes)
     methods = {name: _numbers(speed, models.get(name)) for name, speed in speeds.items()}
     return {
         "methods": methods,

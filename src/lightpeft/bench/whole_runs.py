@@ -195,8 +195,10 @@ def _peaks(benchmark: RunBenchmark, models: Mapping[str, PeftModel]) -> dict[str
     }
     for model in models.values():
         model.to("cpu")
+    lights = {method.key: method.light_config(benchmark.setting) for method in benchmark.methods}
+    prefixes = {key: None if light is None else light.prefix for key, light in lights.items()}
     peaks = {}
     for key, model in models.items():
-        peaks[key] = training_peak_bytes(model.to(device), batch)
+        peaks[key] = training_peak_bytes(model.to(device), batch, prefixes[key])
         model.to("cpu")
     return peaks

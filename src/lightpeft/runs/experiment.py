@@ -236,7 +236,9 @@ def _save(experiment: Experiment, out: Path, plain: Outcome | None, light: Outco
 def _measure(experiment: Experiment, plain: Outcome | None, light: Outcome) -> dict[str, Speed]:
     models = {LIGHT: light.model} if plain is None else {PLAIN: plain.model, LIGHT: light.model}
     estimate = None if plain is None else (PLAIN, experiment.light.estimation)
-    return measure_speed(models, typical_batch(experiment.setting, light), experiment.repeats, estimate)
+    batch = typical_batch(experiment.setting, light)
+    prefixes = {LIGHT: experiment.light.prefix}
+    return measure_speed(models, batch, experiment.repeats, estimate, prefixes)
 
 
 def typical_batch(setting: Setting, outcome: Outcome) -> dict[str, Tensor]:

@@ -1,12 +1,15 @@
 """Compare models by step time, inference time and peak memory."""
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from lightpeft.config import EstimationConfig
+from lightpeft.config import EstimationConfig, PrefixConfig
 from lightpeft.estimation import Estimator
 from lightpeft.memory import peak_bytes
 from lightpeft.runs.measure import (
@@ -16,6 +19,7 @@ from lightpeft.runs.measure import (
     interleaved_seconds,
     training_action,
 )
+from lightpeft.training.prefix import FrozenPrefix, RowCache
 
 ESTIMATION = "estimation"
 
@@ -35,6 +39,7 @@ def measure_speed(
     batch: Mapping[str, Tensor],
     repeats: int,
     estimate: tuple[str, EstimationConfig] | None = None,
+    prefixes: Mapping[str, PrefixConfig] | None = None,
 ) -> dict[str, Speed]:
     """Measure training step and inference of every model, taking turns in this process.
 
@@ -43,6 +48,7 @@ def measure_speed(
     Args:
         batch: one batch with labels, on the models' device.
         estimate: name of the plain model to also measure with gates in, and how.
+        prefixes: how the frozen layers of some of the models run while these train.
 
     Returns:
         one entry per model, and `estimation` if asked for.
@@ -53,25 +59,51 @@ def measure_speed(
         name, config = estimate
         steps[ESTIMATION] = _estimating_action(models[name], batch, config)
     forwards = {name: inference_action(model, batch) for name, model in models.items()}
-    train = interleaved_seconds(steps, repeats, device)
-    infer = interleaved_seconds(forwards, repeats, device)
     owner = {name: models[name] for name in models}
     if estimate is not None:
         owner[ESTIMATION] = models[estimate[0]]
+    with ExitStack() as stack:
+        for name, prefix in (prefixes or {}).items():
+            stack.enter_context(running_prefix(models[name], prefix))
+        train = interleaved_seconds(steps, repeats, device)
+        train_peaks = {name: peak_bytes(owner[name], step) for name, step in steps.items()}
+    infer = interleaved_seconds(forwards, repeats, device)
     return {
         name: Speed(
             train_step=train[name],
-            train_peak_bytes=peak_bytes(owner[name], step),
+            train_peak_bytes=train_peaks[name],
             inference=infer.get(name),
             inference_peak_bytes=peak_bytes(owner[name], forwards[name]) if name in forwards else None,
         )
-        for name, step in steps.items()
+        for name in steps
     }
 
 
-def training_peak_bytes(model: nn.Module, batch: Mapping[str, Tensor]) -> int:
-    """The most bytes held at once in a training step, the model's included; weights stay as they are."""
-    return peak_bytes(model, training_action(model, batch, _optimizer(model)))
+@contextmanager
+def running_prefix(model: nn.Module, prefix: PrefixConfig | None) -> Iterator[None]:
+    """Run the frozen layers of a model as in a run after the cut; without `prefix` as all others."""
+    if prefix is None or not prefix.frozen:
+        yield
+        return
+    memory = int(prefix.memory * 2**30)
+    cache = RowCache(memory, 0, Path(tempfile.gettempdir())) if prefix.cache else None
+    frozen = FrozenPrefix(model, cache=cache)
+    try:
+        yield
+    finally:
+        frozen.remove()
+
+
+def training_peak_bytes(
+    model: nn.Module, batch: Mapping[str, Tensor], prefix: PrefixConfig | None = None
+) -> int:
+    """The most bytes held at once in a training step, the model's included; weights stay as they are.
+
+    Args:
+        prefix: how the model's frozen layers run. What the cache keeps does not count.
+    """
+    with running_prefix(model, prefix):
+        return peak_bytes(model, training_action(model, batch, _optimizer(model)))
 
 
 def _optimizer(model: nn.Module) -> torch.optim.Optimizer:

@@ -13,6 +13,7 @@ from lightpeft.config import (
     Budget,
     EstimationConfig,
     LightConfig,
+    PrefixConfig,
     Preset,
     SurgeryConfig,
     check_at_least,
@@ -45,6 +46,7 @@ def speed(
     estimation: EstimationConfig = EstimationConfig(),
     budget: Budget = Budget(),
     surgery: SurgeryConfig = SurgeryConfig(),
+    prefix: PrefixConfig = PrefixConfig(),
     training: TrainingConfig = TrainingConfig(),
     peft: PeftForm = "lora",
     lora: LoraOptions = LoraOptions(),
@@ -68,6 +70,7 @@ def speed(
         estimation: How importance is estimated before the cut.
         budget: How much is cut.
         surgery: What the cut preserves.
+        prefix: How the layers below the lowest trained PEFT module run after the cut.
         training: Batch size, length, learning rate and seed.
         peft: Form of PEFT: `lora`, or bottleneck adapters, `sequential` or `parallel`.
         lora: The LoRA that is put on the base.
@@ -92,7 +95,7 @@ def speed(
         training,
         PeftOptions(peft, lora, bottleneck),
     )
-    light = LightConfig(estimation, budget, surgery)
+    light = LightConfig(estimation, budget, surgery, prefix)
     result = run_speed(SpeedBenchmark(setting, light, estimation_steps, repeats))
     if out is not None:
         save_json(out, result, Output.RESULT)
