@@ -17,7 +17,7 @@ import yaml
 
 from lightpeft.bench import save_result, select_rows
 from lightpeft.cli.tasks import TaskOptions
-from lightpeft.config import Budget, EstimationConfig, LightConfig, PrefixConfig, SurgeryConfig
+from lightpeft.config import Budget, EstimationConfig, LightConfig, PrefixConfig, SurgeryConfig, Target
 from lightpeft.files import read_json
 from lightpeft.report import environment
 from lightpeft.report.units import lower_is_better
@@ -107,6 +107,7 @@ def light_config(values: dict[str, Any], seed: int) -> LightConfig | None:
         Budget(**dataclasses.asdict(preset.budget) | values.get("budget", {})),
         SurgeryConfig(**dataclasses.asdict(preset.surgery) | values.get("surgery", {})),
         PrefixConfig(**dataclasses.asdict(preset.prefix) | values.get("prefix", {})),
+        Target(**values.get("target", {})),
         values.get("learning_rate_factor", preset.learning_rate_factor),
         values.get("restart_schedule", preset.restart_schedule),
     )

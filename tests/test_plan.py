@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightpeft import Anatomy, Budget, EstimationError, Plan, PlanError, Scores, make_plan
+from lightpeft import Anatomy, Budget, EstimationError, Plan, PlanError, Scores, Target, make_plan
 from lightpeft.config import Scope, exact_count
 from lightpeft.plan import Count
 from lightpeft.planning import limits
@@ -208,10 +208,10 @@ def test_aligned_layers_keep_their_best_neurons() -> None:
 
 @pytest.mark.parametrize("scope", ["layer", "global"])
 @pytest.mark.parametrize("target", [0.35, 0.5, 0.6, 0.65, 0.8, 0.95])
-def test_keep_parameters_is_met_from_below_and_tight(scope: Scope, target: float) -> None:
+def test_a_target_of_parameters_is_met_from_below_and_tight(scope: Scope, target: float) -> None:
     anatomy = anatomy_of([12] * 6, [512] * 6)
-    budget = Budget(keep_parameters=target, heads_scope=scope, neurons_scope=scope)
-    plan = make_plan(drawn(anatomy, 5), anatomy, budget)
+    budget = Budget(heads_scope=scope, neurons_scope=scope)
+    plan = make_plan(drawn(anatomy, 5), anatomy, budget, target=Target(parameters=target))
     kept = parameters(plan, anatomy) / anatomy.parameters
     step = 6 * (8 * (3 * 33 + 32)) / anatomy.parameters
     assert target - step <= kept <= target
@@ -272,23 +272,24 @@ def test_units_that_cannot_be_cut_stay_and_do_not_count() -> None:
         torn.check_fits(anatomy)
 
 
-def test_keep_parameters_of_one_keeps_all() -> None:
+def test_a_target_of_one_keeps_all() -> None:
     anatomy = anatomy_of([4] * 2, [64] * 2)
-    plan = make_plan(drawn(anatomy, 0), anatomy, Budget(keep_parameters=1.0))
+    plan = make_plan(drawn(anatomy, 0), anatomy, Budget(), target=Target(parameters=1.0))
     assert parameters(plan, anatomy) == anatomy.parameters
 
 
-def test_keep_parameters_with_alignment() -> None:
+def test_a_target_with_alignment() -> None:
     anatomy = anatomy_of([12] * 4, [1000] * 4)
-    plan = make_plan(drawn(anatomy, 5), anatomy, Budget(keep_parameters=0.6, align_neurons=64))
+    budget, target = Budget(align_neurons=64), Target(parameters=0.6)
+    plan = make_plan(drawn(anatomy, 5), anatomy, budget, target=target)
     assert {count % 64 for count in neuron_counts(plan)} == {0}
     assert 0.5 < parameters(plan, anatomy) / anatomy.parameters <= 0.6
 
 
-def test_an_impossible_keep_parameters_is_refused_with_what_is_possible() -> None:
+def test_an_impossible_target_is_refused_with_what_is_possible() -> None:
     anatomy = anatomy_of([4] * 2, [64] * 2)
-    with pytest.raises(PlanError, match=r"keep_parameters=0\.1 cannot be met.*at least 0\.\d+"):
-        make_plan(drawn(anatomy, 0), anatomy, Budget(keep_parameters=0.1, min_heads=3))
+    with pytest.raises(PlanError, match=r"target\.parameters=0\.1 cannot be met.*at least 0\.\d+"):
+        make_plan(drawn(anatomy, 0), anatomy, Budget(min_heads=3), target=Target(parameters=0.1))
 
 
 @pytest.mark.parametrize(("share", "gone"), [(0.0, 0), (0.25, 3), (0.5, 6), (0.75, 9), (0.9, 11)])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from lightpeft import Budget, Plan, PlanError, Scores, make_plan
+from lightpeft import Budget, Plan, PlanError, Scores, Target, make_plan
 from lightpeft.errors import CheckpointError
 from lightpeft.files import read_tensors, write_tensors
 from lightpeft.indices import format_indices, parse_indices
@@ -16,16 +16,18 @@ from tests.test_plan import anatomy_of, drawn
 
 ANATOMY = anatomy_of([6, 4, 5], [40, 33, 8])
 AGREEMENT = {"kind": "heads", "share": 0.5, "chance": 0.3}
+TARGET = {"quantity": "inference", "share": 0.5, "cuts": "width", "predicted": 0.5}
 EVIDENCE = {"scored_steps": 7, "agreements": [AGREEMENT]}
 
 
-def a_plan(seed: int = 0, budget: Budget | None = None) -> Plan:
-    return make_plan(drawn(ANATOMY, seed), ANATOMY, budget or Budget(heads_scope="global"))
+def a_plan(seed: int = 0, budget: Budget | None = None, target: Target | None = None) -> Plan:
+    return make_plan(drawn(ANATOMY, seed), ANATOMY, budget or Budget(heads_scope="global"), target=target)
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_round_trip_is_equal(seed: int) -> None:
-    plan = a_plan(seed, Budget(modules=0.3, ranks=0.6, keep_parameters=0.7))
+    plan = a_plan(seed, Budget(modules=0.3, ranks=0.6), Target(parameters=0.7))
+    assert plan.target is not None
     read = Plan.from_json(plan.to_json())
     assert read == plan
     assert read.to_json() == plan.to_json()
@@ -65,8 +67,8 @@ def test_plans_and_scores_of_version_1_are_read_without_what_they_rest_on(tmp_pa
 
 def test_plans_of_version_2_are_read_without_their_depth_cost() -> None:
     value = a_plan().to_dict()
-    del value["frozen_layers"]
-    old = value["budget"] | {"depth_cost": 0.25}
+    del value["frozen_layers"], value["target"]
+    old = value["budget"] | {"depth_cost": 0.25, "keep_parameters": None}
     read = Plan.from_dict(value | {"format_version": 2, "budget": old})
     assert (read.layers, read.modules, read.budget) == (a_plan().layers, a_plan().modules, a_plan().budget)
     assert read.cutoffs[2].sides is None
@@ -158,6 +160,10 @@ def without(*path: Any) -> dict[str, Any]:
         (without("evidence"), "evidence"),
         (changed("frozen_layers", to=-1), "frozen_layers is -1"),
         (without("frozen_layers"), "frozen_layers"),
+        (without("target"), "target"),
+        (changed("target", to=TARGET | {"quantity": "speed"}), "target's quantity is 'speed'"),
+        (changed("target", to=TARGET | {"predicted": "0.5"}), "target's predicted is '0.5'"),
+        (changed("target", to=TARGET | {"surprise": 1}), "malformed"),
         (changed("layers", to="all"), "malformed"),
         (changed("layers", 0, to=None), "malformed"),
         (without("layers"), "layers"),

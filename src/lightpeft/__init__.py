@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         save,
         save_with_state,
     )
-    from lightpeft.config import Budget, EstimationConfig, LightConfig, PrefixConfig, SurgeryConfig
+    from lightpeft.config import Budget, EstimationConfig, LightConfig, PrefixConfig, SurgeryConfig, Target
     from lightpeft.errors import (
         AnatomyError,
         CheckpointError,
@@ -62,6 +62,7 @@ __all__ = [
     "PrefixConfig",
     "Scores",
     "SurgeryConfig",
+    "Target",
     "VerificationError",
     "__version__",
     "cut",

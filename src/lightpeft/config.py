@@ -11,6 +11,8 @@ from lightpeft.score_tables import BASE_SCORES, MODULE_SCORES, RANK_SCORES
 
 Scope = Literal["layer", "global"]
 KVGroups = Literal["whole", "equal"]
+Quantity = Literal["inference", "training", "memory", "parameters"]
+Cuts = Literal["auto", "width", "depth", "mixed"]
 CacheDtype = Literal["compute", "bfloat16"]
 Preset = Literal["default", "paper"]
 LARGEST_SEED = 2**32 - 1
@@ -145,7 +147,7 @@ class EstimationConfig:
 
 @dataclass(frozen=True)
 class Budget:
-    """How much goes: a share per kind of unit, or one target."""
+    """How much goes: a share per kind of unit."""
 
     heads: float = 1 / 3
     """Share of attention heads to cut."""
@@ -183,9 +185,6 @@ class Budget:
     cut, so that they need no backward pass; their modules go first, within the share `modules` or beyond it.
     `auto`: at most half of the layers, as many as leave most of the module score trainable."""
 
-    keep_parameters: float | None = None
-    """Instead of `heads` and `neurons`: the share of encoder-layer parameters to keep, met from below."""
-
     def __post_init__(self) -> None:
         for name in ("heads", "neurons", "modules", "ranks"):
             check_share(f"budget.{name}", getattr(self, name))
@@ -196,8 +195,59 @@ class Budget:
         check_choice("budget.kv_groups", self.kv_groups, get_args(KVGroups))
         for name, least in (("min_heads", 0), ("min_neurons", 0), ("align_neurons", 1)):
             check_at_least(f"budget.{name}", getattr(self, name), least)
-        if self.keep_parameters is not None and not 0 < self.keep_parameters <= 1:
-            raise ConfigError(f"budget.keep_parameters is {self.keep_parameters}; give a share in (0, 1].")
+
+
+@dataclass(frozen=True)
+class Target:
+    """At most one share of what plain PEFT costs on this device: the uncut model with all its PEFT modules.
+
+    The plan then loses the least score that meets it, and `budget.heads` and `budget.neurons` are not used.
+    """
+
+    inference: float | None = None
+    """Share of the time of a forward pass in eval mode on a batch of the run."""
+
+    training: float | None = None
+    """Share of the time of the whole run, estimation and frozen layers counted."""
+
+    memory: float | None = None
+    """Share of the peak memory of a training step after the cut."""
+
+    parameters: float | None = None
+    """Share of the parameters of the layers."""
+
+    cuts: Cuts = "auto"
+    """What may go: heads and neurons (`width`), whole layers (`depth`, which meets the target within half a
+    layer), or all of them (`mixed`); `auto` goes by the kind of model."""
+
+    def __post_init__(self) -> None:
+        check_choice("target.cuts", self.cuts, get_args(Cuts))
+        given = {name: getattr(self, name) for name in get_args(Quantity) if getattr(self, name) is not None}
+        for name, share in given.items():
+            if not isinstance(share, int | float) or not 0 < share <= 1:
+                raise ConfigError(f"target.{name} is {share!r}; give a share in (0, 1].")
+        if len(given) > 1:
+            raise ConfigError(f"target has {' and '.join(given)}; give one of them.")
+
+    @property
+    def is_set(self) -> bool:
+        """Whether there is one."""
+        return any(getattr(self, name) is not None for name in get_args(Quantity))
+
+    @property
+    def quantity(self) -> Quantity:
+        """Of what it is a share; only of a target that is set."""
+        found: Quantity = next(name for name in get_args(Quantity) if getattr(self, name) is not None)
+        return found
+
+    @property
+    def share(self) -> float:
+        """The number; only of a target that is set."""
+        return float(getattr(self, self.quantity))
+
+
+REPLACED = ("heads", "neurons")
+"""Shares of a budget that a target takes the place of."""
 
 
 @dataclass(frozen=True)
@@ -255,6 +305,9 @@ class LightConfig:
     prefix: PrefixConfig = field(default_factory=PrefixConfig)
     """How the lowest layers run after the cut."""
 
+    target: Target = field(default_factory=Target)
+    """A share of plain PEFT's cost to meet, instead of shares of heads and neurons."""
+
     learning_rate_factor: float = 2.0
     """Multiply the learning rate after the cut: fewer ranks at the same rate move the function less."""
 
@@ -263,6 +316,12 @@ class LightConfig:
 
     def __post_init__(self) -> None:
         check_positive("learning_rate_factor", self.learning_rate_factor)
+        shares = [name for name in REPLACED if getattr(self.budget, name) != getattr(Budget(), name)]
+        if self.target.is_set and shares:
+            raise ConfigError(
+                f"target.{self.target.quantity} chooses how many {' and '.join(shares)} go; leave "
+                f"{' and '.join(f'budget.{name}' for name in shares)} out, or the target."
+            )
 
     @classmethod
     def preset(cls, name: Preset = "default") -> "LightConfig":

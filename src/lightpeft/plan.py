@@ -2,18 +2,19 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, get_args
 
 from lightpeft.anatomy import Anatomy
-from lightpeft.config import Budget, Scope
+from lightpeft.config import Budget, Cuts, Quantity, Scope
 from lightpeft.errors import PlanError
 from lightpeft.evidence import Evidence
 from lightpeft.indices import format_indices, parse_indices
 
 FORMAT_VERSION = 3
-"""1 had no evidence, 2 no frozen layers; both are still read."""
+"""1 had no evidence, 2 neither frozen layers nor a target; both are still read."""
 
 T = TypeVar("T")
 
@@ -80,6 +81,46 @@ class Cutoff:
         return self.highest_cut, self.lowest_kept
 
 
+@dataclass(frozen=True)
+class TargetPlan:
+    """The target that a plan was made for, and what it is predicted to come to."""
+
+    quantity: Quantity
+    share: float
+    cuts: Cuts
+    predicted: float
+    """Share of what plain PEFT costs, as `share`."""
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("quantity", get_args(Quantity)), ("cuts", get_args(Cuts))):
+            if getattr(self, name) not in allowed:
+                raise PlanError(f"malformed: the target's {name} is {getattr(self, name)!r}.")
+        for name in ("share", "predicted"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
+                raise PlanError(f"malformed: the target's {name} is {value!r}.")
+
+    @property
+    def what(self) -> str:
+        """Of what it is a share, in words."""
+        return _QUANTITIES[self.quantity]
+
+    def describe(self) -> str:
+        """One line."""
+        return (
+            f"target: {self.share:.3g} of plain PEFT's {self.what}; predicted {self.predicted:.3g} "
+            f"(target.cuts: {self.cuts})"
+        )
+
+
+_QUANTITIES: dict[Quantity, str] = {
+    "inference": "time of a forward pass",
+    "training": "time of the whole run",
+    "memory": "peak memory of a training step",
+    "parameters": "parameters of the layers",
+}
+
+
 class Count(NamedTuple):
     """How many units of one kind stay; a PEFT module stays with at least one rank."""
 
@@ -127,6 +168,9 @@ class Plan:
 
     frozen_layers: int = 0
     """How many of the lowest layers were chosen to train no PEFT module."""
+
+    target: TargetPlan | None = None
+    """What was to be met; None where shares were given."""
 
     @property
     def kept_modules(self) -> tuple[ModulePlan, ...]:
@@ -184,7 +228,7 @@ class Plan:
             f"{kind}: {count.cut:,} of {count.total:,} go{ranking if count.cut else ''}"
             for kind, count, ranking in zip(kinds, self.counts, how, strict=True)
         ]
-        return (*said, *_frozen_reason(self))
+        return (*said, *_frozen_reason(self), *([] if self.target is None else [self.target.describe()]))
 
     @property
     def weakness(self) -> str | None:
@@ -215,6 +259,7 @@ class Plan:
             "model_type": self.model_type,
             "estimation_steps": self.estimation_steps,
             "frozen_layers": self.frozen_layers,
+            "target": None if self.target is None else dataclasses.asdict(self.target),
             "evidence": None if self.evidence is None else dataclasses.asdict(self.evidence),
             "budget": dataclasses.asdict(self.budget),
             "cutoffs": [dataclasses.asdict(cutoff) for cutoff in self.cutoffs],
@@ -267,6 +312,7 @@ class Plan:
                 budget=Budget(**value["budget"]),
                 estimation_steps=_typed(value["estimation_steps"], int, "estimation_steps"),
                 frozen_layers=_count(value["frozen_layers"], "frozen_layers", 0),
+                target=None if value["target"] is None else TargetPlan(**value["target"]),
                 cutoffs=tuple(Cutoff(**cutoff) for cutoff in value["cutoffs"]),
                 evidence=None if value["evidence"] is None else Evidence.from_dict(value["evidence"]),
             )
@@ -387,10 +433,17 @@ def _upgraded(value: dict[str, Any]) -> dict[str, Any]:
         value = {**value, "format_version": 2, "evidence": None}
     if value["format_version"] == 2:
         budget = dict(value["budget"])
+        budget.pop("keep_parameters", None)
         if budget.pop("depth_cost", 0.0):
             # Its cutoff of modules is in scores times a height, which nothing shows any more.
             value = {**value, "cutoffs": [_without_sides(cutoff) for cutoff in value["cutoffs"]]}
-        value = {**value, "format_version": FORMAT_VERSION, "budget": budget, "frozen_layers": 0}
+        value = {
+            **value,
+            "format_version": FORMAT_VERSION,
+            "budget": budget,
+            "frozen_layers": 0,
+            "target": None,
+        }
     return value
 
 

@@ -182,14 +182,14 @@ def test_estimate_then_many_plans(
     for share in ("0.8", "0.6"):
         capsys.readouterr()
         base = ["plan", "--scores", str(scores), "--model", str(tiny_model), "--json"]
-        assert main([*base, "--budget.keep_parameters", share]) == 0
+        assert main([*base, "--target.parameters", share]) == 0
         plan = lightpeft.Plan.from_json(capsys.readouterr().out)
         kept.append(sum(len(layer.neurons) for layer in plan.layers))
         assert plan.evidence is not None
         assert plan.evidence.scored_steps == lightpeft.Scores.load(scores).scored_steps
     assert kept[0] > kept[1]
     capsys.readouterr()
-    assert main([*base[:-1], "--budget.keep_parameters", "0.6"]) == 0
+    assert main([*base[:-1], "--target.parameters", "0.6"]) == 0
     said = capsys.readouterr().out
     assert plan.evidence.describe() in said
     assert (plan.weakness or "") in said

@@ -26,6 +26,7 @@ MEASUREMENT_KEYS = [
     "run_seconds",
     "estimation_steps",
     "estimation_step_seconds",
+    "target_measured",
 ]
 
 

@@ -8,7 +8,7 @@ from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
-from lightpeft import BottleneckConfig, Budget, LightConfig
+from lightpeft import BottleneckConfig, Budget, LightConfig, Target
 from tests.settings.flags import SAVES
 from tests.settings.kinds import GPT2, LLAMA, LLAMA_CLASSIFIER, ROBERTA, T5, Kind
 from tests.settings.row import LIGHT, Row
@@ -104,6 +104,10 @@ def _bottleneck(form: Any) -> Any:
 
 def _budget(**options: Any) -> LightConfig:
     return LightConfig(LIGHT.estimation, Budget(**options))
+
+
+def _target(**options: Any) -> LightConfig:
+    return LightConfig(LIGHT.estimation, target=Target(**options))
 
 
 WHOLE_BLOCKS = _budget(heads=0.7, neurons=0.7, heads_scope="global", min_heads=0, min_neurons=0)
@@ -258,7 +262,8 @@ CUTS = [
     Row("only modules and ranks", light=_budget(heads=0, neurons=0)),
     Row("only the base", light=_budget(modules=0, ranks=0)),
     Row("equal heads of groups", LLAMA, light=_budget(kv_groups="equal", heads=0.5)),
-    Row("parameters as the target", light=_budget(keep_parameters=0.6)),
+    Row("parameters as the target", light=_target(parameters=0.6)),
+    Row("memory as the target, LLaMA", LLAMA, light=_target(memory=0.9)),
 ]
 
 VARIANTS = [*TRAINED_BESIDE, *TOKENS_ADDED, *HEADS, *OTHER_BASES, *DTYPES, *FORMS, *CUTS]

@@ -24,6 +24,7 @@ from lightpeft import (
     LightConfig,
     LightTrainer,
     PlanError,
+    Target,
 )
 from lightpeft.training.callback import _require_one_process
 from lightpeft.wrapping import require_peft_model
@@ -62,7 +63,6 @@ def test_auto_leaves_two_thirds_of_the_run(base: Path, tmp_path: Path) -> None:
     [
         (Budget(heads=0.9, heads_scope="layer"), r"budget\.heads=0\.9 leaves 0 of 4"),
         (Budget(neurons=0.9, min_neurons=32, neurons_scope="layer"), r"budget\.neurons=0\.9"),
-        (Budget(keep_parameters=0.01), "cannot be met"),
         (Budget(modules=0.99), "leave nothing"),
     ],
 )
@@ -169,14 +169,32 @@ def test_estimation_options_out_of_range(options: dict[str, Any], match: str) ->
         ({"min_neurons": 1.5}, r"min_neurons"),
         ({"frozen_layers": -1}, r"frozen_layers"),
         ({"frozen_layers": "all"}, r"frozen_layers"),
-        ({"keep_parameters": 0.0}, r"keep_parameters"),
-        ({"keep_parameters": 1.1}, r"keep_parameters"),
-        ({"keep_parameters": float("nan")}, r"keep_parameters"),
     ],
 )
 def test_budgets_out_of_range(options: dict[str, Any], match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         Budget(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"parameters": 0.0}, r"target\.parameters is 0\.0"),
+        ({"inference": 1.1}, r"target\.inference is 1\.1"),
+        ({"memory": float("nan")}, r"target\.memory"),
+        ({"training": "half"}, r"target\.training"),
+        ({"cuts": "layers"}, r"target\.cuts"),
+        ({"inference": 0.5, "memory": 0.5}, r"target has inference and memory; give one"),
+    ],
+)
+def test_targets_out_of_range(options: dict[str, Any], match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        Target(**options)
+
+
+def test_a_target_beside_the_shares_that_it_replaces() -> None:
+    with pytest.raises(ConfigError, match=r"chooses how many heads go; leave budget\.heads out"):
+        LightConfig(budget=Budget(heads=0.5), target=Target(inference=0.5))
 
 
 def test_a_plain_peft_model_is_untouched_by_a_refusal(tmp_path: Path) -> None:
@@ -187,7 +205,7 @@ def test_a_plain_peft_model_is_untouched_by_a_refusal(tmp_path: Path) -> None:
         "cannot be met",
         tmp_path,
         tmp_path / "run",
-        LightConfig(estimation=DEFAULT.estimation, budget=Budget(keep_parameters=0.01)),
+        LightConfig(estimation=DEFAULT.estimation, target=Target(parameters=0.01)),
         model=model,
     )
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())

@@ -1,7 +1,7 @@
 """The only room that knows architectures: where heads, neurons and their linears live."""
 
 from lightpeft.anatomy.discovery import FUSED_LAYOUTS, UNPROBED
-from lightpeft.anatomy.families import FAMILIES
+from lightpeft.anatomy.families import DECODERS, FAMILIES
 from lightpeft.anatomy.model import (
     attribute_owner,
     base_of,
@@ -16,6 +16,7 @@ from lightpeft.anatomy.units import Anatomy, HeadInput, Layer, Rows, Units
 from lightpeft.anatomy.verdict import Verdict, attach_verdict, part_key, verdict_of
 
 __all__ = [
+    "DECODERS",
     "FAMILIES",
     "FUSED_LAYOUTS",
     "UNPROBED",

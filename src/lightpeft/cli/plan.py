@@ -2,13 +2,18 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from lightpeft.cli.options import existing_file, run_with_options
 from lightpeft.cli.output import print_json
-from lightpeft.config import Budget, Preset
+from lightpeft.config import Budget, LightConfig, Preset, Target
+from lightpeft.errors import ConfigError
 from lightpeft.outputs import Output, check_file
+
+if TYPE_CHECKING:
+    from lightpeft.planning import Pricing
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -22,6 +27,8 @@ def plan(
     out: Path | None = None,
     preset: Preset = "default",
     budget: Budget = Budget(),
+    target: Target = Target(),
+    latency: Path | None = None,
     json: bool = False,
 ) -> None:
     """Choose what stays, from scores and a budget; no training.
@@ -32,6 +39,8 @@ def plan(
         out: File to write the plan to (JSON).
         preset: `default`, or `paper`; --budget flags change its shares.
         budget: How much is cut.
+        target: A share of plain PEFT's cost to meet, instead of shares of heads and neurons.
+        latency: The latency.json of a run's folder, which target.inference and target.memory need.
         json: Print the plan as JSON.
     """
     from lightpeft.cli.anatomy import anatomy_of
@@ -44,7 +53,9 @@ def plan(
     if out is not None:
         check_file(out, Output.PLAN)
     existing_file(scores, "the file that estimate wrote")
-    made = make_plan(Scores.load(scores), anatomy_of(model), budget)
+    LightConfig(budget=budget, target=target)  # refuses a target beside the shares that it replaces
+    pricing = _pricing(target, latency)
+    made = make_plan(Scores.load(scores), anatomy_of(model), budget, target=pricing)
     if out is not None:
         save_json(out, made.to_dict(), Output.PLAN)
     if json:
@@ -54,3 +65,21 @@ def plan(
     if made.evidence is not None:
         print("\n".join(filter(None, (made.evidence.describe(), made.weakness))))
     Console().print(plan_table(made))
+
+
+def _pricing(target: Target, latency: Path | None) -> "Pricing | None":
+    from lightpeft.costs import CostTable
+    from lightpeft.files import read_json
+    from lightpeft.planning import Pricing
+
+    if not target.is_set:
+        return None
+    if target.training is not None:
+        raise ConfigError(
+            "target.training is a share of a run, whose steps no scores know; give it to lightpeft train, or "
+            "plan by target.inference, target.memory or target.parameters."
+        )
+    if latency is None:
+        return Pricing(target)
+    table = CostTable.from_dict(read_json(existing_file(latency, "the latency.json of a run's folder")))
+    return Pricing(target, table)

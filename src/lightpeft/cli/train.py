@@ -6,7 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightpeft.cli.options import Names, Seeds, names_of, run_with_options, seeds_of
-from lightpeft.config import Budget, EstimationConfig, LightConfig, PrefixConfig, Preset, SurgeryConfig
+from lightpeft.config import (
+    Budget,
+    EstimationConfig,
+    LightConfig,
+    PrefixConfig,
+    Preset,
+    SurgeryConfig,
+    Target,
+)
 from lightpeft.errors import ConfigError
 from lightpeft.run_config import (
     BottleneckOptions,
@@ -40,6 +48,7 @@ def train(
     budget: Budget = Budget(),
     surgery: SurgeryConfig = SurgeryConfig(),
     prefix: PrefixConfig = PrefixConfig(),
+    target: Target = Target(),
     learning_rate_factor: float = 2.0,
     restart_schedule: bool = False,
     training: TrainingConfig = TrainingConfig(),
@@ -70,6 +79,7 @@ def train(
         budget: How much is cut.
         surgery: What the cut preserves.
         prefix: How the layers below the lowest trained PEFT module run after the cut.
+        target: A share of plain PEFT's cost to meet, instead of shares of heads and neurons.
         learning_rate_factor: Multiply the learning rate after the cut.
         restart_schedule: Start optimizer and learning-rate schedule anew after the cut.
         training: The fine-tuning run.
@@ -91,7 +101,7 @@ def train(
     training.check_intervals()
     if resume and training.save_steps is None:
         raise ConfigError("resume needs training.save_steps, the steps between checkpoints.")
-    light = LightConfig(estimation, budget, surgery, prefix, learning_rate_factor, restart_schedule)
+    light = LightConfig(estimation, budget, surgery, prefix, target, learning_rate_factor, restart_schedule)
     task_options = TaskOptions(task, data, names_of(text), label, metric, train_limit, objective=objective)
     loaded = task_options.load()
     setting = make_setting(base, loaded, training, options)

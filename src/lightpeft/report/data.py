@@ -70,6 +70,9 @@ class Measurement:
 
     estimation_step_seconds: float | None = None
 
+    target_measured: float | None = None
+    """What came of a target, as share of plain PEFT's cost, light PEFT only."""
+
     def __post_init__(self) -> None:
         check_number("metric", self.metric)
         check_text("metric_name", self.metric_name)
@@ -79,7 +82,7 @@ class Measurement:
             check_count(name, getattr(self, name))
         if self.estimation_steps is not None:
             check_count("estimation_steps", self.estimation_steps)
-        for name in ("run_seconds", "estimation_step_seconds"):
+        for name in ("run_seconds", "estimation_step_seconds", "target_measured"):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), least=0)
 

@@ -272,6 +272,7 @@ def _light_measurement(
         **_shared_numbers(experiment, runs, speeds[LIGHT], out / LIGHT),
         estimation_steps=_plan_of(runs[0]).estimation_steps,
         estimation_step_seconds=in_run if measured is None else measured.train_step.median,
+        target_measured=None if first.light is None else first.light.measured,
     )
 
 

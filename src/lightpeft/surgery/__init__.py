@@ -1,6 +1,6 @@
 """Surgery: a plan makes the model smaller, in place, and the result is checked."""
 
-from lightpeft.surgery.base import kept_channels, kept_rows
+from lightpeft.surgery.base import cut_base, kept_channels, kept_rows
 from lightpeft.surgery.cut import CutReport, cut, parameter_counts, reapply, reshape
 from lightpeft.surgery.fingerprint import TRAINED, base_digests, digest_of, fingerprint, other_tensors
 from lightpeft.surgery.operation import require_allowed
@@ -24,6 +24,7 @@ __all__ = [
     "attach_record",
     "base_digests",
     "cut",
+    "cut_base",
     "digest_of",
     "evaluating",
     "fingerprint",

@@ -33,6 +33,7 @@ from lightpeft.training.schedule import (
     stretch_schedule,
 )
 from lightpeft.training.session import LightSession, is_of_light_run
+from lightpeft.training.targeting import Pace
 from lightpeft.wrapping import require_peft_model
 
 
@@ -66,6 +67,11 @@ class LightCallback(TrainerCallback):
     def report(self) -> CutReport | None:
         """What the cut changed, once done in this process."""
         return self.session.report
+
+    @property
+    def measured(self) -> float | None:
+        """What came of the target, as share of plain PEFT's cost, once measured in this process."""
+        return self.session.measured
 
     def restore(self, model: nn.Module, checkpoint: str | Path) -> None:
         """Prepare a fresh model and this callback to resume from `checkpoint`.
@@ -117,8 +123,10 @@ class LightCallback(TrainerCallback):
             require_followable(kwargs["optimizer"], model)
             if config.learning_rate_factor != 1:
                 require_scalable(scheduler, config.learning_rate_factor, state.max_steps - state.global_step)
-        self.session.begin(model, state.max_steps, not args.disable_tqdm)
-        self.session.freeze(model, _ahead(args, state, kwargs.get("train_dataloader")))
+        batches = kwargs.get("train_dataloader")
+        pace = _pace(args, batches)
+        self.session.begin(model, state.max_steps, not args.disable_tqdm, pace, state.global_step)
+        self.session.freeze(model, _ahead(args, state, batches))
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -188,7 +196,7 @@ class LightCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.session.end()
+        self.session.finish()
         self._lock.close()
         self._trains = False
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
@@ -224,6 +232,16 @@ def loss_scale_of(optimizer: torch.optim.Optimizer) -> Tensor | float:
 
 def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
     return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+
+
+def _pace(args: TrainingArguments, batches: Any) -> Pace:
+    """How a run goes over these batches."""
+    each_step = args.gradient_accumulation_steps
+    try:
+        each_pass = max(1, math.ceil(len(batches) / each_step))
+    except TypeError:  # nobody knows their number
+        each_pass = None
+    return Pace(Path(str(args.output_dir)), each_pass, each_step)
 
 
 def _ahead(args: TrainingArguments, state: TrainerState, batches: Any) -> Ahead:

@@ -48,6 +48,7 @@ from lightpeft.surgery import (
 )
 from lightpeft.training.live_run import LiveRun
 from lightpeft.training.prefix import Ahead, FrozenPrefix, freeze_prefix
+from lightpeft.training.targeting import Pace, Targeting
 from lightpeft.wrapping import require_peft_model
 
 ESTIMATION = "estimation.safetensors"
@@ -71,6 +72,7 @@ class LightSession:
         self._bar: tqdm[Any] | None = None
         self._guard: StepGuard | None = None
         self._prefix: FrozenPrefix | None = None
+        self._targeting: Targeting | None = None
         self._resumed: tuple[dict[str, Tensor], dict[str, Any]] | None = None
         self._proof: dict[str, Any] | None = None
         self._proved = self._begun = False
@@ -80,8 +82,19 @@ class LightSession:
         """`estimating`, or `cut` once the plan was carried out."""
         return "estimating" if self.plan is None else "cut"
 
-    def begin(self, model: nn.Module, total_steps: int, show_progress: bool) -> None:
+    def begin(
+        self,
+        model: nn.Module,
+        total_steps: int,
+        show_progress: bool,
+        pace: Pace | None = None,
+        first_step: int = 0,
+    ) -> None:
         """Check the whole run before it starts, then put the gates in.
+
+        Args:
+            pace: how the run goes over its data; a target needs to know.
+            first_step: optimizer steps that were taken before, of a run that is resumed.
 
         Raises:
             ConfigError, PlanError, AnatomyError: what was asked for cannot be done in this run.
@@ -98,6 +111,9 @@ class LightSession:
             )
         self.end()
         estimation = within_run(self.config.estimation, total_steps)
+        if self.config.target.is_set:
+            assert pace is not None
+            self._targeting = Targeting(self.config, pace, total_steps, first_step)
         self.check(model, total_steps)
         origin_of(model)  # says now what a checkpoint of this run could not be loaded without
         self._estimator = Estimator(model, estimation)
@@ -140,7 +156,8 @@ class LightSession:
         modules = find_modules(require_peft_model(model))
         for limit in [*limits(anatomy, self.config.budget), *limits_of_form(model)]:
             logger.info("%s", limit)
-        trial = make_plan(_flat_scores(anatomy, modules), anatomy, self.config.budget)
+        pricing = None if self._targeting is None else self._targeting.trial(steps)
+        trial = make_plan(_flat_scores(anatomy, modules), anatomy, self.config.budget, target=pricing)
         require_allowed(model, trial)
         if trial.cuts_nothing:
             warnings.warn(
@@ -150,6 +167,8 @@ class LightSession:
 
     def begin_step(self) -> None:
         """From here to `end_backward` the model computes as it is trained, not as a reference."""
+        if self._targeting is not None:
+            self._targeting.begin_step()
         if self._guard is not None:
             self._guard.inside = True
 
@@ -164,14 +183,29 @@ class LightSession:
 
     def end_step(self, model: nn.Module, optimizer: torch.optim.Optimizer | None, step: int) -> bool:
         """After an optimizer step: cut if estimation is done. True if this step cut."""
+        has_cut = self._cut_if_done(model, optimizer, step)
+        if self._targeting is not None:
+            self._targeting.end_step()
+        return has_cut
+
+    def _cut_if_done(self, model: nn.Module, optimizer: torch.optim.Optimizer | None, step: int) -> bool:
         estimator = self._estimator
         if estimator is None or not should_stop(estimator, self._settled, self.config.budget):
             return False
         self.scores = estimator.scores()
-        pays = _can_freeze(model)
-        self.plan = make_plan(self.scores, estimator.anatomy, self.config.budget, pays=pays)
         batch = estimator.last_batch
         self._proof = batch
+        assert batch is not None
+        self._take_gates_out()
+        targeting = self._targeting
+        pricing = None if targeting is None else targeting.pricing(model, batch, step)
+        self.plan = make_plan(
+            self.scores,
+            estimator.anatomy,
+            self.config.budget,
+            pays=_can_freeze(model),
+            target=pricing,
+        )
         self.end()
         self.report = cut(
             model,
@@ -184,8 +218,21 @@ class LightSession:
         self.cut_step = step
         logger.info("step %d, cut: %s", step, self.report.describe())
         _say_what_it_rests_on(self.plan)
+        if targeting is not None and self.plan.target is not None:
+            targeting.say_after_cut(model, batch, self.plan.target)
         _free_memory()
         return True
+
+    @property
+    def measured(self) -> float | None:
+        """Share of plain PEFT's cost that was found, where there is a target; of a whole run at its end."""
+        return None if self._targeting is None else self._targeting.measured
+
+    def finish(self) -> None:
+        """Training is over: say what it took."""
+        if self._targeting is not None and self.plan is not None and self.plan.target is not None:
+            self._targeting.say_at_end(self.plan.target)
+        self.end()
 
     def freeze(self, model: nn.Module, ahead: Ahead) -> None:
         """From here on run the layers that nothing trains apart from the others; only after the cut."""
@@ -201,6 +248,9 @@ class LightSession:
             self._bar.set_description(f"lightpeft: {self.phase}")
             self._bar.close()
             self._bar = None
+        self._take_gates_out()
+
+    def _take_gates_out(self) -> None:
         if self._estimator is not None:
             self._estimator.detach()
             self._estimator = self._guard = None

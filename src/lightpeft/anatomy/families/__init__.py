@@ -13,4 +13,4 @@ FAMILIES: dict[str, tuple[Stack, ...]] = {
     **VISION_AND_SPEECH,
 }
 
-__all__ = ["FAMILIES"]
+__all__ = ["DECODERS", "FAMILIES"]

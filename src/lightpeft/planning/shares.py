@@ -2,16 +2,19 @@
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 from torch import Tensor
 
-from lightpeft.anatomy import Anatomy, Units
-from lightpeft.config import Budget, Scope, exact_count
+from lightpeft.anatomy import Anatomy
+from lightpeft.config import Budget, Scope, Target, exact_count
 from lightpeft.errors import PlanError
 from lightpeft.evidence import Agreement, Evidence
-from lightpeft.plan import Cutoff, LayerPlan, ModulePlan, Plan
+from lightpeft.plan import Cutoff, LayerPlan, ModulePlan, Plan, TargetPlan
+from lightpeft.planning.blocks import Blocks, blocks_of
+from lightpeft.planning.prices import Pricing
+from lightpeft.planning.target import Found, choose_for_target, cuts_for
 from lightpeft.score_tables import TABLES
 from lightpeft.scores import Scores
 
@@ -22,7 +25,14 @@ FROZEN_KEEP = 0.8
 """What `frozen_layers="auto"` keeps of the module score that would stay with every layer trained."""
 
 
-def make_plan(scores: Scores, anatomy: Anatomy, budget: Budget, *, pays: bool = True) -> Plan:
+def make_plan(
+    scores: Scores,
+    anatomy: Anatomy,
+    budget: Budget,
+    *,
+    target: Target | Pricing | None = None,
+    pays: bool = True,
+) -> Plan:
     """Choose the units that stay: the most important ones that the budget allows.
 
     Where the scores have halves, the plan also says how far these would cut the same.
@@ -32,26 +42,36 @@ def make_plan(scores: Scores, anatomy: Anatomy, budget: Budget, *, pays: bool = 
     `budget.kv_groups="equal"`, in equal numbers from every group.
 
     Args:
+        target: what to meet instead of `budget.heads` and `budget.neurons`; of time and memory a `Pricing`
+            with a latency table.
         pays: whether low layers without PEFT modules save time; if not, `frozen_layers="auto"` freezes none.
 
     Raises:
-        PlanError: scores of another model, or a budget that the floors or the architecture forbid.
+        PlanError: scores of another model, or a budget or target that the floors or the architecture forbid.
     """
-    plan = _choose(scores, anatomy, budget, pays)
+    pricing = (Pricing(target) if target.is_set else None) if isinstance(target, Target) else target
+    plan = _choose(scores, anatomy, budget, pays, pricing)
     if scores.scored_steps is None:
         return plan
-    halves = [_choose(half, anatomy, budget, pays) for half in scores.halves]
+    halves = [_choose(half, anatomy, budget, pays, pricing) for half in scores.halves]
     agreed = agreements(scores.methods, *halves) if halves else ()
     return dataclasses.replace(plan, evidence=Evidence(scores.scored_steps, agreed))
 
 
-def _choose(scores: Scores, anatomy: Anatomy, budget: Budget, pays: bool) -> Plan:
+def _choose(scores: Scores, anatomy: Anatomy, budget: Budget, pays: bool, pricing: Pricing | None) -> Plan:
     _check_same_shape(scores, anatomy)
-    heads, neurons = _choose_base(scores, anatomy, budget)
-    idle = _idle_linears(anatomy, heads, neurons)
-    frozen_layers = (
-        _choose_frozen(scores, anatomy, budget, idle) if pays or budget.frozen_layers != "auto" else 0
-    )
+    if pricing is None:
+        heads, neurons = _choose_base(scores, anatomy, budget)
+        idle = _idle_linears(anatomy, heads, neurons)
+        frozen_layers, met = _choose_frozen(scores, anatomy, budget, idle, pays), None
+    else:
+        frozen_layers, found = _choose_for_target(scores, anatomy, budget, pays, pricing)
+        heads, neurons = found.heads, found.neurons
+        idle = _idle_linears(anatomy, heads, neurons)
+        met = TargetPlan(
+            *(pricing.target.quantity, pricing.target.share),
+            *(cuts_for(anatomy, pricing.target.cuts), found.cost),
+        )
     frozen = _modules_below(scores, anatomy, frozen_layers)
     survivors = _choose_modules(scores, budget, idle, frozen)
     ranks = _choose_ranks(scores, survivors, budget)
@@ -75,6 +95,7 @@ def _choose(scores: Scores, anatomy: Anatomy, budget: Budget, pays: bool) -> Pla
         budget=budget,
         estimation_steps=scores.steps,
         frozen_layers=frozen_layers,
+        target=met,
         cutoffs=_explain(
             scores,
             *(heads, neurons, survivors, ranks),
@@ -142,108 +163,16 @@ def _place(anatomy: Anatomy, name: str) -> tuple[int | None, str]:
 
 def _choose_base(scores: Scores, anatomy: Anatomy, budget: Budget) -> tuple[Kept, Kept]:
     heads = [
-        _blocks(layer.name, layer.attention, values.tolist(), budget)
+        blocks_of(layer.name, layer.attention, values.tolist(), budget)
         for layer, values in zip(anatomy.layers, scores.heads, strict=True)
     ]
     neurons = [
-        _blocks(layer.name, layer.ffn, values.tolist(), budget)
+        blocks_of(layer.name, layer.ffn, values.tolist(), budget)
         for layer, values in zip(anatomy.layers, scores.neurons, strict=True)
     ]
     choose_heads = _chooser("heads", heads, budget.heads_scope)
     choose_neurons = _chooser("neurons", neurons, budget.neurons_scope)
-    if budget.keep_parameters is None:
-        return choose_heads(budget.heads, False), choose_neurons(budget.neurons, False)
-
-    def parameters(share: float) -> int:
-        pairs = zip(anatomy.layers, choose_heads(share, True), choose_neurons(share, True), strict=True)
-        return sum(layer.parameters(h, n) for layer, h, n in pairs)
-
-    share = _smallest_share(parameters, budget.keep_parameters, anatomy.parameters)
-    return choose_heads(share, True), choose_neurons(share, True)
-
-
-def _smallest_share(parameters: Callable[[float], int], target: float, whole: int) -> float:
-    """The smallest share, to 1/4096, whose cut leaves at most `target · whole` parameters."""
-    steps = 4096
-    least = parameters((steps - 1) / steps)
-    if least > target * whole:
-        raise PlanError(
-            f"budget.keep_parameters={target} cannot be met: with the floors min_heads and "
-            f"min_neurons at least {least / whole:.3f} of the encoder stays."
-        )
-    low, high = 0, steps - 1
-    while low < high:
-        middle = (low + high) // 2
-        if parameters(middle / steps) <= target * whole:
-            high = middle
-        else:
-            low = middle + 1
-    return low / steps
-
-
-@dataclass(frozen=True)
-class _Blocks:
-    """The units of one layer in blocks that stay or go together, the most important block first."""
-
-    where: str
-    units: int
-    blocks: tuple[tuple[int, ...], ...]
-    values: tuple[float, ...]
-    """Mean score per block; descends."""
-
-    floor: int
-    """Blocks that stay in any case."""
-
-    @property
-    def block_size(self) -> int:
-        """Units per block."""
-        return len(self.blocks[0])
-
-    def best(self, count: int) -> tuple[int, ...]:
-        """The units of the most important blocks, ascending."""
-        return tuple(sorted(unit for block in self.blocks[:count] for unit in block))
-
-
-def _blocks(where: str, units: Units | None, scores: list[float], budget: Budget) -> _Blocks | None:
-    """The units of a layer in blocks, by their mean score; none where nothing can go."""
-    if units is None:
-        return None
-    if units.fixed is not None:
-        return _Blocks(where, units.count, (), (), 0)
-    if units.kind == "heads":
-        blocks, floor = _head_blocks(units, scores, budget), budget.min_heads
-    else:
-        blocks, floor = _neuron_blocks(where, scores, budget.align_neurons), budget.min_neurons
-    means = {block: math.fsum(scores[unit] for unit in block) / len(block) for block in blocks}
-    order = sorted(means, key=lambda block: (-means[block], block))
-    units_that_stay = max(floor, 0 if units.removable else 1)
-    least = math.ceil(units_that_stay / len(order[0])) if order else 0
-    values = tuple(means[block] for block in order)
-    return _Blocks(where, units.count, tuple(order), values, min(least, len(order)))
-
-
-def _head_blocks(units: Units, scores: list[float], budget: Budget) -> list[tuple[int, ...]]:
-    """Heads one by one; with KV groups whole groups, or the best of each group, the second best, ..."""
-    groups = [tuple(range(start, start + units.group)) for start in range(0, units.count, units.group)]
-    splits = units.splits_groups and (budget.kv_groups == "equal" or len(groups) == 1)
-    if units.group == 1 or not splits:
-        return groups
-    ranked = [_by_score(group, scores) for group in groups]
-    return list(zip(*ranked, strict=True))
-
-
-def _neuron_blocks(where: str, scores: list[float], size: int) -> list[tuple[int, ...]]:
-    """Neurons `size` by `size` in the order of their scores."""
-    if len(scores) < size:
-        raise PlanError(f"{where} has {len(scores)} neurons, fewer than the {size} of budget.align_neurons.")
-    order = _by_score(range(len(scores)), scores)
-    starts = range(0, len(scores) - len(scores) % size, size)
-    return [tuple(order[start : start + size]) for start in starts]
-
-
-def _by_score(units: Iterable[int], scores: list[float]) -> list[int]:
-    """The most important first; ties go to the lower index."""
-    return sorted(units, key=lambda unit: (-scores[unit], unit))
+    return choose_heads(budget.heads), choose_neurons(budget.neurons)
 
 
 _POOLS: dict[Scope, Callable[[list[int]], list[list[int]]]] = {
@@ -253,18 +182,18 @@ _POOLS: dict[Scope, Callable[[list[int]], list[list[int]]]] = {
 """Which layers are ranked together."""
 
 
-def _chooser(kind: str, layers: Sequence[_Blocks | None], scope: Scope) -> Callable[[float, bool], Kept]:
-    """A function (share to cut, clamp to the floors instead of failing) -> kept indices per layer."""
+def _chooser(kind: str, layers: Sequence[Blocks | None], scope: Scope) -> Callable[[float], Kept]:
+    """A function from the share to cut to the kept indices per layer."""
     cuttable = [index for index, one in enumerate(layers) if one is not None and one.blocks]
     pools = _POOLS[scope](cuttable)
 
-    def choose(share: float, clamp: bool) -> Kept:
+    def choose(share: float) -> Kept:
         kept: Kept = [() if one is None else tuple(range(one.units)) for one in layers]
         if share == 0:
             return kept
         for pool in filter(None, pools):
             chosen = [(index, one) for index in pool if (one := layers[index]) is not None]
-            for index, indices in _keep_best(chosen, share, clamp, f"budget.{kind}"):
+            for index, indices in _keep_best(chosen, share, f"budget.{kind}"):
                 kept[index] = indices
         return kept
 
@@ -272,12 +201,12 @@ def _chooser(kind: str, layers: Sequence[_Blocks | None], scope: Scope) -> Calla
 
 
 def _keep_best(
-    pool: list[tuple[int, _Blocks]], share: float, clamp: bool, option: str
+    pool: list[tuple[int, Blocks]], share: float, option: str
 ) -> Iterable[tuple[int, tuple[int, ...]]]:
     units = sum(one.units for _, one in pool)
     wanted = units - exact_count(share, units)
     floor = sum(one.floor * one.block_size for _, one in pool)
-    if floor - pool[0][1].block_size / 2 > wanted and not clamp:
+    if floor - pool[0][1].block_size / 2 > wanted:
         raise PlanError(
             f"{option}={share:g} leaves {wanted} of {units} units in "
             f"{pool[0][1].where if len(pool) == 1 else f'{len(pool)} layers'}, but the floors keep at least "
@@ -308,20 +237,73 @@ def _idle_linears(anatomy: Anatomy, heads: Kept, neurons: Kept) -> set[str]:
     return idle
 
 
-def _choose_frozen(scores: Scores, anatomy: Anatomy, budget: Budget, idle: set[str]) -> int:
+def _choose_frozen(scores: Scores, anatomy: Anatomy, budget: Budget, idle: set[str], pays: bool) -> int:
     """How many of the lowest layers train no PEFT module."""
+    choices = _frozen_choices(anatomy, budget, pays)
+    least = FROZEN_KEEP * _kept_score(scores, anatomy, budget, idle, choices[0])
+    enough = (k for k in reversed(choices) if _kept_score(scores, anatomy, budget, idle, k) >= least)
+    return next(enough, choices[0])
+
+
+def _frozen_choices(anatomy: Anatomy, budget: Budget, pays: bool) -> range:
+    """The numbers of lowest layers that may be chosen to train no PEFT module."""
     layers = len(anatomy.lowest_stack)
-    if budget.frozen_layers != "auto":
-        if budget.frozen_layers > layers:
-            raise PlanError(f"budget.frozen_layers is {budget.frozen_layers}, but there are {layers} layers.")
-        return budget.frozen_layers
+    if budget.frozen_layers == "auto":
+        return range(layers // 2 + 1 if pays else 1)
+    if budget.frozen_layers > layers:
+        raise PlanError(f"budget.frozen_layers is {budget.frozen_layers}, but there are {layers} layers.")
+    return range(budget.frozen_layers, budget.frozen_layers + 1)
 
-    def kept_score(frozen_layers: int) -> float:
-        frozen = _modules_below(scores, anatomy, frozen_layers)
-        return math.fsum(scores.modules[name] for name in _choose_modules(scores, budget, idle, frozen))
 
-    least = FROZEN_KEEP * kept_score(0)
-    return next((k for k in range(layers // 2, 0, -1) if kept_score(k) >= least), 0)
+def _kept_score(
+    scores: Scores, anatomy: Anatomy, budget: Budget, idle: set[str], frozen_layers: int
+) -> float:
+    """Score of the PEFT modules that stay above so many frozen layers."""
+    frozen = _modules_below(scores, anatomy, frozen_layers)
+    return math.fsum(scores.modules[name] for name in _choose_modules(scores, budget, idle, frozen))
+
+
+def _choose_for_target(
+    scores: Scores, anatomy: Anatomy, budget: Budget, pays: bool, pricing: Pricing
+) -> tuple[int, Found]:
+    """How many layers are frozen, and what stays, so that the shares of score lost by both are least.
+
+    Where frozen layers are no cheaper by this target, their number goes by the module scores alone.
+    """
+    target = pricing.target
+    choices: Iterable[int] = _frozen_choices(anatomy, budget, pays)
+    if target.quantity not in ("training", "memory"):
+        choices = [_choose_frozen(scores, anatomy, budget, set(), pays)]
+    found, least, most = [], [], _kept_score(scores, anatomy, budget, set(), 0)
+    for k in choices:
+        prices = pricing.prices(anatomy, *_what_trains(scores, anatomy, budget, k))
+        met = choose_for_target(scores, anatomy, budget, prices, target.share, target.cuts)
+        if isinstance(met, Found):
+            lost = 1 - _kept_score(scores, anatomy, budget, set(), k) / most if most > 0 else 0.0
+            found.append((met.lost + lost, k, met))
+        else:
+            least.append(met)
+    if not found:
+        raise PlanError(
+            f"target.{target.quantity}={target.share:g} cannot be met: at least {min(least):.3f} of plain "
+            "PEFT's stays with the floors min_heads and min_neurons, and with what may go by target.cuts."
+        )
+    _, frozen_layers, best = min(found, key=lambda one: one[:2])
+    return frozen_layers, best
+
+
+def _what_trains(
+    scores: Scores, anatomy: Anatomy, budget: Budget, frozen_layers: int
+) -> tuple[frozenset[int], list[float]]:
+    """The layers in the frozen prefix, and per layer the share of its PEFT modules that stay."""
+    lowest = anatomy.lowest_stack[:frozen_layers]
+    frozen = frozenset(layer.index for layer in anatomy.layers if layer.module in lowest)
+    survivors = _choose_modules(scores, budget, set(), _modules_below(scores, anatomy, frozen_layers))
+    places = {name: _place(anatomy, name)[0] for name in scores.ranks}
+    modules = {name: anatomy.layers[at].module for name, at in places.items() if at is not None}
+    total = Counter(modules.values())
+    stay = Counter(modules[name] for name in survivors if name in modules)
+    return frozen, [stay[one.module] / max(1, total[one.module]) for one in anatomy.layers]
 
 
 def _modules_below(scores: Scores, anatomy: Anatomy, frozen_layers: int) -> set[str]:

@@ -1,0 +1,106 @@
+"""How a model calls its layers, and calls of copies of them with the same arguments."""
+
+import contextlib
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache
+
+from lightpeft.errors import AnatomyError
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of one call of a layer, and the autocast around it."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    device: str
+    autocast: torch.dtype | None
+
+    def repeat(self, layer: nn.Module, *, grad: bool) -> Tensor:
+        """The hidden states that `layer` puts out; with `grad` its input wants a gradient, as in a stack."""
+        args, kwargs = list(self.args), dict(self.kwargs)
+        if grad:
+            holder, place = _hidden_place(args, kwargs)
+            holder[place] = holder[place].detach().requires_grad_()
+        enabled = self.autocast is not None
+        with torch.autocast(self.device, dtype=self.autocast, enabled=enabled), torch.set_grad_enabled(grad):
+            output = layer(*args, **kwargs)
+        hidden: Tensor = output if isinstance(output, Tensor) else output[0]
+        return hidden
+
+
+def record_calls(
+    model: nn.Module, layers: Mapping[str, nn.Module], wanted: Collection[str], batch: Mapping[str, Any]
+) -> tuple[dict[str, Call], Counter[str]]:
+    """Run `model` once in eval mode.
+
+    Args:
+        layers: by name, to count the calls of.
+        wanted: names of those whose arguments are kept, of their first call.
+    """
+    calls: dict[str, Call] = {}
+    counts: Counter[str] = Counter()
+
+    def note(name: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        counts[name] += 1
+        if name in wanted and name not in calls:
+            calls[name] = _call(args, kwargs)
+
+    with contextlib.ExitStack() as hooks:
+        for name, layer in layers.items():
+            handle = layer.register_forward_pre_hook(partial(note, name), with_kwargs=True)
+            hooks.callback(handle.remove)
+        model.eval()
+        with torch.no_grad():
+            model(**batch)
+    return calls, counts
+
+
+@contextlib.contextmanager
+def left_as_it_is(model: nn.Module) -> Iterator[None]:
+    """Give modes, gradients, buffers and random numbers back as they were."""
+    modes = [(module, module.training) for module in model.modules()]
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    device = next(model.parameters()).device
+    for parameter, _ in gradients:
+        parameter.grad = None
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.enable_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+
+
+def _call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    """A call without the cache of keys and values, which each repetition would make longer."""
+    args = tuple(None if isinstance(value, Cache) else value for value in args)
+    kwargs = {name: None if isinstance(value, Cache) else value for name, value in kwargs.items()}
+    holder, place = _hidden_place(list(args), kwargs)
+    device = holder[place].device.type
+    autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    return Call(args, kwargs, device, autocast)
+
+
+def _hidden_place(args: list[Any], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    """Where the hidden states are: the first tensor of floating point."""
+    places: list[tuple[Any, Any]] = [(args, place) for place in range(len(args))]
+    places += [(kwargs, name) for name in kwargs]
+    for holder, place in places:
+        value = holder[place]
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return holder, place
+    raise AnatomyError("a layer was called without hidden states, so what it costs cannot be measured.")

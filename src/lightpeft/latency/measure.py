@@ -1,0 +1,220 @@
+"""Measure what a model and its layers cost: in turns, so that noise hits all alike, and by medians."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightpeft.anatomy import Anatomy, base_of, find_anatomy
+from lightpeft.config import Budget, Quantity
+from lightpeft.costs import Costs, CostTable, Curve, LayerCosts
+from lightpeft.latency.calls import Call, left_as_it_is, record_calls
+from lightpeft.latency.variants import Variant, alike, layers_by_module, variants
+from lightpeft.memory import LiveBytes, peak_bytes, tensor_bytes
+
+REPEATS, WARMUP = 3, 1
+Batch = Mapping[str, Any]
+Timed = Callable[[], tuple[float, float]]
+"""Does something once; seconds of its forward pass, and of all of it."""
+
+
+def measure_costs(
+    model: nn.Module, batch: Batch, quantity: Quantity, budget: Budget, key: dict[str, Any]
+) -> CostTable:
+    """Measure the uncut model with all its PEFT modules, and copies of its layers.
+
+    Layers of one shape share a measurement. It takes a few steps' time; the model, its gradients and the
+    random numbers of the run are left as they are.
+
+    Args:
+        batch: arguments of the model's forward, on its device.
+        quantity: not `parameters`.
+        budget: its floors and KV groups say which cuts there can be.
+    """
+    begun = time.perf_counter()
+    with left_as_it_is(model):
+        measured = _Measured(model, batch, budget)
+        if quantity == "memory":
+            forward = train = None
+            held = measured.costs(step_bytes(model, batch), measured.held())
+        else:
+            forward, train = measured.times(trains=quantity == "training")
+            held = None
+    return CostTable(key, time.perf_counter() - begun, forward, train, held, measured.weights())
+
+
+def seconds_of_forward(model: nn.Module, batch: Batch) -> float:
+    """Median seconds of a forward pass in eval mode, as the table has it of the uncut model."""
+    with left_as_it_is(model):
+        action = _whole(model, batch, trains=False)
+        return statistics.median([action()[1] for _ in range(WARMUP + 2 * REPEATS)][WARMUP:])
+
+
+def step_bytes(model: nn.Module, batch: Batch) -> int:
+    """Bytes at the peak of a forward and backward pass, weights included."""
+    with left_as_it_is(model):
+        return peak_bytes(model, lambda: _backward(model, batch))
+
+
+class _Measured:
+    """Copies of a model's layers, one for each shape and width."""
+
+    def __init__(self, model: nn.Module, batch: Batch, budget: Budget) -> None:
+        base = base_of(model)
+        self._model, self._batch = model, batch
+        self._anatomy: Anatomy = find_anatomy(model)
+        self._alike = alike(model)
+        self._layers = {name: base.get_submodule(name) for name in self._alike}
+        names = set(self._alike.values())
+        self._calls, self._counts = record_calls(model, self._layers, names, batch)
+        self._variants = {name: variants(model, name, budget) for name in names if name in self._calls}
+
+    def times(self, *, trains: bool) -> tuple[Costs, Costs | None]:
+        """Seconds of forward passes, and of forward and backward."""
+        actions: dict[Variant | None, Timed] = {None: _whole(self._model, self._batch, trains=trains)}
+        for name, found in self._variants.items():
+            for variant in (variant for group in found.values() for variant in group):
+                actions[variant] = _part(variant.module, self._calls[name], trains=trains)
+        taken: dict[Variant | None, list[tuple[float, float]]] = {one: [] for one in actions}
+        for number in range(WARMUP + REPEATS):
+            for one, action in actions.items():
+                seconds = action()
+                if number >= WARMUP:
+                    taken[one].append(seconds)
+        forward, train = (
+            {one: statistics.median(each[part] for each in values) for one, values in taken.items()}
+            for part in (0, 1)
+        )
+        return self._as_costs(forward), self._as_costs(train) if trains else None
+
+    def held(self) -> dict[Variant, float]:
+        """Bytes of each copy's weights, and of what its backward pass would need."""
+        return {
+            one: float(tensor_bytes(one.module) + _held_bytes(one.module, self._calls[name]))
+            for name, found in self._variants.items()
+            for group in found.values()
+            for one in group
+        }
+
+    def weights(self) -> tuple[float, ...]:
+        """Bytes of each layer's weights; those inside another layer's have none of their own."""
+        firsts = {group[0].index: name for name, group in layers_by_module(self._anatomy).items()}
+        return tuple(
+            float(tensor_bytes(self._layers[firsts[layer.index]])) if layer.index in firsts else 0.0
+            for layer in self._anatomy.layers
+        )
+
+    def costs(self, whole: float, found: Mapping[Variant, float]) -> Costs:
+        """Of every layer, from the costs of the copies; layers that are called more often cost more."""
+        layers: dict[int, LayerCosts] = {}
+        for name, group in layers_by_module(self._anatomy).items():
+            stands = self._alike[name]
+            measured = self._variants.get(stands)
+            if measured is None:
+                layers |= {layer.index: LayerCosts(0.0, 0.0, None, None) for layer in group}
+                continue
+            curves = list(measured.values())
+            times = max(1, self._counts[name])
+            uncut = {one.bare: found[one] * times for one in curves[0] if one.kind is None}
+            for place, layer in enumerate(group):
+                own = uncut if place == 0 else {False: 0.0, True: 0.0}
+                lines = {
+                    kind: _curve(curves[place], kind, count, found, uncut[False], times)
+                    for kind, count in (("heads", layer.heads), ("neurons", layer.neurons))
+                }
+                bare = min(own[True], own[False])
+                layers[layer.index] = LayerCosts(own[False], bare, lines["heads"], lines["neurons"])
+        return Costs(whole, tuple(layers[index] for index in sorted(layers)))
+
+    def _as_costs(self, found: Mapping[Variant | None, float]) -> Costs:
+        return self.costs(found[None], {one: cost for one, cost in found.items() if one is not None})
+
+
+def _curve(
+    group: list[Variant], kind: str, count: int, found: Mapping[Variant, float], uncut: float, times: int
+) -> Curve | None:
+    points = sorted((one.count, found[one] * times) for one in group if one.kind == kind)
+    if not points:
+        return None
+    counts, costs = zip(*points, (count, uncut), strict=True)
+    return Curve(counts, costs)
+
+
+def _whole(model: nn.Module, batch: Batch, *, trains: bool) -> Timed:
+    """A forward pass of the model, or one with its backward pass."""
+    device = next(model.parameters()).device
+    inputs = dict(batch) if trains else {name: value for name, value in batch.items() if name != "labels"}
+
+    def run() -> tuple[float, float]:
+        model.train(trains)
+        start = _now(device)
+        with torch.set_grad_enabled(trains):
+            output = model(**inputs)
+        between = _now(device)
+        if trains:
+            _loss(output).backward()
+            model.zero_grad(set_to_none=True)
+        return between - start, _now(device) - start
+
+    return run
+
+
+def _part(layer: nn.Module, call: Call, *, trains: bool) -> Timed:
+    """The same of one layer."""
+    device = torch.device(call.device)
+
+    def run() -> tuple[float, float]:
+        layer.train(trains)
+        start = _now(device)
+        hidden = call.repeat(layer, grad=trains)
+        between = _now(device)
+        if trains:
+            hidden.backward(torch.ones_like(hidden))
+            layer.zero_grad(set_to_none=True)
+        return between - start, _now(device) - start
+
+    return run
+
+
+def _backward(model: nn.Module, batch: Batch) -> None:
+    model.train()
+    _loss(model(**batch)).backward()
+    model.zero_grad(set_to_none=True)
+
+
+def _loss(output: Any) -> Tensor:
+    """The loss, or where the model was given no labels, something to go back from."""
+    loss = getattr(output, "loss", None)
+    if isinstance(loss, Tensor):
+        return loss
+    values = output.values() if isinstance(output, Mapping) else output
+    first = next(value for value in values if isinstance(value, Tensor) and value.requires_grad)
+    return first.float().mean()
+
+
+def _held_bytes(layer: nn.Module, call: Call) -> int:
+    """What is held after a forward pass in training until the backward pass."""
+    layer.train()
+    if call.device == "cuda":
+        before = torch.cuda.memory_allocated()
+        hidden = call.repeat(layer, grad=True)
+        held = torch.cuda.memory_allocated() - before
+    else:
+        live = LiveBytes()
+        with live:
+            hidden = call.repeat(layer, grad=True)
+        held = live.now
+    del hidden
+    return held
+
+
+def _now(device: torch.device) -> float:
+    """Seconds on a clock, once the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+    return time.perf_counter()

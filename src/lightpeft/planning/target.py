@@ -1,0 +1,143 @@
+"""Plans for a target: the least score lost at a share of what plain PEFT costs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from lightpeft.anatomy import DECODERS, Anatomy
+from lightpeft.config import Budget, Cuts, Scope, exact_count
+from lightpeft.planning.blocks import Blocks, blocks_of
+from lightpeft.planning.prices import Prices
+from lightpeft.planning.solver import Choice, Dial, Problem, cheapest, solve, solve_depth
+from lightpeft.scores import Scores
+
+Kept = list[tuple[int, ...]]
+
+AUTO_CUTS: dict[bool, Cuts] = {False: "width", True: "mixed"}
+"""What `target.cuts="auto"` means, by whether the model is a decoder."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What stays, and what it costs."""
+
+    heads: Kept
+    neurons: Kept
+    skipped: frozenset[int]
+    lost: float
+    """Share of the score of all heads and neurons."""
+
+    cost: float
+    """Share of plain PEFT's."""
+
+
+def cuts_for(anatomy: Anatomy, cuts: Cuts) -> Cuts:
+    """What `auto` means for this kind of model."""
+    return AUTO_CUTS[anatomy.model_type in DECODERS] if cuts == "auto" else cuts
+
+
+def choose_for_target(
+    scores: Scores, anatomy: Anatomy, budget: Budget, prices: Prices, share: float, cuts: Cuts
+) -> Found | float:
+    """The least score lost at `share` of plain PEFT's cost, or, if no cut goes so far, the least share."""
+    cuts = cuts_for(anatomy, cuts)
+    knobs = [] if cuts == "depth" else _knobs(scores, anatomy, budget)
+    problem = Problem(
+        whole=tuple(price.whole for price in prices.layers),
+        skips=tuple(None for _ in anatomy.layers),
+        dials=tuple(knob.dial(prices) for knob in knobs),
+        constant=prices.constant,
+        limit=share * prices.plain,
+    )
+    choice = solve_depth(problem) if cuts == "depth" else solve(problem)
+    if choice is None:
+        return cheapest(problem).cost / prices.plain
+    return _found(scores, anatomy, knobs, choice, prices)
+
+
+def _found(
+    scores: Scores, anatomy: Anatomy, knobs: Sequence["_Knob"], choice: Choice, prices: Prices
+) -> Found:
+    kept: dict[str, Kept] = {
+        "heads": [tuple(range(layer.heads)) for layer in anatomy.layers],
+        "neurons": [tuple(range(layer.neurons)) for layer in anatomy.layers],
+    }
+    for knob, option in zip(knobs, choice.options, strict=True):
+        for layer, blocks, level in zip(knob.layers, knob.blocks, knob.levels[option], strict=True):
+            if level is not None:
+                kept[knob.kind][layer] = blocks.best(level)
+    total = sum(float(values.double().sum()) for values in (*scores.heads, *scores.neurons))
+    lost = choice.lost / total if total > 0 else 0.0
+    return Found(kept["heads"], kept["neurons"], choice.skipped, lost, choice.cost / prices.plain)
+
+
+@dataclass(frozen=True)
+class _Knob:
+    """Heads or neurons that go step by step: of one layer, or of several in equal shares."""
+
+    kind: str
+    layers: tuple[int, ...]
+    blocks: tuple[Blocks, ...]
+    totals: tuple[float, ...]
+    """Score of all units, per layer."""
+
+    levels: tuple[tuple[int | None, ...], ...]
+    """Per option how many blocks stay in each layer; None where it is not cut."""
+
+    def dial(self, prices: Prices) -> Dial:
+        """What each option loses and saves."""
+        lost = [[self._lost(place, level) for place, level in enumerate(row)] for row in self.levels]
+        saved = [
+            [self._saved(prices, place, level) for place, level in enumerate(row)] for row in self.levels
+        ]
+        return Dial(
+            self.layers, torch.tensor(lost, dtype=torch.float64), torch.tensor(saved, dtype=torch.float64)
+        )
+
+    def _lost(self, place: int, level: int | None) -> float:
+        blocks = self.blocks[place]
+        return 0.0 if level is None else self.totals[place] - sum(blocks.values[:level]) * blocks.block_size
+
+    def _saved(self, prices: Prices, place: int, level: int | None) -> float:
+        if level is None:
+            return 0.0
+        return prices.layers[self.layers[place]].saved(self.kind, level * self.blocks[place].block_size)
+
+
+def _knobs(scores: Scores, anatomy: Anatomy, budget: Budget) -> list[_Knob]:
+    knobs: list[_Knob] = []
+    for kind, values, scope in (
+        ("heads", scores.heads, budget.heads_scope),
+        ("neurons", scores.neurons, budget.neurons_scope),
+    ):
+        found = [
+            blocks_of(layer.name, layer.attention if kind == "heads" else layer.ffn, one.tolist(), budget)
+            for layer, one in zip(anatomy.layers, values, strict=True)
+        ]
+        cuttable = {index: blocks for index, blocks in enumerate(found) if blocks and blocks.blocks}
+        for pool in _pools(list(cuttable), scope):
+            blocks = tuple(cuttable[index] for index in pool)
+            totals = tuple(float(values[index].double().sum()) for index in pool)
+            knobs.append(_Knob(kind, tuple(pool), blocks, totals, _levels(blocks)))
+    return knobs
+
+
+def _pools(layers: list[int], scope: Scope) -> list[list[int]]:
+    """Layers that lose equal shares: all of them where units are ranked inside each layer."""
+    return [[layer] for layer in layers] if scope == "global" else [layers] if layers else []
+
+
+def _levels(pool: tuple[Blocks, ...]) -> tuple[tuple[int | None, ...], ...]:
+    """All of them, then ever fewer blocks, in equal shares, down to the floors."""
+    steps = max(len(one.blocks) for one in pool)
+    rows: list[tuple[int | None, ...]] = [tuple(None for _ in pool)]
+    for step in range(steps + 1):
+        kept = [max(one.floor, len(one.blocks) - exact_count(step / steps, len(one.blocks))) for one in pool]
+        row = tuple(
+            None if count * one.block_size == one.units else count
+            for count, one in zip(kept, pool, strict=True)
+        )
+        if row != rows[-1]:
+            rows.append(row)
+    return tuple(rows)

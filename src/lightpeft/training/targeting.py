@@ -1,0 +1,150 @@
+"""A run that has a target: what it costs is measured, predicted for the plan, and measured again."""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lightpeft.anatomy import find_anatomy
+from lightpeft.config import LightConfig, Quantity, Target
+from lightpeft.costs import CostTable, Schedule
+from lightpeft.errors import ConfigError
+from lightpeft.latency import cost_table, seconds_of_forward, step_bytes
+from lightpeft.plan import TargetPlan
+from lightpeft.planning import ESTIMATION_COST, Pricing
+
+logger = logging.getLogger(__name__)
+
+_TRIAL = 0.99
+"""The share of parameters by which it is tried out, before a run, whether anything may be cut."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How a run goes over its data."""
+
+    folder: Path
+    """Where the latency table is kept."""
+
+    each_pass: int | None = None
+    """Optimizer steps of a pass; None where nobody knows."""
+
+    batches: int = 1
+    """Forward passes of a step."""
+
+
+class Targeting:
+    """What a session asks about its target, in the order of a run."""
+
+    def __init__(self, config: LightConfig, pace: Pace, total_steps: int, first_step: int) -> None:
+        self._config, self._pace, self._total = config, pace, total_steps
+        self._table: CostTable | None = None
+        self._before = 0
+        self._parameters = 0
+        self._is_whole = first_step == 0
+        self._seconds: list[float] = []
+        self._began: float | None = None
+        self.measured: float | None = None
+        """Share of plain PEFT's cost that was found after the cut, or at the end of the run."""
+
+    @property
+    def target(self) -> Target:
+        """The target."""
+        return self._config.target
+
+    def trial(self, estimation_steps: int) -> Pricing:
+        """What a plan is tried out with before the run: no cut that only a measurement can choose.
+
+        Raises:
+            ConfigError: estimation alone takes more than the target.
+        """
+        least = ESTIMATION_COST * estimation_steps / self._total
+        if self.target.training is not None and self.target.training <= least:
+            raise ConfigError(
+                f"target.training={self.target.training:g} cannot be met: the {estimation_steps} steps of "
+                f"estimation alone take about {least:.3f} of the run. Train longer, or estimate shorter."
+            )
+        if self.target.quantity == "parameters":
+            return Pricing(self.target)
+        return Pricing(Target(parameters=_TRIAL, cuts=self.target.cuts))
+
+    def pricing(self, model: nn.Module, batch: Mapping[str, Any], steps: int) -> Pricing:
+        """Measure the uncut model, or read what was measured of it.
+
+        Args:
+            batch: arguments of its forward.
+            steps: optimizer steps so far.
+        """
+        self._before, self._parameters = steps, find_anatomy(model).parameters
+        if self.target.quantity == "parameters":
+            return Pricing(self.target)
+        self._table = cost_table(model, batch, self.target.quantity, self._config.budget, self._pace.folder)
+        prefix = self._config.prefix
+        schedule = Schedule(
+            total=self._total,
+            before=steps,
+            each_pass=self._pace.each_pass,
+            batches=self._pace.batches,
+            freezes=prefix.frozen,
+            caches=prefix.cache,
+        )
+        return Pricing(self.target, self._table, schedule)
+
+    def say_after_cut(self, model: nn.Module, batch: Mapping[str, Any], plan: TargetPlan) -> None:
+        """Measure the cut model, where its target is not of the whole run, and log both numbers."""
+        if plan.quantity == "training":
+            logger.info("%s", plan.describe())
+            return
+        self.measured = _MEASURES[plan.quantity](self, model, batch)
+        logger.info("%s", described(plan, self.measured))
+
+    def begin_step(self) -> None:
+        """An optimizer step begins."""
+        self._began = time.perf_counter()
+
+    def end_step(self) -> None:
+        """It is over, the cut counted if it was in this step."""
+        if self._began is not None:
+            self._seconds.append(time.perf_counter() - self._began)
+        self._began = None
+
+    def say_at_end(self, plan: TargetPlan) -> None:
+        """Log what the whole run took, if it was this process that saw it."""
+        if plan.quantity != "training" or not self._is_whole or len(self._seconds) <= self._before:
+            return
+        estimating = self._seconds[: self._before - 1]  # the last of them has the cut in it
+        if not estimating:
+            return
+        plain = math.fsum(estimating) / len(estimating) / ESTIMATION_COST
+        self.measured = math.fsum(self._seconds) / (plain * len(self._seconds))
+        logger.info("%s", described(plan, self.measured))
+
+    def _forward(self, model: nn.Module, batch: Mapping[str, Any]) -> float | None:
+        assert self._table is not None
+        assert self._table.forward is not None
+        return seconds_of_forward(model, batch) / self._table.forward.whole
+
+    def _memory(self, model: nn.Module, batch: Mapping[str, Any]) -> float | None:
+        assert self._table is not None
+        assert self._table.held is not None
+        return step_bytes(model, batch) / self._table.held.whole
+
+    def _left(self, model: nn.Module, batch: Mapping[str, Any]) -> float | None:
+        return find_anatomy(model).parameters / self._parameters
+
+
+_MEASURES: dict[Quantity, Callable[[Targeting, nn.Module, Mapping[str, Any]], float | None]] = {
+    "inference": Targeting._forward,
+    "memory": Targeting._memory,
+    "parameters": Targeting._left,
+}
+
+
+def described(plan: TargetPlan, measured: float | None) -> str:
+    """Target, prediction and measurement in one line."""
+    return plan.describe() + ("" if measured is None else f"; measured {measured:.3g}")

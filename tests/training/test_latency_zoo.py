@@ -1,0 +1,75 @@
+"""What every architecture's layers cost is measured, and the model is left as it was."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.support.models import hook_count, make_batch, save_base, snapshot, tiny_peft
+from tests.support.runs import fresh_model
+from tests.support.zoo import ANIMALS, Animal
+from torch import nn
+
+from lightpeft import Budget, find_anatomy
+from lightpeft.costs import Costs, CostTable
+from lightpeft.latency import measure_costs
+from lightpeft.latency.file import key_of
+
+
+def measured(model: nn.Module, batch: Any, quantity: Any, budget: Budget) -> tuple[CostTable, Costs]:
+    """A table, and its column; it fits the model, and fewer units never cost more."""
+    table = measure_costs(model, batch, quantity, budget, {})
+    found = {"inference": table.forward, "training": table.train, "memory": table.held}[quantity]
+    assert found is not None
+    for layer, costs in zip(find_anatomy(model).layers, found.layers, strict=True):
+        for units, curve in ((layer.attention, costs.heads), (layer.ffn, costs.neurons)):
+            if curve is not None:
+                assert units is not None
+                assert curve.counts[-1] == units.count
+                assert curve.saved(0) >= curve.saved(units.count) == 0
+    return table, found
+
+
+@pytest.mark.parametrize("animal", [pytest.param(animal, id=animal.name) for animal in ANIMALS])
+def test_what_is_measured_is_left_as_it_was(animal: Animal) -> None:
+    model = animal.with_lora(animal.attentions[-1]).train()
+    batch = animal.batch(padded=True, labels=True)
+    model(**batch)  # transformers puts hooks of its own in at a first call
+    anatomy, before, hooks = find_anatomy(model), snapshot(model), hook_count(model)
+    random = torch.get_rng_state()
+    budget = Budget(min_heads=0, min_neurons=0)
+    table, found = measured(model, batch, "training", budget)
+    assert found.whole > 0
+    assert any(layer.whole > 0 for layer in found.layers)
+    assert CostTable.from_dict(json.loads(json.dumps(table.to_dict()))) == table
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(module.training for module in model.modules())
+    assert (find_anatomy(model), hook_count(model)) == (anatomy, hooks)
+
+
+def test_layers_hold_more_the_wider_they_are(tmp_path: Path) -> None:
+    model = tiny_peft("bert", tmp_path)
+    held = measured(model, make_batch("bert", labels=True), "memory", Budget())[1]
+    for layer in held.layers:
+        assert layer.bare < layer.whole
+        for curve in (layer.heads, layer.neurons):
+            assert curve is not None
+            assert list(curve.costs) == sorted(set(curve.costs))
+    assert held.rest > 0
+
+
+def test_the_key_knows_model_batch_and_device(tmp_path: Path) -> None:
+    model, batch = tiny_peft("bert", tmp_path), make_batch("bert")
+    key = key_of(model, batch, "inference", Budget())
+    assert json.loads(json.dumps(key)) == key
+    longer = {name: torch.cat([value, value], 1) for name, value in batch.items()}
+    others = [
+        key_of(model, longer, "inference", Budget()),
+        key_of(model, batch, "memory", Budget()),
+        key_of(model, batch, "inference", Budget(min_heads=2)),
+        key_of(fresh_model(save_base("bert", tmp_path / "other"), rank=2), batch, "inference", Budget()),
+    ]
+    assert all(other != key for other in others)
