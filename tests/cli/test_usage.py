@@ -343,6 +343,7 @@ VERBS: list[tuple[str, int, str]] = [
     ("predict {run} {run}", USAGE, "is a folder; give a text file"),
     ("predict {run} {latin}", FAILED, "is not UTF-8"),
     ("predict {run} {latin} --batch-size x", USAGE, "batch_size is 'x'; give a whole number"),
+    ("bench --help", 0, ""),
     ("bench taste", USAGE, "choose a benchmark"),
     ("audit", 0, ""),
     ("audit sacn", USAGE, "unknown verb 'sacn'"),

@@ -86,8 +86,8 @@ def remove_top_third(model: PeftModel) -> None:
     is_list = isinstance(layers, nn.ModuleList) and len(layers) == len(list(layer_modules(model)))
     if not is_list or len(names) < 2:
         raise ConfigError(
-            f"a {base.config.model_type} has no single list of two or more layers to take the top third of; "
-            "leave this method out (--methods)."
+            f"the layers of this {base.config.model_type} are not one list of two or more, so its top third "
+            "cannot go; leave this method out (--methods)."
         )
     kept = len(names) - max(1, exact_count(1 / 3, len(names)))
     del cast(nn.ModuleList, layers)[kept:]

@@ -11,7 +11,7 @@ from lightpeft.report.figures import CUT, FAINT, INK, KEPT, MUTED, headline, hou
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SIZE = (8.0, 4.6)
+SIZE = (8.0, 5.4)
 """Inches."""
 
 _PLAIN = (MUTED, "#cc79a7", "#e69f00", INK)
@@ -40,8 +40,9 @@ def run_picture(summary: dict[str, Any]) -> str:
         axes.set_ylabel(name)
         axes.grid(axis="y", color=FAINT, linewidth=0.8)
         axes.set_axisbelow(True)
-        figure.legend(loc="outside right upper")
-        headline(axes, f"{name} over time: {summary['setting']['model']} on {summary['setting']['task']}")
+        figure.legend(loc="outside lower left", ncols=2)
+        model, task = summary["setting"]["model"], summary["setting"]["task"]
+        headline(axes, f"{name} over time: {Path(model).name} on {task}")
         return to_svg(figure, "run", f"{name} of whole runs over their seconds, per method.", card=True)
 
 

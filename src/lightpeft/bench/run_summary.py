@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -62,7 +63,7 @@ def run_table(summary: dict[str, Any]) -> Table:
     """One row per method: mean ± standard deviation over seeds, and ratios to both plain rows."""
     setting, seeds = summary["setting"], summary["seeds"]
     table = Table(
-        title=f"{setting['model']} on {setting['task']}: whole runs, {seed_names(seeds)}",
+        title=f"{Path(setting['model']).name} on {setting['task']}: whole runs, {seed_names(seeds)}",
         box=box.SIMPLE_HEAD,
         collapse_padding=True,
         pad_edge=False,

@@ -55,6 +55,8 @@ class Finished:
     plan: Plan | None
     scores: Scores | None
     cut_step: int | None
+    measured: float | None
+    """What came of a target."""
 
     @classmethod
     def of(cls, outcome: Outcome) -> "Finished":
@@ -69,6 +71,7 @@ class Finished:
             plan=None if session is None else session.plan,
             scores=None if session is None else session.scores,
             cut_step=None if session is None else session.cut_step,
+            measured=None if session is None else session.measured,
         )
 
 
@@ -272,7 +275,7 @@ def _light_measurement(
         **_shared_numbers(experiment, runs, speeds[LIGHT], out / LIGHT),
         estimation_steps=_plan_of(runs[0]).estimation_steps,
         estimation_step_seconds=in_run if measured is None else measured.train_step.median,
-        target_measured=None if first.light is None else first.light.measured,
+        target_measured=runs[0].measured,
     )
 
 
