@@ -48,8 +48,16 @@ def test_what_a_plan_rests_on_survives_json(halves: bool, steps: int | None) -> 
         assert Plan.from_json(plan.to_json()) == plan
 
 
-def test_plans_and_scores_of_version_1_are_read_without_what_they_rest_on(tmp_path: Any) -> None:
+def without_skips() -> dict[str, Any]:
+    """A plan as versions 1 and 2 had it."""
     value = a_plan().to_dict()
+    for layer in value["layers"]:
+        del layer["skipped"]
+    return value
+
+
+def test_plans_and_scores_of_version_1_are_read_without_what_they_rest_on(tmp_path: Any) -> None:
+    value = without_skips()
     del value["evidence"]
     assert Plan.from_dict(value | {"format_version": 1}) == a_plan()
     path = tmp_path / "scores.safetensors"
@@ -60,13 +68,13 @@ def test_plans_and_scores_of_version_1_are_read_without_what_they_rest_on(tmp_pa
     read = Scores.load(path)
     assert (read.scored_steps, read.halves) == (None, ())
     assert make_plan(read, ANATOMY, Budget()) == make_plan(drawn(ANATOMY, 0), ANATOMY, Budget())
-    write_tensors(path, tensors, header | {"format_version": 3})
-    with pytest.raises(CheckpointError, match="version 3"):
+    write_tensors(path, tensors, header | {"format_version": 4})
+    with pytest.raises(CheckpointError, match="version 4"):
         Scores.load(path)
 
 
 def test_plans_of_version_2_are_read_without_their_depth_cost() -> None:
-    value = a_plan().to_dict()
+    value = without_skips()
     del value["frozen_layers"], value["target"]
     old = value["budget"] | {"depth_cost": 0.25, "keep_parameters": None}
     read = Plan.from_dict(value | {"format_version": 2, "budget": old})
@@ -145,6 +153,8 @@ def without(*path: Any) -> dict[str, Any]:
         (changed("surprise", to=1), "surprise"),
         (changed("layers", 0, "surprise", to=1), "surprise"),
         (changed("modules", 0, "surprise", to=1), "surprise"),
+        (changed("layers", 0, "skipped", to=True), "layer 0 is skipped, but keeps heads or neurons"),
+        (changed("layers", 0, "skipped", to=1), "skipped is 1, expected true or false"),
         (changed("cutoffs", 0, "surprise", to=1), "surprise"),
         (changed("cutoffs", to=3), "malformed"),
         (changed("evidence", to=3), "malformed"),

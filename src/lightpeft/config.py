@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import Any, Literal, get_args
 
 from lightpeft.errors import ConfigError, did_you_mean
-from lightpeft.score_tables import BASE_SCORES, MODULE_SCORES, RANK_SCORES
+from lightpeft.score_tables import BASE_SCORES, LAYER_SCORES, MODULE_SCORES, RANK_SCORES
 
 Scope = Literal["layer", "global"]
 KVGroups = Literal["whole", "equal"]
@@ -109,6 +109,10 @@ class EstimationConfig:
     """Score of ranks: `taylor` |s_r|, `paper` |s_r|·(1/d_in + 1/d_out), which punishes wide modules, or
     `fisher`."""
 
+    layer_score: str = "sum"
+    """Score of whole layers: `sum` of the base scores in the layer, or `cosine`, 1 minus the mean cosine
+    between the hidden states before and after it (ShortGPT's block influence)."""
+
     l1: float = 1e-4
     """λ, weight of the L1 term on trained gates (base_score `mask` only)."""
 
@@ -122,6 +126,7 @@ class EstimationConfig:
         check_choice("estimation.base_score", self.base_score, tuple(BASE_SCORES))
         check_choice("estimation.module_score", self.module_score, tuple(MODULE_SCORES))
         check_choice("estimation.rank_score", self.rank_score, tuple(RANK_SCORES))
+        check_choice("estimation.layer_score", self.layer_score, tuple(LAYER_SCORES))
         if self.steps != "auto":
             check_at_least("estimation.steps", self.steps, 1)
         check_at_least("estimation.interval", self.interval, 1)
@@ -161,6 +166,10 @@ class Budget:
     ranks: float = 0.5
     """Share of the surviving modules' ranks to remove."""
 
+    layers: float = 0.0
+    """Share of whole layers to skip, those with the lowest layer score; `heads` and `neurons` are then shares
+    of what is in the others. At least one layer of each stack stays."""
+
     heads_scope: Scope = "layer"
     """Rank heads inside each `layer`, or over all layers together (`global`)."""
 
@@ -186,7 +195,7 @@ class Budget:
     `auto`: at most half of the layers, as many as leave most of the module score trainable."""
 
     def __post_init__(self) -> None:
-        for name in ("heads", "neurons", "modules", "ranks"):
+        for name in ("heads", "neurons", "modules", "ranks", "layers"):
             check_share(f"budget.{name}", getattr(self, name))
         if self.frozen_layers != "auto":
             check_at_least("budget.frozen_layers", self.frozen_layers, 0)

@@ -81,6 +81,12 @@ class Journal:
         self._undo.append(lambda: setattr(owner, name, old))
         setattr(owner, name, value)
 
+    def set_own(self, owner: object, name: str, value: Any) -> None:
+        """Set `owner.name` over what its class has; undoing this leaves the class's."""
+        before = vars(owner).get(name)
+        self._undo.append(lambda: delattr(owner, name) if before is None else setattr(owner, name, before))
+        setattr(owner, name, value)
+
     def set_item(self, owner: dict[Any, Any], key: Any, value: Any) -> None:
         """Set `owner[key]`."""
         old = owner[key]

@@ -7,14 +7,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar, get_args
 
-from lightpeft.anatomy import Anatomy
+from lightpeft.anatomy import CROSS, Anatomy
 from lightpeft.config import Budget, Cuts, Quantity, Scope
 from lightpeft.errors import PlanError
 from lightpeft.evidence import Evidence
 from lightpeft.indices import format_indices, parse_indices
 
 FORMAT_VERSION = 3
-"""1 had no evidence, 2 neither frozen layers nor a target; both are still read."""
+"""1 had no evidence, 2 neither frozen nor skipped layers nor a target; both are still read."""
 
 T = TypeVar("T")
 
@@ -30,9 +30,18 @@ class LayerPlan:
     head_count: int
     neurons: tuple[int, ...]
     neuron_count: int
+    skipped: bool = False
+    """Whether the layer hands on what it is given; then no head and no neuron stays."""
+
+    @property
+    def is_layer(self) -> bool:
+        """Whether this is a layer, not the cross-attention of the one before."""
+        return not self.name.endswith(CROSS)
 
     def describe(self) -> str:
         """One line."""
+        if self.skipped:
+            return f"{self.name}: skipped"
         parts = []
         if self.head_count:
             gone = sorted(set(range(self.head_count)) - set(self.heads))
@@ -65,8 +74,9 @@ class Cutoff:
     method: str
     cut: int
     total: int
-    """Units that were ranked; of modules, those above the frozen layers; of ranks, those of the modules that
-    the ranking of modules left."""
+    """Units that were ranked: of layers, those that can be skipped; of the rest, those in layers that are not
+    skipped; of modules, those above the frozen layers; of ranks, those of the modules that the ranking of
+    modules left."""
 
     highest_cut: float | None
     lowest_kept: float | None
@@ -140,6 +150,7 @@ class Counts(NamedTuple):
     neurons: Count
     modules: Count
     ranks: Count
+    layers: Count
 
     @classmethod
     def of(cls, layers: Iterable[LayerPlan], modules: Iterable[ModulePlan]) -> "Counts":
@@ -150,6 +161,7 @@ class Counts(NamedTuple):
             neurons=_count_pairs((len(one.neurons), one.neuron_count) for one in layers),
             modules=_count_pairs((int(bool(one.ranks)), 1) for one in modules),
             ranks=_count_pairs((len(one.ranks), one.rank_count) for one in modules),
+            layers=_count_pairs((int(not one.skipped), 1) for one in layers if one.is_layer),
         )
 
 
@@ -163,6 +175,9 @@ class Plan:
     budget: Budget
     estimation_steps: int
     cutoffs: tuple[Cutoff, ...]
+    """Of heads, neurons, PEFT modules and ranks, and of layers where any are skipped; none where no ranking
+    decided."""
+
     evidence: Evidence | None = None
     """What the scores rest on; None in plans of earlier versions, and of scores that were not estimated."""
 
@@ -183,13 +198,19 @@ class Plan:
         return tuple(module for module in self.modules if not module.ranks)
 
     @property
+    def skipped_layers(self) -> tuple[LayerPlan, ...]:
+        """Layers that are skipped, cross-attention left out."""
+        return tuple(layer for layer in self.layers if layer.skipped and layer.is_layer)
+
+    @property
     def cuts_nothing(self) -> bool:
         """Whether every unit stays."""
         return not self.cut_units()
 
     def cut_units(self) -> frozenset[tuple[str, str, int]]:
-        """Every unit that goes, as (kind, place, index)."""
-        units: set[tuple[str, str, int]] = set()
+        """Every unit that goes, as (kind, place, index); those of skipped layers too, and these as
+        ("layer", index, 0)."""
+        units: set[tuple[str, str, int]] = {("layer", str(one.index), 0) for one in self.skipped_layers}
         for layer in self.layers:
             heads, neurons = set(layer.heads), set(layer.neurons)
             place = str(layer.index)
@@ -204,10 +225,11 @@ class Plan:
         """`cut_units` under the names of `counts`; the modules that go as ("module", name, 0)."""
         units = self.cut_units()
         modules = frozenset(("module", module.name, 0) for module in self.removed_modules)
-        heads, neurons, ranks = (
-            frozenset(unit for unit in units if unit[0] == kind) for kind in ("head", "neuron", "rank")
+        heads, neurons, ranks, layers = (
+            frozenset(unit for unit in units if unit[0] == kind)
+            for kind in ("head", "neuron", "rank", "layer")
         )
-        return {"heads": heads, "neurons": neurons, "modules": modules, "ranks": ranks}
+        return {"heads": heads, "neurons": neurons, "modules": modules, "ranks": ranks, "layers": layers}
 
     @property
     def counts(self) -> Counts:
@@ -217,16 +239,16 @@ class Plan:
     @property
     def reasons(self) -> tuple[str, ...]:
         """How many heads, neurons, PEFT modules and ranks go, and by which ranking, and how many layers are
-        not trained: a sentence each."""
-        kinds = ["heads", "neurons", "PEFT modules", "ranks"]
+        skipped or not trained: a sentence each."""
+        kinds = ["heads", "neurons", "PEFT modules", "ranks", *(["layers"] if self.skipped_layers else [])]
         if len(self.cutoffs) == len(kinds):
             kinds[0] = self.cutoffs[0].kind
             how = _rankings(self)
         else:
-            how = ["", "", "", ""]
+            how = [""] * len(kinds)
         said = [
             f"{kind}: {count.cut:,} of {count.total:,} go{ranking if count.cut else ''}"
-            for kind, count, ranking in zip(kinds, self.counts, how, strict=True)
+            for kind, count, ranking in zip(kinds, self.counts, how, strict=False)
         ]
         return (*said, *_frozen_reason(self), *([] if self.target is None else [self.target.describe()]))
 
@@ -271,6 +293,7 @@ class Plan:
                     "heads": format_indices(layer.heads),
                     "neuron_count": layer.neuron_count,
                     "neurons": format_indices(layer.neurons),
+                    "skipped": layer.skipped,
                 }
                 for layer in self.layers
             ],
@@ -356,8 +379,17 @@ class Plan:
                     f"{found.name}: the plan is for {planned[0]} heads and {planned[1]} neurons, "
                     f"the model has {actual[0]} and {actual[1]}. Is it cut already, or another base?"
                 )
-            for units, kept in found.with_kept(mine.heads, mine.neurons):
+            for units, kept in found.with_kept(mine.heads, mine.neurons) if not mine.skipped else ():
                 units.check(kept, found.name)
+        anatomy.check_skips({layer.index for layer in self.layers if layer.skipped})
+        self._check_modules_of_skipped(anatomy)
+
+    def _check_modules_of_skipped(self, anatomy: Anatomy) -> None:
+        """PEFT modules that would stay in a layer that does not run."""
+        places = tuple(f"{anatomy.layers[one.index].module}." for one in self.skipped_layers)
+        for module in self.kept_modules if places else ():
+            if module.name.startswith(places):
+                raise PlanError(f"the plan keeps the PEFT module {module.name} in a layer that it skips.")
 
     def _check_names(self) -> None:
         indices = [layer.index for layer in self.layers]
@@ -380,20 +412,34 @@ def _count_pairs(pairs: Iterable[tuple[int, int]]) -> Count:
 def _rankings(plan: Plan) -> list[str]:
     """What was compared to choose the units of each kind, and what went along with others."""
     budget, counts = plan.budget, plan.counts
-    heads, neurons, modules, ranks = plan.cutoffs
-    frozen, along = counts.modules.total - modules.total, counts.ranks.total - ranks.total
-    emptied = counts.modules.cut - modules.cut - frozen
+    heads, neurons, modules, ranks, *layers = plan.cutoffs
+    unranked, along = counts.modules.total - modules.total, counts.ranks.total - ranks.total
+    emptied = counts.modules.cut - modules.cut - unranked
     aligned = f", {budget.align_neurons} by {budget.align_neurons}" if budget.align_neurons > 1 else ""
     blocks = ", those on blocks that go first" if any(map(_loses_a_block, plan.layers)) else ""
-    below = f"the {frozen:,} in frozen layers, and " if frozen else ""
-    first = f"{below}the {modules.cut:,} lowest by {modules.method}{blocks}{_sides(modules)}"
+    along_layers = _along(unranked, _UNTRAINED[bool(plan.frozen_layers), bool(plan.skipped_layers)])
+    first = f"{along_layers}the {modules.cut:,} lowest by {modules.method}{blocks}{_sides(modules)}"
     after = f"{ranks.cut:,} of the other {ranks.total:,}, the lowest by {ranks.method}{_sides(ranks)}"
     return [
-        _base_ranking(heads, budget.heads_scope, budget.min_heads, ""),
-        _base_ranking(neurons, budget.neurons_scope, budget.min_neurons, aligned),
+        _base_ranking(heads, counts.heads, budget.heads_scope, budget.min_heads, ""),
+        _base_ranking(neurons, counts.neurons, budget.neurons_scope, budget.min_neurons, aligned),
         f": {first}" + (f", and {emptied:,} with their last rank" if emptied > 0 else ""),
         f": {f'{along:,} with their modules, and ' if along > 0 else ''}{after}",
+        *(f", the lowest by {one.method}{_sides(one)}" for one in layers),
     ]
+
+
+_UNTRAINED = {
+    (False, False): "",
+    (True, False): "frozen",
+    (False, True): "skipped",
+    (True, True): "frozen or skipped",
+}
+
+
+def _along(count: int, layers: str) -> str:
+    """What goes with its layers, before what goes by its score."""
+    return f"the {count:,} in {layers} layers, and " if count else ""
 
 
 def _frozen_reason(plan: Plan) -> list[str]:
@@ -410,9 +456,13 @@ def _frozen_reason(plan: Plan) -> list[str]:
     return []
 
 
-def _base_ranking(cutoff: Cutoff, scope: Scope, floor: int, aligned: str) -> str:
+def _base_ranking(cutoff: Cutoff, count: Count, scope: Scope, floor: int, aligned: str) -> str:
     where = "in each layer" if scope == "layer" else f"over all layers (each keeps at least {floor})"
-    return f", {where} the lowest by {cutoff.method}{aligned}{_sides(cutoff)}"
+    skipped = count.total - cutoff.total
+    with_layers = f": {_along(skipped, 'skipped')}" if skipped else ", "
+    if skipped and not cutoff.cut:
+        return ": all of them in skipped layers"
+    return f"{with_layers}{where} the lowest by {cutoff.method}{aligned}{_sides(cutoff)}"
 
 
 def _sides(cutoff: Cutoff) -> str:
@@ -420,7 +470,9 @@ def _sides(cutoff: Cutoff) -> str:
 
 
 def _loses_a_block(layer: LayerPlan) -> bool:
-    return bool((layer.head_count and not layer.heads) or (layer.neuron_count and not layer.neurons))
+    return not layer.skipped and bool(
+        (layer.head_count and not layer.heads) or (layer.neuron_count and not layer.neurons)
+    )
 
 
 _PLAN_KEYS = {"format_version", *(field.name for field in dataclasses.fields(Plan))}
@@ -437,12 +489,14 @@ def _upgraded(value: dict[str, Any]) -> dict[str, Any]:
         if budget.pop("depth_cost", 0.0):
             # Its cutoff of modules is in scores times a height, which nothing shows any more.
             value = {**value, "cutoffs": [_without_sides(cutoff) for cutoff in value["cutoffs"]]}
+        layers = [{**layer, "skipped": False} for layer in value["layers"]]
         value = {
             **value,
             "format_version": FORMAT_VERSION,
             "budget": budget,
             "frozen_layers": 0,
             "target": None,
+            "layers": layers,
         }
     return value
 
@@ -454,10 +508,15 @@ def _without_sides(cutoff: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_layer(value: dict[str, Any]) -> LayerPlan:
-    keys = {"index", "name", "head_count", "heads", "neuron_count", "neurons"}
+    keys = {"index", "name", "head_count", "heads", "neuron_count", "neurons", "skipped"}
     _check_keys(value, keys, "a layer of the plan")
     where = f"layer {value['index']}"
     heads, neurons = (_count(value[key], f"{where}, {key}", 0) for key in ("head_count", "neuron_count"))
+    skipped = value["skipped"]
+    if not isinstance(skipped, bool):
+        raise PlanError(f"malformed: {where}, skipped is {skipped!r}, expected true or false.")
+    if skipped and (value["heads"] or value["neurons"]):
+        raise PlanError(f"malformed: {where} is skipped, but keeps heads or neurons.")
     return LayerPlan(
         index=_typed(value["index"], int, "a layer's index"),
         name=_typed(value["name"], str, "a layer's name"),
@@ -465,6 +524,7 @@ def _read_layer(value: dict[str, Any]) -> LayerPlan:
         heads=_indices(value["heads"], heads, f"{where}, heads"),
         neuron_count=neurons,
         neurons=_indices(value["neurons"], neurons, f"{where}, neurons"),
+        skipped=skipped,
     )
 
 

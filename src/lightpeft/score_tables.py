@@ -1,4 +1,4 @@
-"""The scores to choose from: three tables, of heads and neurons, of PEFT modules, and of ranks.
+"""The scores to choose from: four tables, of heads and neurons, of PEFT modules, of ranks, and of layers.
 
 A row is a name, a function, and the statistics that the function reads: only those are gathered. Higher is
 more important. What can be chosen in a configuration is what is in these tables, and known without torch.
@@ -25,6 +25,10 @@ it must be 0. A module's gate is in front of all of its ranks."""
 
 SHARE = "share"
 """The statistic of modules that is no gradient: ‖ΔWx‖₂/‖Wx‖₂ or its like, over the tokens that count."""
+
+SIMILARITY = "similarity"
+"""The statistic of layers: the cosine between the hidden states before and after one, over the tokens that
+count."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,18 @@ class Ranks:
     """Channels of the module in and out."""
 
 
-Known = TypeVar("Known", Units, Module, Ranks)
+@dataclass(frozen=True)
+class Layer:
+    """One layer of the model."""
+
+    means: Mapping[str, Tensor]
+    """Per statistic that the row needs its mean, scalars."""
+
+    units: Tensor
+    """The base scores of all heads and neurons in the layer, (units,)."""
+
+
+Known = TypeVar("Known", Units, Module, Ranks, Layer)
 
 
 @dataclass(frozen=True)
@@ -79,13 +94,14 @@ class Score(Generic[Known]):
     """What is known of some units -> one number a unit; of a module a scalar."""
 
     statistics: tuple[str, ...] = ()
-    """Of `GRADIENT_STATISTICS`, or `share`. A score without any does not depend on the steps."""
+    """Of `GRADIENT_STATISTICS`, or `share` of modules, or `similarity` of layers. A score without any does
+    not depend on the steps, but a layer's through those of its units."""
 
     trains_gates: bool = False
     """Heads and neurons only: gates that multiply, trained beside the PEFT modules."""
 
     def __post_init__(self) -> None:
-        known = (*GRADIENT_STATISTICS, SHARE)
+        known = (*GRADIENT_STATISTICS, SHARE, SIMILARITY)
         for name in self.statistics:
             if name not in known:
                 raise ConfigError(
@@ -137,9 +153,17 @@ RANK_SCORES: dict[str, Score[Ranks]] = _table(
 )
 """Scores of ranks, `estimation.rank_score`."""
 
+LAYER_SCORES: dict[str, Score[Layer]] = _table(
+    Score("sum", lambda layer: layer.units.sum()),
+    # Block influence (ShortGPT, Men et al. 2024).
+    Score("cosine", lambda layer: 1 - layer.means[SIMILARITY], (SIMILARITY,)),
+)
+"""Scores of layers, `estimation.layer_score`."""
+
 TABLES: dict[str, Mapping[str, Score[Any]]] = {
     "base": BASE_SCORES,
     "module": MODULE_SCORES,
     "rank": RANK_SCORES,
+    "layer": LAYER_SCORES,
 }
 """By the keys of `Scores.methods`."""

@@ -1,6 +1,7 @@
 """Scores: one importance number per unit, and what else estimation learned."""
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ from lightpeft.errors import CheckpointError, EstimationError
 from lightpeft.files import read_tensors, under, write_tensors
 from lightpeft.outputs import Output, written_file
 
-FORMAT_VERSION = 2
-"""1 had neither `scored_steps` nor halves."""
+FORMAT_VERSION = 3
+"""1 had neither `scored_steps` nor halves, 2 no layers; both are still read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +37,7 @@ class Scores:
     """Optimizer steps that were estimated over."""
 
     methods: dict[str, str]
-    """Which score each kind of unit has: keys `base`, `module`, `rank`."""
+    """Which score each kind of unit has: keys `base`, `module`, `rank`, `layer`."""
 
     gates: dict[str, Tensor] = field(default_factory=dict)
     """Trained gates per output projection, one per input channel (score `mask` only)."""
@@ -47,6 +48,10 @@ class Scores:
     scored_steps: int | None = None
     """Optimizer steps that the statistics are of: the last of `steps`, without those that overflowed; None
     where it was not noted."""
+
+    layers: tuple[float, ...] = ()
+    """Per layer its own score; 0 for the cross-attention of a layer, which goes with it. None where they were
+    not noted: then the base scores say it, see `layer_losses`."""
 
     halves: "tuple[Scores, ...]" = ()
     """Scores of the even and of the odd of those steps on their own; none where one of them had no step with
@@ -61,6 +66,22 @@ class Scores:
                         f"{bad} of {tensor.numel()} {kind} values of {place} are not finite. The loss "
                         "diverged during estimation: lower the learning rate or check the data."
                     )
+
+    def layer_losses(self) -> tuple[float, ...]:
+        """What skipping each layer loses, on the scale of the base scores, to be compared with their sums.
+
+        The layers' scores, times the factor that makes their total that of all heads' and neurons' scores;
+        where there are none, the sum of the base scores in each layer. A layer and its cross-attention have
+        an entry each, and what skipping both loses is the sum.
+        """
+        sums = [
+            float(heads.sum() + neurons.sum())
+            for heads, neurons in zip(self.heads, self.neurons, strict=True)
+        ]
+        total = math.fsum(self.layers)
+        if not total:
+            return tuple(sums)
+        return tuple(score * math.fsum(sums) / total for score in self.layers)
 
     def save(self, path: str | Path) -> None:
         """Write as one safetensors file."""
@@ -81,10 +102,10 @@ class Scores:
             CheckpointError: missing, damaged, or of an unknown version.
         """
         tensors, header = read_tensors(Path(path))
-        if header.get("format_version") not in (1, FORMAT_VERSION):
+        if header.get("format_version") not in range(1, FORMAT_VERSION + 1):
             raise CheckpointError(
                 f"{path} has scores of version {header.get('format_version')!r}, this lightpeft reads "
-                f"version {FORMAT_VERSION}. Estimate again."
+                f"versions 1 to {FORMAT_VERSION}. Estimate again."
             )
         try:
             halves = tuple(
@@ -104,6 +125,7 @@ class Scores:
             tensors |= {f"{kind}.{name}": tensor for name, tensor in group.items()}
         return tensors, {
             "layers": len(self.heads),
+            "layer_scores": self.layers,
             "modules": self.modules,
             "steps": self.steps,
             "scored_steps": self.scored_steps,
@@ -121,6 +143,7 @@ class Scores:
             steps=int(header["steps"]),
             scored_steps=header.get("scored_steps"),
             methods=dict(header["methods"]),
+            layers=tuple(float(value) for value in header.get("layer_scores", ())),
             gates=under(tensors, "gates"),
             means=under(tensors, "means"),
         )
@@ -131,6 +154,7 @@ class Scores:
             ("neuron", [(f"layer {i}", t) for i, t in enumerate(self.neurons)]),
             ("rank", list(self.ranks.items())),
             ("module", [(name, torch.tensor(value)) for name, value in self.modules.items()]),
+            ("layer", [(f"layer {i}", torch.tensor(value)) for i, value in enumerate(self.layers)]),
             ("trained gate", list(self.gates.items())),
             ("mean input", list(self.means.items())),
         ]

@@ -1,5 +1,6 @@
 """A score is one row: a name, a function, and the statistics that are gathered for it."""
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from lightpeft import ConfigError, EstimationConfig, EstimationError, Scores
 from lightpeft.estimation import Estimator
 from lightpeft.score_tables import GRADIENT_STATISTICS, TABLES, Score
 
-OPTIONS = {"base": "base_score", "module": "module_score", "rank": "rank_score"}
+OPTIONS = {"base": "base_score", "module": "module_score", "rank": "rank_score", "layer": "layer_score"}
 
 
 @pytest.fixture
@@ -31,13 +32,17 @@ def estimated(model: PeftModel, **options: Any) -> Scores:
     return lightpeft.estimate(model, batches, config, optimizer=torch.optim.SGD(trained, lr=0.0))
 
 
+OF_GATES = ["base", "module", "rank"]
+
+
 @pytest.mark.parametrize("kind", TABLES)
 def test_an_unknown_name_is_an_error_with_the_nearest_known(kind: str) -> None:
-    with pytest.raises(ConfigError, match=rf"{OPTIONS[kind]} is 'fischer'.*fisher.*Did you mean 'fisher'\?"):
-        EstimationConfig(**{OPTIONS[kind]: "fischer"})
+    known = "cosine" if kind == "layer" else "fisher"
+    with pytest.raises(ConfigError, match=rf"{OPTIONS[kind]} is '{known}s'.*Did you mean '{known}'\?"):
+        EstimationConfig(**{OPTIONS[kind]: f"{known}s"})
 
 
-@pytest.mark.parametrize("kind", TABLES)
+@pytest.mark.parametrize("kind", OF_GATES)
 def test_a_new_row_is_all_that_a_new_score_needs(
     kind: str, model: PeftModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -59,7 +64,7 @@ def test_a_new_row_is_all_that_a_new_score_needs(
             torch.testing.assert_close(scores.ranks[name], taylor.ranks[name])
 
 
-@pytest.mark.parametrize("kind", TABLES)
+@pytest.mark.parametrize("kind", OF_GATES)
 def test_only_what_the_rows_need_is_gathered(kind: str, model: PeftModel) -> None:
     for name, row in TABLES[kind].items():
         estimator = Estimator(model, EstimationConfig(**{OPTIONS[kind]: name}))
@@ -69,6 +74,25 @@ def test_only_what_the_rows_need_is_gathered(kind: str, model: PeftModel) -> Non
         assert own == {f"{kinds[kind]}.{statistic}" for statistic in row.gradients}
         if kind == "module":
             assert ("share_sum" in gathered) == ("share" in row.statistics)
+
+
+def test_the_score_of_a_layer_is_the_sum_of_its_units_or_what_it_changes(model: PeftModel) -> None:
+    scores = estimated(model)
+    for index, (heads, neurons) in enumerate(zip(scores.heads, scores.neurons, strict=True)):
+        assert scores.layers[index] == pytest.approx(float(heads.sum() + neurons.sum()), rel=1e-5)
+        assert scores.layer_losses()[index] == pytest.approx(scores.layers[index], rel=1e-5)
+    batch = make_batch("bert", labels=True, seed=1)  # the second half of two steps is the second
+    cosine = estimated(model, layer_score="cosine")
+    model.eval()
+    states = model(**batch, output_hidden_states=True).hidden_states
+    real = batch["attention_mask"].bool()
+    for index in range(LAYERS):
+        before, after = states[index][real], states[index + 1][real]
+        expected = 1 - torch.cosine_similarity(before, after, dim=-1).mean().item()
+        assert cosine.layers[index] == pytest.approx(expected, rel=1e-4)
+    assert math.fsum(cosine.layer_losses()) == pytest.approx(math.fsum(scores.layer_losses()), rel=1e-5)
+    shares = [loss / score for loss, score in zip(cosine.layer_losses(), cosine.layers, strict=True)]
+    assert shares == pytest.approx([shares[0]] * LAYERS)
 
 
 def test_scores_without_gradients_put_no_gates_in(model: PeftModel) -> None:

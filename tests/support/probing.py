@@ -1,6 +1,8 @@
 """What a cut of an animal of the zoo must hold, in parts that tests and the support table share."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -56,6 +58,21 @@ def plan_gates(animal: Animal, model: PeftModel, plan: Plan, *, ranks: bool) -> 
         alive[list(module_plan.ranks)] = 1
         gates[gated[module_plan.name]] = alive
     return gates
+
+
+@contextmanager
+def passed_over(model: PeftModel, plan: Plan) -> Iterator[None]:
+    """Layers that are to be skipped put out the hidden states that they are given."""
+
+    def hand_on(_module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        return args[0] if isinstance(output, Tensor) else (args[0], *output[1:])
+
+    layers = find_anatomy(model).layers
+    modules = {layers[one.index].module for one in plan.layers if one.skipped}
+    hooks = [model.get_base_model().get_submodule(name).register_forward_hook(hand_on) for name in modules]
+    yield
+    for hook in hooks:
+        hook.remove()
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from tests.support.probing import (
     agree,
     assert_cache_changes_nothing,
     outputs,
+    passed_over,
     plan_gates,
     random_scores,
 )
@@ -34,6 +35,7 @@ from lightpeft import (
 from lightpeft.anatomy import FAMILIES, Units
 
 UNEVEN = Budget(heads=0.4, neurons=0.4, modules=0.3, ranks=0.4, heads_scope="global", neurons_scope="global")
+WITHOUT_LAYERS = replace(UNEVEN, layers=0.5)
 ONE_BY_ONE = Budget(heads=0.4, neurons=0.0, modules=0.0, ranks=0.0, kv_groups="equal")
 CASES = [
     pytest.param(animal, attention, id=f"{animal.name}-{attention}")
@@ -60,7 +62,10 @@ def check_cut(
     model, batch = animal.with_peft(form.name, attention), animal.batch(padded=padded)
     plan = make_plan(random_scores(model), find_anatomy(model), budget)
     drops = not (config.fold_removed and form.linear)
-    with gated(model.get_base_model(), plan_gates(animal, model, plan, ranks=drops)):
+    with (
+        gated(model.get_base_model(), plan_gates(animal, model, plan, ranks=drops)),
+        passed_over(model, plan),
+    ):
         expected = outputs(model, batch)
     whole = outputs(model, batch)
     assert not torch.allclose(expected, whole, atol=1e-3)
@@ -94,6 +99,20 @@ def test_gated_cut_loaded_and_merged_agree(
 ) -> None:
     plan = check_cut(animal, attention, UNEVEN, FOLD if padded else DROP, tmp_path, padded)
     assert any(len(layer.heads) < layer.head_count for layer in plan.layers)
+
+
+@pytest.mark.parametrize(("animal", "attention"), CASES)
+def test_whole_layers_may_go(animal: Animal, attention: str, tmp_path: Path) -> None:
+    padded = attention == animal.attentions[0]
+    plan = check_cut(animal, attention, WITHOUT_LAYERS, FOLD if padded else DROP, tmp_path, padded)
+    assert plan.skipped_layers
+
+
+@pytest.mark.parametrize("form", OTHER_FORMS)
+@pytest.mark.parametrize("animal", ONE_EACH_NAME)
+def test_whole_layers_may_go_with_every_form_of_peft(animal: str, form: str, tmp_path: Path) -> None:
+    chosen = BY_NAME[animal]
+    check_cut(chosen, chosen.attentions[-1], WITHOUT_LAYERS, FOLD, tmp_path, True, FORM_ROWS[form])
 
 
 @pytest.mark.parametrize("form", OTHER_FORMS)

@@ -2,6 +2,7 @@
 
 from lightpeft.anatomy.discovery import FUSED_LAYOUTS, UNPROBED
 from lightpeft.anatomy.families import DECODERS, FAMILIES
+from lightpeft.anatomy.layer_form import LayerForm, hidden_in, hidden_of
 from lightpeft.anatomy.model import (
     attribute_owner,
     base_of,
@@ -12,10 +13,11 @@ from lightpeft.anatomy.model import (
     stacks_of,
 )
 from lightpeft.anatomy.rows import linear_at
-from lightpeft.anatomy.units import Anatomy, HeadInput, Layer, Rows, Units
+from lightpeft.anatomy.units import CROSS, Anatomy, HeadInput, Layer, Rows, Units
 from lightpeft.anatomy.verdict import Verdict, attach_verdict, part_key, verdict_of
 
 __all__ = [
+    "CROSS",
     "DECODERS",
     "FAMILIES",
     "FUSED_LAYOUTS",
@@ -23,6 +25,7 @@ __all__ = [
     "Anatomy",
     "HeadInput",
     "Layer",
+    "LayerForm",
     "Rows",
     "Units",
     "Verdict",
@@ -30,6 +33,8 @@ __all__ = [
     "attribute_owner",
     "base_of",
     "find_anatomy",
+    "hidden_in",
+    "hidden_of",
     "layer_modules",
     "linear_at",
     "lowest_stack",

@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from lightpeft.anatomy.discovery import discover
 from lightpeft.anatomy.families import FAMILIES
 from lightpeft.anatomy.rows import FFN, Attention, AttentionView, Stack, linear_at, row_parameters
-from lightpeft.anatomy.units import Anatomy, Layer, Rows, Units
+from lightpeft.anatomy.units import CROSS, Anatomy, Layer, Rows, Units
 from lightpeft.errors import AnatomyError
 from lightpeft.linears import INPUTS, OUTPUTS, width
 from lightpeft.wrapping import base_parameters
@@ -129,10 +129,17 @@ def _find_layer(base: PreTrainedModel, stack: Stack, name: str, index: int, firs
     counted = sum(units.parameters(range(units.count)) for units in found)
     fixed = sum(p.numel() for p in base_parameters(base.get_submodule(name)).values()) - counted
     title = f"{stack.title} {index}"
-    layers = [Layer(first, title, name, attention, ffn, fixed)]
+    stays = stack.stays or _why_it_stays(attention)
+    layers = [Layer(first, title, name, attention, ffn, fixed, stays)]
     if cross is not None:
-        layers.append(Layer(first + 1, f"{title} cross-attention", name, cross, None, 0))
+        layers.append(Layer(first + 1, f"{title}{CROSS}", name, cross, None, 0, stays))
     return layers
+
+
+def _why_it_stays(attention: Units) -> str | None:
+    """A layer that makes what the layers above are given has to run."""
+    makes = any(argument.returned_at is not None for argument in attention.head_inputs)
+    return attention.fixed if makes else None
 
 
 def _find_attention(base: PreTrainedModel, row: Attention, layer: str) -> Units:

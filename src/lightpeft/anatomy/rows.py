@@ -146,6 +146,9 @@ class Stack:
     note: str | None = None
     """What cannot be cut, in words."""
 
+    stays: str | None = None
+    """Why none of these layers can be skipped."""
+
 
 def linear_at(base: nn.Module, name: str) -> Projection:
     """The base linear at `name`, seen through PEFT's wrapper if there is one.

@@ -12,6 +12,8 @@ Kind = Literal["heads", "neurons"]
 K = TypeVar("K", bound=Collection[int])
 _NUMBERED = re.compile(r"(.+?) (\d+)( .+)?")
 _MOST_KINDS = 12
+CROSS = " cross-attention"
+"""Ends the name of a layer's cross-attention."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,10 @@ class Layer:
     attention: Units | None
     ffn: Units | None
     fixed_parameters: int
-    """Parameters of the layer that no cut touches (norms, output biases)."""
+    """Parameters of the layer that no cut of units touches (norms, output biases)."""
+
+    stays: str | None = None
+    """Why the layer cannot be skipped."""
 
     @property
     def units(self) -> tuple[Units, ...]:
@@ -202,6 +207,9 @@ class Layer:
             parts.append(
                 f"{self.ffn.count} FFN neurons" + (f" (fixed: {self.ffn.fixed})" if self.ffn.fixed else "")
             )
+        if self.stays is not None:
+            known = self.attention is not None and self.attention.fixed == self.stays
+            parts.append("cannot be skipped" + ("" if known else f" ({self.stays})"))
         return f"{self.name}: {', '.join(parts)}"
 
 
@@ -220,11 +228,51 @@ class Anatomy:
         return sum(layer.parameters() for layer in self.layers)
 
     @property
+    def modules(self) -> tuple[str, ...]:
+        """The modules of the layers, each once, in the order of `layers`."""
+        return tuple(dict.fromkeys(layer.module for layer in self.layers))
+
+    @property
+    def stacks(self) -> tuple[tuple[str, ...], ...]:
+        """The modules of the layers of each stack, lowest first; an encoder before its decoder."""
+        found: dict[str, dict[str, None]] = {}
+        for layer in self.layers:
+            found.setdefault(_parts(layer.name)[0], {})[layer.module] = None
+        return tuple(tuple(modules) for modules in found.values())
+
+    @property
     def lowest_stack(self) -> tuple[str, ...]:
         """The modules of the layers that run first, lowest first; of an encoder-decoder the encoder's."""
-        titles = [_parts(layer.name)[0] for layer in self.layers]
-        first = [layer.module for layer, title in zip(self.layers, titles, strict=True) if title == titles[0]]
-        return tuple(dict.fromkeys(first))
+        return self.stacks[0]
+
+    @property
+    def skippable(self) -> tuple[str, ...]:
+        """The modules of the layers that can be skipped, in the order of `layers`."""
+        staying = {layer.module for layer in self.layers if layer.stays is not None}
+        return tuple(module for module in self.modules if module not in staying)
+
+    def parts_of(self, module: str) -> tuple[Layer, ...]:
+        """What is in the layer of this module: itself, and its cross-attention where it has one."""
+        return tuple(layer for layer in self.layers if layer.module == module)
+
+    def check_skips(self, skipped: Collection[int]) -> None:
+        """Whether the layers of these indices can be skipped, and no others have to be with them.
+
+        Raises:
+            PlanError: a layer that stays, a part of a layer, or every layer of a stack.
+        """
+        for layer in self.layers:
+            if layer.index in skipped and layer.stays is not None:
+                raise PlanError(f"{layer.name} cannot be skipped: {layer.stays}.")
+            odd = [one.name for one in self.parts_of(layer.module) if one.index not in skipped]
+            if layer.index in skipped and odd:
+                raise PlanError(
+                    f"{layer.name} is to be skipped, but {odd[0]}, which is of one module, stays."
+                )
+        for modules in self.stacks:
+            parts = [one for module in modules for one in self.parts_of(module)]
+            if all(one.index in skipped for one in parts):
+                raise PlanError(f"all of {parts[0].name} to {parts[-1].name} would go; at least one stays.")
 
     def layer_of(self, linear: str) -> Layer | None:
         """The layer whose heads or neurons a linear holds."""

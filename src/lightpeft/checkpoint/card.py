@@ -26,6 +26,8 @@ def model_card(base_name: str, plan: Plan, metrics: Mapping[str, float], version
     head_count = sum(layer.head_count for layer in plan.layers)
     neurons = sum(len(layer.neurons) for layer in plan.layers)
     neuron_count = sum(layer.neuron_count for layer in plan.layers)
+    skipped = ", ".join(layer.name for layer in plan.skipped_layers)
+    layers = f"\nWhole layers are skipped: {skipped}.\n" if skipped else ""
     rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in metrics.items())
     table = f"\n## Metrics\n\n| metric | value |\n|---|---|\n{rows}\n" if metrics else ""
     return f"""---
@@ -44,7 +46,7 @@ training (Light-PEFT, Gu et al., Findings of ACL 2024).
 | {heads} | {head_count} | attention heads |
 | {neurons} | {neuron_count} | FFN neurons |
 | {len(plan.kept_modules)} | {len(plan.modules)} | PEFT modules |
-{table}
+{layers}{table}
 ## Use
 
 ```python

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lightpeft.anatomy import LayerForm
 from lightpeft.checkpoint.poison import refuse_marked_folder
 from lightpeft.errors import CheckpointError, PlanError
 from lightpeft.files import file_sha256, read_json, read_tensors, under, write_json, write_tensors
@@ -61,6 +62,9 @@ def _write_pruning(folder: Path, record: CutRecord, extra: dict[str, Any], kind:
         "kind": kind,
         "weights": record.base,
         "beside": sorted(record.beside),
+        "skipped": {
+            name: None if form.rest is None else list(form.rest) for name, form in record.skipped.items()
+        },
         "plan": record.plan.to_dict(),
         "files": _file_digests(folder),
     }
@@ -113,6 +117,7 @@ def read_record(
             frozenset(value.get("beside", ())),
             constants=under(tensors, "constants"),
             row_factors=under(tensors, "row_factors"),
+            skipped=_forms(folder, value),
             shifts=under(tensors, "shifts"),
             own=frozenset(under(tensors, "rest")),
         )
@@ -132,7 +137,7 @@ def read_merged(folder: Path, *, check_files: bool = True) -> tuple[CutRecord, d
         CheckpointError: missing, damaged or truncated file, unknown version, a bad plan, or not merged.
     """
     value = _read_pruning(folder, MERGED, WEIGHTS, check_files)
-    return CutRecord(_plan(folder, value), _weights(value, folder)), value
+    return CutRecord(_plan(folder, value), _weights(value, folder), skipped=_forms(folder, value)), value
 
 
 def kind_of(folder: Path) -> str | None:
@@ -169,6 +174,23 @@ def _weights(value: dict[str, Any], folder: Path) -> dict[str, str]:
     if not isinstance(weights, dict):
         raise CheckpointError(f"{folder / PRUNING} does not name the weights of its base; it is damaged.")
     return {str(name): str(digest) for name, digest in weights.items()}
+
+
+def _forms(folder: Path, value: dict[str, Any]) -> dict[str, LayerForm]:
+    """How skipped layers return; checkpoints from before there were any do not have the key."""
+    forms = value.get("skipped", {})
+    if not isinstance(forms, dict) or not all(_is_form(rest) for rest in forms.values()):
+        raise CheckpointError(f"{folder / PRUNING} does not say how skipped layers return; it is damaged.")
+    return {name: LayerForm(None if rest is None else tuple(rest)) for name, rest in forms.items()}
+
+
+def _is_form(rest: Any) -> bool:
+    """Whether it is what `LayerForm.rest` may be: a position is that of an argument."""
+    if rest is None:
+        return True
+    return isinstance(rest, list) and all(
+        one is None or isinstance(one, str) or (type(one) is int and one >= 0) for one in rest
+    )
 
 
 def _plan(folder: Path, value: dict[str, Any]) -> Plan:

@@ -76,6 +76,7 @@ def full_size(folder: str | Path, base: str | Path | PreTrainedModel | None = No
     """
     directory = find_folder(folder)
     record, described, own = read_record(directory)
+    _require_all_layers(record.plan, directory)
     if isinstance(base, PreTrainedModel):
         whole = copy.deepcopy(base)
     else:
@@ -103,6 +104,15 @@ def full_size(folder: str | Path, base: str | Path | PreTrainedModel | None = No
     model.eval()
     found: PeftModel = model
     return found
+
+
+def _require_all_layers(plan: Plan, directory: Path) -> None:
+    if plan.skipped_layers:
+        raise CheckpointError(
+            f"{directory} skips {', '.join(layer.name for layer in plan.skipped_layers)}, which no stock "
+            "adapter can make the whole base do. Export the small model: --to merged; or cut with "
+            "budget.layers=0."
+        )
 
 
 def _require_stock(

@@ -9,7 +9,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from lightpeft.adapters import PeftModule
-from lightpeft.anatomy import Anatomy
+from lightpeft.anatomy import Anatomy, hidden_in, hidden_of
 from lightpeft.errors import EstimationError
 from lightpeft.estimation.sites import Site
 from lightpeft.estimation.statistics import WindowSums
@@ -133,4 +133,31 @@ def measure_contributions(
         handle
         for position, module in enumerate(modules)
         for handle in module.measure(note_for(position, module))
+    ]
+
+
+def measure_similarities(
+    base: PreTrainedModel, layers: Sequence[str], sums: WindowSums, tokens: TokenWeights
+) -> list[RemovableHandle]:
+    """Sum the cosine between the hidden states before and after each layer over the tokens that count.
+
+    Sums go to `similarity_sum` and `similarity_count`, one entry per layer.
+    """
+
+    def hook_for(name: str, position: int) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            if not module.training:
+                return
+            with torch.no_grad():
+                before, after = hidden_in(args, kwargs), hidden_of(output)
+                cosine = torch.cosine_similarity(before.float(), after.float(), dim=-1)
+                weights = tokens.of(before, name)
+                sums.current("similarity_sum")[position] += cosine.flatten() @ weights
+                sums.current("similarity_count")[position] += weights.sum()
+
+        return hook
+
+    return [
+        base.get_submodule(name).register_forward_hook(hook_for(name, position), with_kwargs=True)
+        for position, name in enumerate(layers)
     ]

@@ -17,6 +17,7 @@ from lightpeft.estimation.activations import (
     TokenWeights,
     measure_contributions,
     measure_mean_inputs,
+    measure_similarities,
 )
 from lightpeft.estimation.gates import Gate, Mask, Probe, spread
 from lightpeft.estimation.readout import Readout
@@ -83,6 +84,8 @@ class Estimator:
         self._handles += measure_mean_inputs(self._base, self._averaged_sites, self._sums, tokens)
         if self._readout.needs_shares:
             self._handles += measure_contributions(self.modules, self._sums, tokens)
+        if self._readout.needs_similarities:
+            self._handles += measure_similarities(self._base, self.anatomy.modules, self._sums, tokens)
         if is_over is not None:
             self._watch(is_over)
 
@@ -223,6 +226,9 @@ class Estimator:
         }
         if self._readout.needs_shares:
             sizes |= {"share_sum": len(self.modules), "share_count": len(self.modules)}
+        if self._readout.needs_similarities:
+            layers = len(self.anatomy.modules)
+            sizes |= {"similarity_sum": layers, "similarity_count": layers}
         averaged = self._averaged_sites
         return sizes | {
             "finite_steps": 1,

@@ -16,9 +16,12 @@ from lightpeft.estimation.norms import weight_norms
 from lightpeft.estimation.sites import Site
 from lightpeft.score_tables import (
     BASE_SCORES,
+    LAYER_SCORES,
     MODULE_SCORES,
     RANK_SCORES,
     SHARE,
+    SIMILARITY,
+    Layer,
     Module,
     Ranks,
     Score,
@@ -46,6 +49,7 @@ class Readout:
         self.of_base: Score[Units] = BASE_SCORES[config.base_score]
         self.of_modules: Score[Module] = MODULE_SCORES[config.module_score]
         self.of_ranks: Score[Ranks] = RANK_SCORES[config.rank_score]
+        self.of_layers: Score[Layer] = LAYER_SCORES[config.layer_score]
 
     @property
     def gradients(self) -> dict[str, tuple[str, ...]]:
@@ -60,6 +64,11 @@ class Readout:
     def needs_shares(self) -> bool:
         """Whether shares of modules are to be gathered."""
         return SHARE in self.of_modules.statistics
+
+    @property
+    def needs_similarities(self) -> bool:
+        """Whether similarities of hidden states are to be gathered."""
+        return SIMILARITY in self.of_layers.statistics
 
     def scores(
         self,
@@ -106,7 +115,13 @@ class Readout:
             ranks=self._of_ranks(sums),
             modules=self._of_modules(sums),
             steps=steps,
-            methods={"base": config.base_score, "module": config.module_score, "rank": config.rank_score},
+            methods={
+                "base": config.base_score,
+                "module": config.module_score,
+                "rank": config.rank_score,
+                "layer": config.layer_score,
+            },
+            layers=self._of_layers(sums, base),
             scored_steps=int(sums["finite_steps"]),
             halves=halves,
         )
@@ -145,6 +160,20 @@ class Readout:
                 means[SHARE] = sums["share_sum"][position] / sums["share_count"][position].clamp(1)
             found[module.name] = float(_apply(self.of_modules, Module(means), (), module.name))
         return found
+
+    def _of_layers(self, sums: Mapping[str, Tensor], base: Base) -> tuple[float, ...]:
+        """A layer with its cross-attention has one score, at the entry of the layer."""
+        found = [0.0] * len(self._anatomy.layers)
+        for position, module in enumerate(self._anatomy.modules):
+            parts = [layer.index for layer in self._anatomy.parts_of(module)]
+            units = torch.cat([base[kind][part] for part in parts for kind in ("heads", "neurons")])
+            means = {}
+            if self.needs_similarities:
+                means[SIMILARITY] = sums["similarity_sum"][position] / sums["similarity_count"][
+                    position
+                ].clamp(1)
+            found[parts[0]] = float(_apply(self.of_layers, Layer(means, units), (), module))
+        return tuple(found)
 
 
 def _means(

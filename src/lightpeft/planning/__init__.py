@@ -2,5 +2,6 @@
 
 from lightpeft.planning.prices import ESTIMATION_COST, Pricing
 from lightpeft.planning.shares import agreements, how_heads_go, limits, make_plan
+from lightpeft.planning.skips import layer_losses
 
-__all__ = ["ESTIMATION_COST", "Pricing", "agreements", "how_heads_go", "limits", "make_plan"]
+__all__ = ["ESTIMATION_COST", "Pricing", "agreements", "how_heads_go", "layer_losses", "limits", "make_plan"]

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from torch import Tensor
 
@@ -14,6 +14,7 @@ from lightpeft.evidence import Agreement, Evidence
 from lightpeft.plan import Cutoff, LayerPlan, ModulePlan, Plan, TargetPlan
 from lightpeft.planning.blocks import Blocks, blocks_of
 from lightpeft.planning.prices import Pricing
+from lightpeft.planning.skips import choose_skipped, layer_losses
 from lightpeft.planning.target import Found, choose_for_target, cuts_for
 from lightpeft.score_tables import TABLES
 from lightpeft.scores import Scores
@@ -61,17 +62,21 @@ def make_plan(
 def _choose(scores: Scores, anatomy: Anatomy, budget: Budget, pays: bool, pricing: Pricing | None) -> Plan:
     _check_same_shape(scores, anatomy)
     if pricing is None:
-        heads, neurons = _choose_base(scores, anatomy, budget)
-        idle = _idle_linears(anatomy, heads, neurons)
-        frozen_layers, met = _choose_frozen(scores, anatomy, budget, idle, pays), None
+        skipped = choose_skipped(scores, anatomy, budget)
+        heads, neurons = _choose_base(scores, anatomy, budget, skipped)
+        met = None
     else:
         frozen_layers, found = _choose_for_target(scores, anatomy, budget, pays, pricing)
+        skipped = frozenset(anatomy.layers[index].module for index in found.skipped)
         heads, neurons = found.heads, found.neurons
-        idle = _idle_linears(anatomy, heads, neurons)
         met = TargetPlan(
             *(pricing.target.quantity, pricing.target.share),
             *(cuts_for(anatomy, pricing.target.cuts), found.cost),
         )
+    in_skipped = _modules_in(scores, anatomy, skipped)
+    idle = in_skipped | _idle_linears(anatomy, heads, neurons)
+    if pricing is None:
+        frozen_layers = _choose_frozen(scores, anatomy, budget, idle, pays)
     frozen = _modules_below(scores, anatomy, frozen_layers)
     survivors = _choose_modules(scores, budget, idle, frozen)
     ranks = _choose_ranks(scores, survivors, budget)
@@ -81,10 +86,11 @@ def _choose(scores: Scores, anatomy: Anatomy, budget: Budget, pays: bool, pricin
             LayerPlan(
                 index=layer.index,
                 name=layer.name,
-                heads=heads[layer.index],
+                heads=() if layer.module in skipped else heads[layer.index],
                 head_count=layer.heads,
-                neurons=neurons[layer.index],
+                neurons=() if layer.module in skipped else neurons[layer.index],
                 neuron_count=layer.neurons,
+                skipped=layer.module in skipped,
             )
             for layer in anatomy.layers
         ),
@@ -98,8 +104,8 @@ def _choose(scores: Scores, anatomy: Anatomy, budget: Budget, pays: bool, pricin
         target=met,
         cutoffs=_explain(
             scores,
-            *(heads, neurons, survivors, ranks),
-            frozen=frozen,
+            *(anatomy, skipped, heads, neurons, survivors, ranks),
+            untrained=frozen | in_skipped,
             heads_label=how_heads_go(anatomy, budget),
         ),
     )
@@ -111,8 +117,10 @@ def agreements(methods: Mapping[str, str], even: Plan, odd: Plan) -> tuple[Agree
     Args:
         methods: as `Scores.methods`.
     """
-    rows = {kind: table.get(methods[kind]) for kind, table in TABLES.items()}
+    rows = {kind: table.get(methods.get(kind, "sum")) for kind, table in TABLES.items()}
     measured = {kind for kind, row in rows.items() if row is None or row.statistics}
+    if "base" in measured:  # the sum over a layer depends on the steps as what it sums does
+        measured.add("layer")
     found = []
     cut, others_cut = even.cut_by_kind(), odd.cut_by_kind()
     for kind, count in even.counts._asdict().items():
@@ -130,6 +138,7 @@ _NAMES = {
     "neurons": ("neurons", "base"),
     "modules": ("PEFT modules", "module"),
     "ranks": ("ranks", "rank"),
+    "layers": ("layers", "layer"),
 }
 """The kinds of `Plan.counts`: in words, and by which kind of score they go."""
 
@@ -151,6 +160,8 @@ def limits(anatomy: Anatomy, budget: Budget) -> list[str]:
     said = [] if grouped == "heads" else [grouped.replace("heads in", "heads are cut in")]
     for layer in anatomy.layers:
         said += [f"{layer.name}: {u.kind} stay, because {u.fixed}" for u in layer.units if u.fixed]
+        if budget.layers and layer.stays is not None:
+            said.append(f"{layer.name} is not skipped, because {layer.stays}")
     return [*said, *anatomy.notes]
 
 
@@ -161,13 +172,21 @@ def _place(anatomy: Anatomy, name: str) -> tuple[int | None, str]:
     return (None, name) if layer is None else (layer.index, name.removeprefix(f"{layer.module}."))
 
 
-def _choose_base(scores: Scores, anatomy: Anatomy, budget: Budget) -> tuple[Kept, Kept]:
+def _modules_in(scores: Scores, anatomy: Anatomy, layers: Collection[str]) -> set[str]:
+    """The PEFT modules in these layers."""
+    places = {name: _place(anatomy, name)[0] for name in scores.ranks} if layers else {}
+    return {n for n, index in places.items() if index is not None and anatomy.layers[index].module in layers}
+
+
+def _choose_base(
+    scores: Scores, anatomy: Anatomy, budget: Budget, skipped: Collection[str]
+) -> tuple[Kept, Kept]:
     heads = [
-        blocks_of(layer.name, layer.attention, values.tolist(), budget)
+        blocks_of(layer.name, None if layer.module in skipped else layer.attention, values.tolist(), budget)
         for layer, values in zip(anatomy.layers, scores.heads, strict=True)
     ]
     neurons = [
-        blocks_of(layer.name, layer.ffn, values.tolist(), budget)
+        blocks_of(layer.name, None if layer.module in skipped else layer.ffn, values.tolist(), budget)
         for layer, values in zip(anatomy.layers, scores.neurons, strict=True)
     ]
     choose_heads = _chooser("heads", heads, budget.heads_scope)
@@ -308,9 +327,7 @@ def _what_trains(
 
 def _modules_below(scores: Scores, anatomy: Anatomy, frozen_layers: int) -> set[str]:
     """The PEFT modules in so many of the lowest layers."""
-    lowest = anatomy.lowest_stack[:frozen_layers]
-    places = {name: _place(anatomy, name)[0] for name in scores.ranks} if lowest else {}
-    return {n for n, index in places.items() if index is not None and anatomy.layers[index].module in lowest}
+    return _modules_in(scores, anatomy, anatomy.lowest_stack[:frozen_layers])
 
 
 def _choose_modules(scores: Scores, budget: Budget, idle: set[str], frozen: set[str]) -> list[str]:
@@ -347,11 +364,13 @@ def _choose_ranks(scores: Scores, survivors: Sequence[str], budget: Budget) -> d
 
 def _explain(
     scores: Scores,
+    anatomy: Anatomy,
+    skipped: Collection[str],
     heads: Kept,
     neurons: Kept,
     survivors: Sequence[str],
     ranks: dict[str, tuple[int, ...]],
-    frozen: set[str],
+    untrained: set[str],
     heads_label: str,
 ) -> tuple[Cutoff, ...]:
     def cutoff(kind: str, method: str, units: Iterable[tuple[float, bool]]) -> Cutoff:
@@ -369,20 +388,28 @@ def _explain(
             for index, score in enumerate(tensor.tolist())
         ]
 
-    base = scores.methods["base"]
+    base, losses = scores.methods["base"], layer_losses(scores, anatomy)
+    running = [layer.index for layer in anatomy.layers if layer.module not in skipped]
+
+    of_layers = [(losses[module], module not in skipped) for module in anatomy.skippable]
+
+    def of_running(values: Sequence[Tensor], kept: Kept) -> list[tuple[float, bool]]:
+        return flat([values[index] for index in running], [kept[index] for index in running])
+
     return (
-        cutoff(heads_label, base, flat(scores.heads, heads)),
-        cutoff("neurons", base, flat(scores.neurons, neurons)),
+        cutoff(heads_label, base, of_running(scores.heads, heads)),
+        cutoff("neurons", base, of_running(scores.neurons, neurons)),
         cutoff(
             "PEFT modules",
             scores.methods["module"],
-            [(score, name in survivors) for name, score in scores.modules.items() if name not in frozen],
+            [(score, name in survivors) for name, score in scores.modules.items() if name not in untrained],
         ),
         cutoff(
             "ranks of surviving modules",
             scores.methods["rank"],
             flat([scores.ranks[n] for n in survivors], [ranks[n] for n in survivors]),
         ),
+        *([cutoff("layers", scores.methods.get("layer", "sum"), of_layers)] if skipped else []),
     )
 
 
@@ -391,5 +418,9 @@ def _check_same_shape(scores: Scores, anatomy: Anatomy) -> None:
     expected = [(layer.heads, layer.neurons) for layer in anatomy.layers]
     if found != expected:
         raise PlanError(f"the scores are for layers of (heads, neurons) {found}, the model has {expected}.")
+    if scores.layers and len(scores.layers) != len(anatomy.layers):
+        raise PlanError(
+            f"the scores are for {len(scores.layers)} layers, the model has {len(anatomy.layers)}."
+        )
     if set(scores.ranks) != set(scores.modules):
         raise PlanError("the scores name other PEFT modules for ranks than for modules.")

@@ -107,8 +107,10 @@ def module_grid(plan: Plan) -> tuple[list[str], list[int | None]]:
 
 
 def layer_labels(plan: Plan) -> list[str]:
-    """The layers' names, by number alone where there is one kind of layer."""
-    return [layer.name.removeprefix("layer ") for layer in plan.layers]
+    """The layers' names, by number alone where there is one kind of layer, and which are skipped."""
+    return [
+        layer.name.removeprefix("layer ") + (" (skipped)" if layer.skipped else "") for layer in plan.layers
+    ]
 
 
 def _title(what: str, count: Count) -> str:

@@ -72,10 +72,11 @@ def score_groups(scores: Scores, plan: Plan) -> list[ScoreGroup]:
     ranks = ((scores.ranks[one.name], one.ranks) for one in plan.modules)
     modules = [(scores.modules[one.name], bool(one.ranks)) for one in plan.modules]
     of_heads, of_neurons, of_modules, of_ranks = [*plan.cutoffs, *([None] * 4)][:4]
+    all_run = not plan.skipped_layers
     return [
-        _group("Heads", _flat(heads), of_heads),
-        _group("FFN neurons", _flat(neurons), of_neurons),
-        _group("PEFT modules", modules, of_modules, is_compared=plan.frozen_layers == 0),
+        _group("Heads", _flat(heads), of_heads, is_compared=all_run),
+        _group("FFN neurons", _flat(neurons), of_neurons, is_compared=all_run),
+        _group("PEFT modules", modules, of_modules, is_compared=all_run and plan.frozen_layers == 0),
         _group("Ranks", _flat(ranks), of_ranks),
     ]
 

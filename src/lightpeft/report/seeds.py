@@ -103,8 +103,10 @@ class SeedCuts:
 
 
 def seed_cuts(plans: Sequence[Plan]) -> tuple[SeedCuts, ...]:
-    """What the plans of several seeds cut, for each kind of unit: heads, neurons, PEFT modules, ranks."""
+    """What the plans of several seeds cut, for each kind of unit: heads, neurons, PEFT modules, ranks, and
+    layers where any are skipped."""
     cut = [plan.cut_by_kind() for plan in plans]
+    skipping = any(found["layers"] for found in cut)
     return tuple(
         SeedCuts(
             kind,
@@ -113,4 +115,5 @@ def seed_cuts(plans: Sequence[Plan]) -> tuple[SeedCuts, ...]:
             len(frozenset.intersection(*(found[kind] for found in cut))),
         )
         for kind, count in plans[0].counts._asdict().items()
+        if kind != "layers" or skipping
     )

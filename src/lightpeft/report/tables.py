@@ -143,7 +143,8 @@ def plan_rows(plan: Plan) -> list[PlanRow]:
 
 def _plan_row(name: str, layers: Sequence[LayerPlan], modules: Sequence[ModulePlan]) -> PlanRow:
     counts = Counts.of(layers, modules)
-    return PlanRow(name, *(f"{one.kept}/{one.total}" if one.total else MISSING for one in counts))
+    shown = (counts.heads, counts.neurons, counts.modules, counts.ranks)
+    return PlanRow(name, *(f"{one.kept}/{one.total}" if one.total else MISSING for one in shown))
 
 
 def _change(result: Result) -> str:

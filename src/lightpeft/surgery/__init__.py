@@ -9,6 +9,7 @@ from lightpeft.surgery.pairs import fold_beside
 from lightpeft.surgery.probe import ProbeReport, probe_cuts, verify_discovered
 from lightpeft.surgery.record import WHEN_CUT, CutRecord, attach_record, record_of
 from lightpeft.surgery.reference import AdaptersOn, StepGuard
+from lightpeft.surgery.skipped_layer import SkippedLayer
 from lightpeft.surgery.skips import SkippedAttention
 from lightpeft.surgery.verify import evaluating, largest_difference, observe, padded_batch
 
@@ -20,6 +21,7 @@ __all__ = [
     "CutReport",
     "ProbeReport",
     "SkippedAttention",
+    "SkippedLayer",
     "StepGuard",
     "attach_record",
     "base_digests",

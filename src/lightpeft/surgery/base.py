@@ -29,7 +29,8 @@ def cut_base(
             if len(kept) < units.count:
                 _cut_rows(base, units, kept, cutter)
                 cutter.keep_inputs(units.out, index_tensor(units.channels(kept)))
-                _follow(base, units, kept, journal)
+                if not wanted.skipped:
+                    _follow(base, units, kept, journal)
 
 
 def kept_channels(layer: Layer, wanted: LayerPlan) -> dict[str, Tensor]:

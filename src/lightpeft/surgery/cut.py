@@ -106,7 +106,7 @@ def cut(
     operation = Operation(model, plan, scores, config or SurgeryConfig())
     before = Counts.of(model)
     inputs = padded_batch(model, batch)
-    expected = observe(model, inputs, operation.reference_gates())
+    expected = operation.observe_reference(inputs)
     narrowest = narrowest_dtype(operation.base)
     digests = base_digests(model)
     journal = Journal()

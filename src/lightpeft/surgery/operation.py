@@ -17,7 +17,7 @@ from lightpeft.adapters import (
     find_followers,
     find_modules,
 )
-from lightpeft.anatomy import Anatomy, base_of, find_anatomy, linear_at
+from lightpeft.anatomy import Anatomy, LayerForm, base_of, find_anatomy, linear_at
 from lightpeft.config import SurgeryConfig
 from lightpeft.edits import Journal, index_tensor
 from lightpeft.errors import EstimationError, PlanError
@@ -41,6 +41,8 @@ from lightpeft.surgery.pairs import (
     lost_by_folding,
 )
 from lightpeft.surgery.record import CutRecord, record_of
+from lightpeft.surgery.skipped_layer import passed_over, skip_layers
+from lightpeft.surgery.verify import Batch, observe
 from lightpeft.wrapping import tied_parameters
 
 Vectors = dict[str, Tensor]
@@ -69,6 +71,9 @@ class Operation:
         if isinstance(model, PeftModel):
             _check_modules(plan, self.modules)
         self.followers = find_followers(model)
+        self.skipped = tuple(
+            dict.fromkeys(self.anatomy.layers[one.index].module for one in plan.layers if one.skipped)
+        )
         self.kept = {module.name: index_tensor(module.ranks) for module in plan.modules}
         self.gone = {
             module.name: index_tensor(sorted(set(range(module.rank_count)) - set(module.ranks)))
@@ -77,10 +82,11 @@ class Operation:
         self.channels = {
             name: kept
             for layer, wanted in zip(self.anatomy.layers, plan.layers, strict=True)
+            if not wanted.skipped
             for name, kept in kept_channels(layer, wanted).items()
         }
         trained = scores.gates if scores is not None and config.fold_gates else {}
-        self.gates: Vectors = {name: values.clone() for name, values in trained.items()}
+        self.gates: Vectors = {name: trained[name].clone() for name in trained if name in self.channels}
         self._prepare_followers()
         means = scores.means if scores is not None and config.compensate else {}
         self.shifts = self._mean_contributions(means)
@@ -89,6 +95,7 @@ class Operation:
         self.beside: frozenset[str] = frozenset()
         self.constants: Vectors = {}
         self.row_factors: Vectors = {}
+        self.forms: Mapping[str, LayerForm] = {}
 
     def reference_gates(self) -> Vectors:
         """Gates under which the uncut model must compute what the cut model will."""
@@ -103,6 +110,16 @@ class Operation:
         device = next(self.base.parameters()).device
         return {name: values.to(device) for name, values in gates.items()}
 
+    def observe_reference(self, inputs: Batch) -> Vectors:
+        """What the uncut model must put out for the cut one to be right; learns how skipped layers return.
+
+        Raises:
+            AnatomyError: a layer that is to be skipped makes what others need.
+            VerificationError: the model does not run.
+        """
+        with passed_over(self.base, self.skipped, self.anatomy.modules) as self.forms:
+            return observe(self.model, inputs, self.reference_gates())
+
     def perform(self, journal: Journal) -> None:
         """Cut the base, fold gates, put what goes beside its linears, cut the ranks."""
         cut_base(self.base, self.anatomy, self.plan, self.followers, journal)
@@ -114,8 +131,10 @@ class Operation:
         add_pairs(self.base, _chosen(self.pairs, self.pairs.keys() - at_once), journal)
         self.beside = self._to_keep_beside(self.pairs.keys() - at_once)
         for module in self._removed():
-            self._note_left_behind(module)
+            if self._runs(module.name):
+                self._note_left_behind(module)
         self._cut_ranks(journal)
+        skip_layers(self.base, self.anatomy, self.skipped, self.forms, journal)
         scale_rows(self.base, self.row_factors, journal)
         shift_biases(self.base, self.constants, journal)
         for follower in self.followers.values():
@@ -127,7 +146,7 @@ class Operation:
             if module.name in self.rank_shifts:
                 module.add_to_constant(self.rank_shifts[module.name], journal)
         for module in self._removed():
-            if module.name in self.rank_shifts:
+            if module.name in self.rank_shifts and self._runs(module.name):
                 shift, more = self.shifts.get(module.name), self.rank_shifts[module.name]
                 self.shifts[module.name] = more if shift is None else shift + more
         shift_biases(self.base, self.shifts, journal)
@@ -148,6 +167,7 @@ class Operation:
             constants=_on_cpu(self.constants),
             row_factors=_on_cpu(self.row_factors),
             shifts=_on_cpu(self.shifts),
+            skipped=dict(self.forms),
             adapter=active_adapter(self.model) if isinstance(self.model, PeftModel) else "default",
         )
 
@@ -155,12 +175,17 @@ class Operation:
         """Do what `record` says, in the same order, so that the same numbers come out."""
         cut_base(self.base, self.anatomy, self.plan, self.followers, journal)
         self._cut_ranks(journal)
+        skip_layers(self.base, self.anatomy, self.skipped, record.skipped, journal)
         fold_gates(self.base, record.gates, {}, journal)
         fold_pairs(self.base, _chosen(record.pairs, record.pairs.keys() - record.beside), journal)
         add_pairs(self.base, _chosen(record.pairs, record.beside), journal)
         scale_rows(self.base, record.row_factors, journal)
         shift_biases(self.base, record.constants, journal)
         shift_biases(self.base, record.shifts, journal)
+
+    def _runs(self, name: str) -> bool:
+        """Whether a module is in no layer that is skipped."""
+        return not name.startswith(tuple(f"{layer}." for layer in self.skipped))
 
     def _weights_are_read(self, name: str) -> bool:
         return name in self.followers and self.followers[name].reads_weights
@@ -236,7 +261,7 @@ class Operation:
         return {
             module.name: module.low_rank_pair(self.gone[module.name])
             for module in self.modules
-            if self._folds(module) and len(self.gone[module.name])
+            if self._folds(module) and self._runs(module.name) and len(self.gone[module.name])
         }
 
     @torch.no_grad()
@@ -278,11 +303,11 @@ def require_allowed(model: nn.Module, plan: Plan) -> None:
             that needs all of those.
     """
     form = active_form(model)
-    cuts_heads = any(len(layer.heads) < layer.head_count for layer in plan.layers)
+    cuts_heads = any(layer.skipped or len(layer.heads) < layer.head_count for layer in plan.layers)
     if form is not None and form.fixed_heads is not None and cuts_heads:
         raise PlanError(
-            f"the plan cuts heads, but {form.fixed_heads}. Set budget.heads=0 (neurons can be cut), or use "
-            "LoRA, bottleneck adapters, IA3 or prompt tuning."
+            f"the plan cuts heads, but {form.fixed_heads}. Set budget.heads=0 and budget.layers=0 "
+            "(neurons can be cut), or use LoRA, bottleneck adapters, IA3 or prompt tuning."
         )
     followers = find_followers(model)
     for name in _linears_losing_outputs(model, plan) if followers else ():

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from lightpeft.anatomy import base_of
+from lightpeft.anatomy import LayerForm, base_of
 from lightpeft.plan import Plan
 
 _ATTRIBUTE = "lightpeft_record"
@@ -36,6 +36,9 @@ class CutRecord:
 
     shifts: dict[str, Tensor] = field(default_factory=dict)
     """Per output projection: what compensation added to its bias, (d_out,)."""
+
+    skipped: dict[str, LayerForm] = field(default_factory=dict)
+    """Per module of a layer that is skipped: in which form it returns its hidden states."""
 
     adapter: str = "default"
     """Name of the adapter that was cut, on this model; a saved one has none."""

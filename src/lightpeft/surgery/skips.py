@@ -2,11 +2,11 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lightpeft.anatomy import Units, linear_at
 from lightpeft.linears import OUTPUTS, width
+from lightpeft.surgery.skipped_layer import count_tokens, number_in_cache
 
 
 class SkippedAttention(nn.Module):
@@ -24,7 +24,6 @@ class SkippedAttention(nn.Module):
             if not name.startswith("_") and name != "training":
                 setattr(self, name, value)
         self._returns = units.returns or 1
-        self._head_size = units.size
         inside = units.out.startswith(f"{units.module}.")
         self._out = units.out.removeprefix(f"{units.module}.") if inside else None
         self.train(attention.training)
@@ -42,10 +41,6 @@ class SkippedAttention(nn.Module):
         return nothing if out.bias is None else nothing + out.bias
 
     def _count_tokens(self, hidden_states: Tensor, kwargs: dict[str, Any]) -> None:
-        """A key-value cache learns the length of a text from its layers, so it gets keys of no heads."""
-        cache, index = kwargs.get("past_key_values"), getattr(self, "layer_idx", None)
-        if cache is None or index is None or kwargs.get("key_value_states") is not None:
-            return
-        batch, tokens = hidden_states.shape[:2]
-        empty = torch.empty(batch, 0, tokens, self._head_size, device=hidden_states.device)
-        cache.update(empty.to(hidden_states), empty.to(hidden_states), index)
+        cache, index = kwargs.get("past_key_values"), number_in_cache(self)
+        if cache is not None and index is not None and kwargs.get("key_value_states") is None:
+            count_tokens(cache, index, hidden_states)
