@@ -165,7 +165,11 @@ LOOP = [
     Row("own loss", trainer={"compute_loss_func": lambda _: _loss}),
     Row("losses kept with their graphs", run=_with_trainer(KeepsLosses)),
     Row("cache on", WORDY, {"use_cache": True}),
-    Row("torch.compile", arguments={"torch_compile": True}, refusal="torch.compile", warns=("`torch.jit",)),
+    Row(
+        "torch.compile",
+        arguments={"torch_compile": True, "torch_compile_backend": "eager"},
+        warns=("The .grad attribute",),
+    ),
 ]
 
 LOGS = [

@@ -120,13 +120,6 @@ def test_the_callback_refuses_too(base: Path, tmp_path: Path) -> None:
         run.train()
 
 
-def test_torch_compile_is_refused(base: Path, tmp_path: Path) -> None:
-    run = trainer(base, tmp_path, kind=NoStep)
-    run.args.torch_compile = True
-    with pytest.raises(ConfigError, match=r"torch\.compile"):
-        run.train()
-
-
 def test_an_unknown_preset() -> None:
     with pytest.raises(ConfigError, match="preset is 'papr'; choose one of default, paper"):
         LightCallback("papr")  # type: ignore[arg-type]
@@ -260,10 +253,10 @@ def test_what_is_no_peft_model_is_told_what_it_is(
 
 
 @pytest.mark.parametrize(
-    ("flag", "advice"), [("deepspeed", "leave deepspeed out"), ("torch_compile", "set torch_compile=False")]
+    ("flag", "advice"), [("deepspeed", "leave deepspeed out"), ("fsdp", "leave fsdp out")]
 )
 def test_what_does_not_survive_a_cut_is_told_how_to_be_left_out(flag: str, advice: str) -> None:
-    kinds = {"parallel_mode": None, "n_gpu": 0, "deepspeed": None, "fsdp": None, "torch_compile": False}
+    kinds = {"parallel_mode": None, "n_gpu": 0, "deepspeed": None, "fsdp": None}
     given: Any = SimpleNamespace(**kinds | {flag: True})
     with pytest.raises(ConfigError, match=advice) as raised:
         _require_one_process(given)

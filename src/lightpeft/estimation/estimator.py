@@ -3,11 +3,10 @@
 import dataclasses
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from lightpeft.adapters import PeftModule, find_modules
 from lightpeft.anatomy import Anatomy, base_of, find_anatomy
@@ -25,6 +24,13 @@ from lightpeft.estimation.sites import Site, find_sites
 from lightpeft.estimation.statistics import WindowSums
 from lightpeft.score_tables import GRADIENT_STATISTICS
 from lightpeft.scores import Scores
+
+
+class Removable(Protocol):
+    """What a hook's handle can do."""
+
+    def remove(self) -> None:
+        """Undo it."""
 
 
 class Estimator:
@@ -55,7 +61,7 @@ class Estimator:
             starts={check // 2 for check in config.checks},
             device=self._device,
         )
-        self._handles: list[RemovableHandle] = []
+        self._handles: list[Removable] = []
         self.last_batch: dict[str, Any] | None = None
         """Arguments of the model's last training forward, by name."""
         trained = [gate.values for gate in self._gates if isinstance(gate, Mask)]
@@ -89,8 +95,8 @@ class Estimator:
         if is_over is not None:
             self._watch(is_over)
 
-    def keep(self, handle: RemovableHandle) -> None:
-        """Take the hook of somebody else out together with the own ones."""
+    def keep(self, handle: Removable) -> None:
+        """Take the hook of somebody else, or whatever else has a `remove`, out together with the own ones."""
         self._handles.append(handle)
 
     def detach(self) -> None:

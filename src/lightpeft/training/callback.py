@@ -263,7 +263,6 @@ def _require_one_process(args: TrainingArguments) -> None:
         "several GPUs in one process (show it one: CUDA_VISIBLE_DEVICES=0)": args.n_gpu > 1,
         "DeepSpeed (leave deepspeed out)": bool(args.deepspeed),
         "FSDP (leave fsdp out)": bool(args.fsdp),
-        "torch.compile (set torch_compile=False)": bool(args.torch_compile),
     }
     found = [name for name, present in problems.items() if present]
     if found:

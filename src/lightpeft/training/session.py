@@ -46,6 +46,7 @@ from lightpeft.surgery import (
     require_allowed,
     verify_discovered,
 )
+from lightpeft.training.compiling import NothingCompiled
 from lightpeft.training.live_run import LiveRun
 from lightpeft.training.prefix import Ahead, FrozenPrefix, freeze_prefix
 from lightpeft.training.targeting import Pace, Targeting
@@ -126,6 +127,7 @@ class LightSession:
         assert isinstance(model, PeftModel)  # as `check` has found
         self._guard = StepGuard(model, active_adapter(model))
         self._estimator.keep(self._guard.handle)
+        self._estimator.keep(NothingCompiled())
         self._bar = tqdm(
             total=estimation.most_steps,
             initial=self._estimator.steps,
