@@ -1,12 +1,10 @@
 """Several trainings in one process, one at a time, in turns: noise of the machine hits all alike."""
 
-import ctypes
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -18,8 +16,6 @@ from lightpeft.errors import LightPeftError
 from lightpeft.training import RandomState
 
 T = TypeVar("T")
-_M_ARENA_MAX = -8
-"""Of glibc's `malloc.h`."""
 
 
 class MethodError(LightPeftError):
@@ -181,7 +177,6 @@ def take_turns(baton: Baton, runs: Mapping[str, Callable[[], T]]) -> dict[str, T
     Raises:
         MethodError: one of them failed; the others are ended.
     """
-    _share_heap()
     threads = torch.get_num_threads()
     with ThreadPoolExecutor(len(runs), "", torch.set_num_threads, (threads,)) as pool:
         futures = {name: pool.submit(_named, name, run) for name, run in runs.items()}
@@ -192,15 +187,6 @@ def take_turns(baton: Baton, runs: Mapping[str, Callable[[], T]]) -> dict[str, T
     for name, future in futures.items():
         _raise_own(name, future)
     return {name: future.result() for name, future in futures.items()}
-
-
-def _share_heap() -> None:
-    """Make the threads take memory from one heap, as a run alone does, and what another one has freed.
-
-    glibc gives every thread a heap of its own, of small pieces, and each would keep its most.
-    """
-    with suppress(OSError, AttributeError, TypeError):  # another C library
-        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 def _named(name: str, run: Callable[[], T]) -> T:

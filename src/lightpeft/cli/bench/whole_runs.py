@@ -1,8 +1,9 @@
 """`lightpeft bench run`: whole runs of plain and light PEFT, side by side in one process."""
 
+import ctypes
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from lightpeft.cli.output import print_json
 from lightpeft.config import check_at_least
 from lightpeft.errors import ConfigError
 from lightpeft.run_config import MINILM, LoraOptions, Objective, PeftOptions, TrainingConfig
+
+_M_ARENA_MAX = -8
+"""Of glibc's `malloc.h`."""
 
 WIDTH = 100
 """Columns of the table; a narrower terminal breaks its lines."""
@@ -64,6 +68,7 @@ def whole_runs(
         chunk: Optimizer steps of one method before it is the next one's turn.
         json: Print the summary as JSON instead of a table.
     """
+    _share_heap()
     from lightpeft.bench import RunBenchmark, chosen_methods, run_benchmark, run_table, select_rows
     from lightpeft.cli.tasks import TaskOptions
     from lightpeft.report import check_report_extra
@@ -85,6 +90,15 @@ def whole_runs(
     console = Console(width=max(Console().width, WIDTH))
     console.print(run_table(summary))
     console.print(f"Numbers: {out / 'run.json'}   picture: {out / 'run.svg'}")
+
+
+def _share_heap() -> None:
+    """Before any library starts threads: let all threads take memory from one heap, as a run alone does.
+
+    glibc gives every thread a heap of its own, and each would keep the most that its method ever used.
+    """
+    with suppress(OSError, AttributeError, TypeError):  # another C library
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 @contextmanager
