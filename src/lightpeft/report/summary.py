@@ -44,7 +44,7 @@ def _compared(result: Result, before: Measurement) -> str:
     both = [_metric(result, "light"), _metric(result, "vanilla")]
     whose = f", {seed_names(result.seeds)}" if result.seeds else ""
     reached = f"{after.metric_name} {change} ({' against '.join(both)}{whose})"
-    return f"Against {result.plain}: {', '.join([*shares, *costs, reached])}."
+    return f"Against {result.plain}: {', '.join([*costs, *shares, reached])}."
 
 
 def _alone(result: Result) -> str:

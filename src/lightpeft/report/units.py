@@ -5,13 +5,13 @@ from collections.abc import Sequence
 
 MISSING = "–"
 LABELS = {
-    "encoder_parameters": "encoder parameters",
-    "peft_parameters": "PEFT parameters",
     "run_seconds": "whole run",
     "train_step_seconds": "training step",
     "estimation_step_seconds": "estimation step",
     "inference_seconds": "inference/sample",
     "peak_memory_bytes": "peak memory",
+    "encoder_parameters": "encoder parameters",
+    "peft_parameters": "PEFT parameters",
     "checkpoint_bytes": "checkpoint",
 }
 """The numbers of a method beside its metric, and what they are called; of all, less is better."""
