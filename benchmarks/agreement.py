@@ -35,7 +35,7 @@ def plans(setting: Setting, steps: list[int]) -> list[Plan]:
     model = setting.load_model()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=setting.training.learning_rate)
-    config = EstimationConfig(steps="auto", interval=2, max_steps=steps[-1])
+    config = EstimationConfig(steps=steps[-1])
     estimator = Estimator(model, config)
     estimator.attach()
     model.train()

@@ -13,9 +13,12 @@ Scope = Literal["layer", "global"]
 KVGroups = Literal["whole", "equal"]
 Quantity = Literal["inference", "training", "memory", "parameters"]
 Cuts = Literal["auto", "width", "depth", "mixed"]
+Window = Literal["all", "second_half"]
 CacheDtype = Literal["compute", "bfloat16"]
 Preset = Literal["default", "paper"]
 LARGEST_SEED = 2**32 - 1
+SHARE_OF_RUN, LEAST_STEPS, MOST_STEPS = 0.03, 40, 200
+"""What `estimation.steps` `auto` takes of a run. How they were chosen: docs/results.md."""
 
 
 def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
@@ -84,19 +87,11 @@ class EstimationConfig:
     """How importance is estimated during the first steps of the run."""
 
     steps: int | Literal["auto"] = "auto"
-    """Optimizer steps with gates before the cut; `auto` stops when the cut set has settled."""
+    """Optimizer steps with gates before the cut; `auto` takes 3 % of the run's, at least 40, at most 200, and
+    never more than a third of the run."""
 
-    max_steps: int = 800
-    """Upper limit of `auto`; in a run it also stops after a third of the steps."""
-
-    interval: int = 20
-    """`auto` compares the set that would be cut every so many optimizer steps."""
-
-    tolerance: float = 0.05
-    """`auto`: share of the cut set that may still change between two comparisons."""
-
-    patience: int = 3
-    """`auto`: comparisons in a row within the tolerance before it stops."""
+    window: Window = "all"
+    """Which of these steps the scores are of: `all`, or the `second_half`, as in the paper."""
 
     base_score: str = "fisher"
     """Score of heads and neurons: `mask` (the paper's trained gates), `taylor`, `fisher`, or the baselines
@@ -129,25 +124,32 @@ class EstimationConfig:
         check_choice("estimation.layer_score", self.layer_score, tuple(LAYER_SCORES))
         if self.steps != "auto":
             check_at_least("estimation.steps", self.steps, 1)
-        check_at_least("estimation.interval", self.interval, 1)
-        check_at_least("estimation.patience", self.patience, 1)
-        check_at_least("estimation.max_steps", self.max_steps, 1)
-        check_share("estimation.tolerance", self.tolerance)
+        check_choice("estimation.window", self.window, get_args(Window))
         check_number("estimation.l1", self.l1)
         check_seed("estimation.seed", self.seed)
         if self.gate_learning_rate is not None:
             check_number("estimation.gate_learning_rate", self.gate_learning_rate)
 
-    @property
-    def most_steps(self) -> int:
-        """The largest number of optimizer steps that estimation can take."""
-        return self.max_steps if self.steps == "auto" else self.steps
+    def in_run(self, steps: int) -> "EstimationConfig":
+        """This configuration in a run of so many optimizer steps, `auto` as a number."""
+        if self.steps != "auto":
+            return self
+        return dataclasses.replace(self, steps=max(1, min(auto_steps(steps), steps // 3)))
 
     @property
-    def checks(self) -> tuple[int, ...]:
-        """Numbers of steps after which estimation may end."""
-        most = self.most_steps
-        return (*range(self.interval, most, self.interval), most) if self.steps == "auto" else (most,)
+    def planned_steps(self) -> int:
+        """Optimizer steps until the cut; `auto` of a run of unknown length takes the least."""
+        return auto_steps(0) if self.steps == "auto" else self.steps
+
+    @property
+    def window_start(self) -> int:
+        """How many of the first steps the scores leave out."""
+        return self.planned_steps // 2 if self.window == "second_half" else 0
+
+
+def auto_steps(available: int) -> int:
+    """Estimation steps for a run, or data, of so many steps, before any cap."""
+    return min(max(LEAST_STEPS, round(SHARE_OF_RUN * available)), MOST_STEPS)
 
 
 @dataclass(frozen=True)
@@ -351,7 +353,7 @@ PRESETS: dict[Preset, LightConfig] = {
     "default": LightConfig(),
     "paper": LightConfig(
         estimation=EstimationConfig(
-            steps=800, base_score="mask", module_score="activation", rank_score="paper"
+            steps=800, window="second_half", base_score="mask", module_score="activation", rank_score="paper"
         ),
         budget=Budget(modules=0.75, ranks=0.5, heads_scope="layer", neurons_scope="global"),
         surgery=SurgeryConfig(fold_removed=False, compensate=False),

@@ -36,7 +36,7 @@ class Evidence:
     """What a plan rests on."""
 
     scored_steps: int
-    """Estimation steps that the scores are of: the last ones, without those that overflowed."""
+    """Estimation steps that the scores are of, without those that overflowed."""
 
     agreements: tuple[Agreement, ...] = ()
     """Of the even and the odd of these steps, for each kind of unit that goes by what was measured in them;
@@ -46,8 +46,8 @@ class Evidence:
         """A sentence without its full stop."""
         steps = "1 step" if self.scored_steps == 1 else f"{self.scored_steps} steps"
         if not self.agreements:
-            return f"scores of the last {steps}"
-        return f"scores of the last {steps}, whose even and odd ones agree on {_listed(self.agreements)}"
+            return f"scores of {steps}"
+        return f"scores of {steps}, whose even and odd ones agree on {_listed(self.agreements)}"
 
     def weakness(self) -> str | None:
         """Why another seed would give another plan, in sentences; None where nothing speaks for that."""

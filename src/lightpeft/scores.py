@@ -46,7 +46,7 @@ class Scores:
     """Mean input of each output projection, and of each bottleneck's, per channel, padding left out."""
 
     scored_steps: int | None = None
-    """Optimizer steps that the statistics are of: the last of `steps`, without those that overflowed; None
+    """Optimizer steps that the statistics are of: those of `estimation.window` that did not overflow; None
     where it was not noted."""
 
     layers: tuple[float, ...] = ()

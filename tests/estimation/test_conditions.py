@@ -25,7 +25,7 @@ from torch import Tensor
 
 import lightpeft
 from lightpeft import ConfigError, EstimationConfig, EstimationError, Scores, find_anatomy
-from lightpeft.estimation import Estimator, Settled
+from lightpeft.estimation import Estimator
 from lightpeft.training.callback import loss_scale_of
 
 Batch = dict[str, Tensor]
@@ -54,7 +54,7 @@ def run(
     **options: Any,
 ) -> Scores:
     """Drive the Estimator by hand; `step` does the backward passes and returns the loss scale."""
-    options.setdefault("base_score", "taylor")
+    options = {"base_score": "taylor", "window": "second_half"} | options
     estimator = Estimator(model, EstimationConfig(steps=STEPS, **options))
     estimator.attach()
     model.train()
@@ -286,7 +286,7 @@ def test_no_hook_is_left_behind(times: int, model: PeftModel) -> None:
 
 def test_attaching_twice_does_not_count_twice(model: PeftModel, expected: Scores) -> None:
     before = hook_count(model)
-    estimator = Estimator(model, EstimationConfig(steps=STEPS, base_score="taylor"))
+    estimator = Estimator(model, EstimationConfig(steps=STEPS, base_score="taylor", window="second_half"))
     estimator.attach()
     estimator.attach()
     model.train()
@@ -335,7 +335,9 @@ def test_a_four_dimensional_mask_is_an_error_that_says_so(model: PeftModel) -> N
 def test_estimation_goes_on_from_its_saved_state(folder: Path) -> None:
     """Two steps, state out, a fresh estimator, two more steps: the scores of four steps."""
     for base_score in ("fisher", "mask"):
-        config = EstimationConfig(steps=STEPS, base_score=base_score, gate_learning_rate=0.05)
+        config = EstimationConfig(
+            steps=STEPS, base_score=base_score, gate_learning_rate=0.05, window="second_half"
+        )
         batches = training_batches()
         whole = run(with_lora(load_base(folder)), batches, base_score=base_score, gate_learning_rate=0.05)
         first, second = with_lora(load_base(folder)), with_lora(load_base(folder))
@@ -356,32 +358,23 @@ def test_estimation_goes_on_from_its_saved_state(folder: Path) -> None:
         assert_same_scores(estimator.scores(), whole, rtol=1e-6)
 
 
-def test_auto_stops_when_the_cut_set_has_settled() -> None:
-    settled = Settled(EstimationConfig(steps="auto", tolerance=0.25, patience=2))
-    sets = [{0, 1, 2, 3}, {4, 5, 6, 7}, {4, 5, 6, 8}, {4, 5, 6, 9}, {4, 5, 6, 9}]
-    verdicts = [settled.update(frozenset(("head", "0", i) for i in one)) for one in sets]
-    assert verdicts == [False, False, False, True, True]
-    assert settled.change == 0.0
+@pytest.mark.parametrize(
+    ("run", "steps"),
+    [(3, 1), (10, 3), (60, 20), (119, 39), (120, 40), (1000, 40), (2000, 60), (5000, 150), (99999, 200)],
+)
+def test_auto_is_a_small_share_of_the_run(run: int, steps: int) -> None:
+    config = EstimationConfig().in_run(run)
+    assert config.steps == config.planned_steps == steps
+    assert EstimationConfig(steps=7).in_run(run).steps == 7
 
 
-def test_auto_takes_the_kind_that_changed_most() -> None:
-    settled = Settled(EstimationConfig(steps="auto", tolerance=0.1, patience=1))
-    neurons = frozenset(("neuron", "0", i) for i in range(100))
-    settled.update(neurons | {("head", "0", 0)})
-    assert not settled.update(neurons | {("head", "0", 1)})
-    assert settled.change == 1.0
-
-
-def test_auto_ends_early_on_steady_scores_and_late_at_the_limit(folder: Path) -> None:
-    batch = make_batch("bert", labels=True)
-    steady = EstimationConfig(steps="auto", interval=2, patience=2, max_steps=20, tolerance=0.0)
-    model = with_lora(load_base(folder))
-    frozen = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
-    scores = lightpeft.estimate(model, [batch] * 20, steady, optimizer=frozen)
-    assert scores.steps == 6
-    restless = [make_batch("bert", labels=True, seed=i, rows=1) for i in range(6)]
-    limit = EstimationConfig(steps="auto", interval=2, patience=3, max_steps=6, tolerance=0.0)
-    assert lightpeft.estimate(with_lora(load_base(folder)), restless, limit).steps == 6
+@pytest.mark.parametrize(
+    ("count", "sized", "steps"), [(6, True, 6), (6, False, 6), (50, False, 40), (1400, True, 42)]
+)
+def test_auto_outside_a_run_goes_by_the_batches(count: int, sized: bool, steps: int, folder: Path) -> None:
+    batch = make_batch("bert", labels=True, rows=1, tokens=3)
+    batches = [batch] * count if sized else (batch for _ in range(count))
+    assert lightpeft.estimate(with_lora(load_base(folder)), batches).steps == steps
 
 
 def test_scores_fit_the_anatomy_they_came_from(model: PeftModel, expected: Scores) -> None:

@@ -41,7 +41,7 @@ def batches(name: str) -> list[dict[str, Tensor]]:
 def estimated(model: PeftModel, batches: list[dict[str, Tensor]], **options: object) -> Scores:
     """Scores of a run in which no weight moves."""
     trained = [p for p in model.parameters() if p.requires_grad]
-    config = EstimationConfig(steps=len(batches), **options)
+    config = EstimationConfig(steps=len(batches), window="second_half", **options)
     return lightpeft.estimate(model, batches, config, optimizer=torch.optim.SGD(trained, lr=0.0))
 
 

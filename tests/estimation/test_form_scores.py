@@ -37,7 +37,7 @@ def batches_of(animal: Animal, count: int) -> list[Batch]:
 def estimated(model: PeftModel, batches: list[Batch], **options: Any) -> Scores:
     """Scores of a run in which no weight moves, over the second half of the batches."""
     trained = [p for p in model.parameters() if p.requires_grad]
-    config = EstimationConfig(steps=len(batches), **options)
+    config = EstimationConfig(steps=len(batches), window="second_half", **options)
     return lightpeft.estimate(model, batches, config, optimizer=torch.optim.SGD(trained, lr=0.0))
 
 

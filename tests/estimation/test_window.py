@@ -17,51 +17,45 @@ from lightpeft import Budget, CheckpointError, EstimationConfig, LightConfig, Sc
 from lightpeft.estimation import Estimator
 from lightpeft.estimation.statistics import WindowSums
 from lightpeft.evidence import LEAST_AGREEMENT, Agreement, Evidence
-from lightpeft.training.session import within_run
 
 CPU = torch.device("cpu")
-CONFIGS = [
-    *(EstimationConfig(steps=steps) for steps in (1, 2, 3, 8, 21)),
-    *(EstimationConfig(interval=interval, max_steps=63) for interval in (1, 2, 5, 20)),
-    *(EstimationConfig(interval=20, max_steps=most) for most in (1, 7, 20, 21, 66)),
-]
 
 
 def started(config: EstimationConfig) -> WindowSums:
-    starts = {check // 2 for check in config.checks}
-    return WindowSums({"halved": 3, "whole": 2}, ["whole"], starts, CPU)
+    return WindowSums({"halved": 3, "whole": 2}, ["whole"], config.window_start, CPU)
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.steps}-{c.interval}-{c.most_steps}")
+@pytest.mark.parametrize("steps", [1, 2, 3, 8, 21])
+@pytest.mark.parametrize("window", ["all", "second_half"])
 @pytest.mark.parametrize("interrupted", [False, True])
-def test_sums_are_of_the_second_half_at_every_check(config: EstimationConfig, interrupted: bool) -> None:
+def test_sums_are_of_the_steps_that_count(steps: int, window: Any, interrupted: bool) -> None:
     """Whole numbers, so that sums are exact; `interrupted` goes through a checkpoint after every step."""
-    sums, steps = started(config), torch.arange(1, config.most_steps + 1)
-    for number in steps.tolist():
+    config = EstimationConfig(steps=steps, window=window)
+    sums = started(config)
+    for number in range(1, steps + 1):
         sums.current("halved").add_(torch.tensor([number, 1, number**2]))
         sums.current("whole").add_(torch.tensor([number, 1]))
         sums.end_step()
         if interrupted:
             tensors, header = sums.state()
+            tensors = {name: values.clone() for name, values in tensors.items()}
             sums = started(config)
             sums.restore(tensors, **header)
-        if sums.steps not in config.checks:
-            assert sums.window_start <= sums.steps // 2
-            continue
-        window, late = sums.window(), steps[sums.steps // 2 : sums.steps]
-        assert sums.window_start == sums.steps // 2
-        assert window["whole"].tolist() == [late.sum(), len(late)]
-        halves = [late[late % 2 == 1], late[late % 2 == 0]]  # the first step is an even one
-        for found, half in zip(window["halved"], halves, strict=True):
-            assert found.tolist() == [half.sum(), len(half), half.square().sum()]
+    found, late = sums.window(), torch.arange(1, steps + 1)[steps // 2 if window == "second_half" else 0 :]
+    assert sums.counted == len(late)
+    assert found["whole"].tolist() == [late.sum(), len(late)]
+    halves = [late[late % 2 == 1], late[late % 2 == 0]]  # the first step is an even one
+    for sums_of_half, half in zip(found["halved"], halves, strict=True):
+        assert sums_of_half.tolist() == [half.sum(), len(half), half.square().sum()]
 
 
-def test_old_sums_are_let_go() -> None:
-    config = EstimationConfig(interval=2, max_steps=800)
-    sums = started(config)
-    for _ in range(800):
+def test_before_the_first_step_that_counts_all_do() -> None:
+    sums = started(EstimationConfig(steps=8, window="second_half"))
+    for _ in range(3):
+        sums.current("whole").add_(1)
         sums.end_step()
-        assert len(sums.state()[1]["starts"]) <= 2 + sums.steps // 2
+    assert sums.counted == 3
+    assert sums.window()["whole"].tolist() == [3, 3]
 
 
 @pytest.fixture
@@ -74,31 +68,35 @@ def batches(count: int) -> list[dict[str, Tensor]]:
 
 
 def estimated(model: PeftModel, count: int, **options: Any) -> Scores:
-    """Scores of a run in which no weight moves and the cut set never settles."""
+    """Scores of a run in which no weight moves."""
     trained = [p for p in model.parameters() if p.requires_grad]
-    config = EstimationConfig(tolerance=0.0, patience=99, max_steps=count, **options)
+    config = EstimationConfig(steps=count, **options)
     optimizer = torch.optim.SGD(trained, lr=0.0)
     return lightpeft.estimate(model, batches(count), config, optimizer=optimizer)
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 10])
-def test_auto_scores_are_of_the_second_half_and_so_are_their_halves(count: int, model: PeftModel) -> None:
-    scores = estimated(model, count, interval=3)
+@pytest.mark.parametrize("window", ["all", "second_half"])
+def test_scores_are_of_the_steps_that_count_and_so_are_their_halves(
+    window: str, count: int, model: PeftModel
+) -> None:
+    scores = estimated(model, count, window=window)
     squares = [base_gradients(model, batch)[1][1].square() for batch in batches(count)]
-    late = squares[count // 2 :]
+    start = count // 2 if window == "second_half" else 0
+    late = squares[start:]
     torch.testing.assert_close(scores.neurons[1], sum(late) / len(late), rtol=1e-4, atol=1e-7)
     assert (scores.steps, scores.scored_steps) == (count, len(late))
     if len(late) == 1:
         assert scores.halves == ()
         return
-    halves = [squares[first:][(first + half) % 2 :: 2] for half in (0, 1) for first in [count // 2]]
+    halves = [squares[first:][(first + half) % 2 :: 2] for half in (0, 1) for first in [start]]
     assert [half.scored_steps for half in scores.halves] == [len(half) for half in halves]
     for found, half in zip(scores.halves, halves, strict=True):
         torch.testing.assert_close(found.neurons[1], sum(half) / len(half), rtol=1e-4, atol=1e-7)
 
 
 def test_a_half_without_a_finite_step_is_no_half(model: PeftModel) -> None:
-    estimator = Estimator(model, EstimationConfig(steps=4))
+    estimator = Estimator(model, EstimationConfig(steps=4, window="second_half"))
     estimator.attach()
     model.train()
     for number, batch in enumerate(batches(4)):
@@ -113,7 +111,7 @@ def test_a_half_without_a_finite_step_is_no_half(model: PeftModel) -> None:
 def test_what_does_not_come_from_the_steps_has_no_agreement(model: PeftModel) -> None:
     kinds = {}
     for base_score in ("fisher", "magnitude", "random", "mask"):
-        scores = estimated(model, 4, interval=4, base_score=base_score)
+        scores = estimated(model, 4, base_score=base_score)
         evidence = make_plan(scores, find_anatomy(model), Budget()).evidence
         assert evidence is not None
         kinds[base_score] = [agreement.kind for agreement in evidence.agreements]
@@ -122,7 +120,7 @@ def test_what_does_not_come_from_the_steps_has_no_agreement(model: PeftModel) ->
 
 
 def test_halves_that_would_cut_the_same_agree_and_others_are_counted(model: PeftModel) -> None:
-    scores, anatomy = estimated(model, 4, interval=4), find_anatomy(model)
+    scores, anatomy = estimated(model, 4), find_anatomy(model)
     even = scores.halves[0]
     same = lightpeft.Scores(**vars(scores) | {"halves": (even, even)})
     evidence = make_plan(same, anatomy, Budget()).evidence
@@ -155,24 +153,14 @@ def test_a_plan_warns_below_the_bound(steps: int, above: float | None, weak: str
     assert found is None if weak is None else weak in str(found)
 
 
-@pytest.mark.parametrize(("total", "scored"), [(63, 11), (66, 11), (9, 2), (3, 1)])
-def test_a_short_run_scores_on_half_of_what_it_estimates(total: int, scored: int) -> None:
-    """Of 63 steps a third is estimated; whole windows of 20 would leave one step."""
-    config = within_run(EstimationConfig(), total)
-    sums = started(config)
-    for _ in range(config.most_steps):
-        sums.end_step()
-    assert sums.steps - sums.window_start == scored
-
-
 def test_a_run_says_what_its_plan_rests_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     base = save_base("bert", tmp_path / "base")
     with caplog.at_level(logging.INFO, "lightpeft"):
         run = trainer(base, tmp_path / "run", LightConfig(), max_steps=9)
         run.train()
     evidence = run.light.plan.evidence
-    assert evidence.scored_steps == run.light.scores.scored_steps == 2
-    assert "the plan rests on scores of the last 2 steps, whose even and odd ones agree on" in caplog.text
+    assert evidence.scored_steps == run.light.scores.scored_steps == 3
+    assert "the plan rests on scores of 3 steps, whose even and odd ones agree on" in caplog.text
     assert evidence.describe() in run.light.plan.describe()
     light = lightpeft.save(run.model, tmp_path / "light")
     assert lightpeft.surgery.record_of(lightpeft.load(light)).plan.evidence == evidence

@@ -24,7 +24,7 @@ PAPER = dataclasses.replace(
     budget=dataclasses.replace(LightConfig.preset("paper").budget, modules=0.5),
 )
 AUTO = LightConfig(
-    estimation=EstimationConfig(steps="auto", max_steps=6, interval=1, patience=2, tolerance=0.9),
+    estimation=EstimationConfig(window="second_half"),
     budget=Budget(neurons_scope="global"),
 )
 FASTER = dataclasses.replace(DEFAULT, learning_rate_factor=2.0)

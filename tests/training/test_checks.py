@@ -52,8 +52,7 @@ def test_more_estimation_than_steps(steps: int, base: Path, tmp_path: Path) -> N
 
 
 def test_auto_leaves_two_thirds_of_the_run(base: Path, tmp_path: Path) -> None:
-    never = EstimationConfig(steps="auto", interval=1, patience=99)
-    run = trainer(base, tmp_path, LightConfig(estimation=never))
+    run = trainer(base, tmp_path, LightConfig())
     run.train()
     assert run.light.plan.estimation_steps == STEPS // 3
 
@@ -132,9 +131,7 @@ def test_an_unknown_preset() -> None:
         ({"steps": 1.5}, r"estimation\.steps is 1\.5"),
         ({"steps": True}, r"estimation\.steps is True"),
         ({"steps": "Auto"}, r"estimation\.steps"),
-        ({"interval": 0}, r"estimation\.interval"),
-        ({"patience": 0}, r"estimation\.patience"),
-        ({"tolerance": 1.0}, r"estimation\.tolerance"),
+        ({"window": "half"}, r"estimation\.window is 'half'; choose one of all, second_half"),
         ({"base_score": "gradient"}, r"base_score is 'gradient'; choose one of mask, taylor"),
         ({"module_score": "x"}, r"module_score"),
         ({"rank_score": "x"}, r"rank_score"),

@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 from tests.support.models import load_base, make_batch, outputs, save_base, snapshot, with_lora
 from tests.support.plans import random_plan
-from tests.support.runs import DEFAULT, STEPS, fresh_model, trainer
+from tests.support.runs import DEFAULT, ESTIMATION, STEPS, fresh_model, trainer
 from torch import nn
 from transformers import Trainer
 
@@ -108,7 +108,7 @@ def test_one_that_is_made_when_evaluating_is_refused_after_the_cut(base: Path, t
     run.only_when_evaluating = True
     with pytest.raises(ConfigError, match="was cut and is called with its adapters switched off"):
         run.train()
-    assert run.state.global_step >= DEFAULT.estimation.most_steps
+    assert run.state.global_step >= ESTIMATION
 
 
 @pytest.mark.parametrize("kind", OFF)

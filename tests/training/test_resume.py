@@ -224,10 +224,16 @@ def test_a_tampered_record_in_a_checkpoint_is_refused(
         trainer(base, tmp_path, **SAVING).train(resume_from_checkpoint=str(last))
 
 
-def test_auto_remembers_what_it_compared(wholes: dict[str, Whole], base: Path, tmp_path: Path) -> None:
-    run = trainer(base, until(wholes["auto"], 2, tmp_path), AUTO, **SAVING)
+def test_a_longer_run_estimates_as_long_as_it_was_begun(
+    wholes: dict[str, Whole], base: Path, tmp_path: Path
+) -> None:
+    """`auto` of twice as many steps would be 6, of which the last 3 count; one of them was not summed."""
+    longer = SAVING | {"max_steps": 2 * STEPS}
+    run = trainer(base, until(wholes["auto"], 2, tmp_path), AUTO, **longer)
     run.train(resume_from_checkpoint=True)
     assert run.light.plan.estimation_steps == wholes["auto"].plan.estimation_steps == 3
+    assert run.light.plan.evidence == wholes["auto"].plan.evidence
+    assert run.state.global_step == 2 * STEPS
 
 
 def test_scores_come_back_after_the_cut(wholes: dict[str, Whole], base: Path, tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_the_cut_comes_after_estimation_and_training_goes_on(base: Path, tmp_pat
     assert hook_count(run.model) == before
 
 
-def test_auto_cuts_when_settled(base: Path, tmp_path: Path) -> None:
+def test_auto_cuts_after_a_third_of_a_short_run(base: Path, tmp_path: Path) -> None:
     run = trainer(base, tmp_path, AUTO)
     run.train()
     assert run.light.plan.estimation_steps == 3

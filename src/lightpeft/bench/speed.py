@@ -82,7 +82,6 @@ def _cut_model(benchmark: SpeedBenchmark) -> PeftModel:
         batches(setting, setting.train),
         dataclasses.replace(benchmark.light.estimation, steps=benchmark.estimation_steps),
         learning_rate=training.learning_rate,
-        budget=benchmark.light.budget,
     )
     plan = make_plan(scores, find_anatomy(model), benchmark.light.budget)
     cut(model, plan, scores=scores, config=benchmark.light.surgery)

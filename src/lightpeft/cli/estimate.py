@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightpeft.cli.options import Names, names_of, run_with_options
 from lightpeft.cli.output import print_json
-from lightpeft.config import Budget, EstimationConfig, Preset
+from lightpeft.config import EstimationConfig, Preset
 from lightpeft.outputs import Output, check_file
 from lightpeft.run_config import (
     BottleneckOptions,
@@ -37,7 +37,6 @@ def write_scores(
     train_limit: int | None = None,
     preset: Preset = "default",
     estimation: EstimationConfig = EstimationConfig(),
-    budget: Budget = Budget(),
     training: TrainingConfig = TrainingConfig(),
     peft: PeftForm = "lora",
     adapter: str | None = None,
@@ -58,7 +57,6 @@ def write_scores(
         train_limit: Use only so many training examples, drawn at random.
         preset: `default`, or `paper`.
         estimation: How importance is estimated.
-        budget: With estimation.steps auto, the cut that has to settle.
         training: Learning rate, batch size, length and seed of the estimation steps.
         peft: Form of PEFT: `lora`, or bottleneck adapters, `sequential` or `parallel`.
         adapter: Folder or hub name of a trained PEFT adapter to go on from.
@@ -80,9 +78,8 @@ def write_scores(
     scores = estimate(
         peft_model,
         endless_batches(setting),
-        estimation,
+        estimation.in_run(training.steps(len(setting.train))),
         learning_rate=training.learning_rate,
-        budget=budget,
     )
     scores.save(out)
     if json:
@@ -99,8 +96,7 @@ def write_scores(
         )
     else:
         print(
-            f"{scores.steps} steps; scores of the last {scores.scored_steps} for {len(scores.heads)} layers "
-            f"in {out}"
+            f"scores of {scores.scored_steps} of {scores.steps} steps for {len(scores.heads)} layers in {out}"
         )
 
 

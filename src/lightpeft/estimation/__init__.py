@@ -2,7 +2,6 @@
 
 from lightpeft.estimation.estimator import Estimator
 from lightpeft.estimation.gates import fixed_gates
-from lightpeft.estimation.run import estimate, should_stop
-from lightpeft.estimation.stopping import Settled
+from lightpeft.estimation.run import estimate
 
-__all__ = ["Estimator", "Settled", "estimate", "fixed_gates", "should_stop"]
+__all__ = ["Estimator", "estimate", "fixed_gates"]

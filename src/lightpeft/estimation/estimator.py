@@ -58,7 +58,7 @@ class Estimator:
         self._sums = WindowSums(
             self._sizes(),
             whole=("input_sum", "input_count"),
-            starts={check // 2 for check in config.checks},
+            start=config.window_start,
             device=self._device,
         )
         self._handles: list[Removable] = []
@@ -128,10 +128,9 @@ class Estimator:
         self._sums.end_step()
 
     def scores(self, *, halves: bool = True) -> Scores:
-        """Scores over the second half of the steps so far (trained gates: their values now).
+        """Scores over the steps that count (trained gates: their values now).
 
-        Exactly the second half after as many steps as estimation may end at; in between the window begins up
-        to half an interval earlier. The scores say how many steps they are of.
+        These are the ones of `estimation.window`; before the first of them is over, all that were taken.
 
         Args:
             halves: also score the window's even and odd steps on their own.
@@ -143,7 +142,7 @@ class Estimator:
             raise EstimationError("no training step was estimated; scores need at least one.")
         window = self._sums.window()
         means = self._mean_inputs(window.pop("input_sum"), window.pop("input_count"))
-        _check_finite(window["finite_steps"], self.steps - self._sums.window_start)
+        _check_finite(window["finite_steps"], self._sums.counted)
         gates = {
             site.module: gate.values.detach().cpu()
             for site, gate in zip(self._sites, self._gates, strict=True)
@@ -169,7 +168,7 @@ class Estimator:
             CheckpointError: the state is of another model or configuration.
         """
         try:
-            self._sums.restore(tensors, header["steps"], header["starts"])
+            self._sums.restore(tensors, header["steps"])
             for position, gate in enumerate(self._gates):
                 if self._gate_optimizer is not None and isinstance(gate, Mask):
                     gate.values.copy_(tensors[f"gate.{position}"])

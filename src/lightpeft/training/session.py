@@ -29,7 +29,7 @@ from lightpeft.checkpoint import (
 )
 from lightpeft.config import EstimationConfig, LightConfig
 from lightpeft.errors import CheckpointError, ConfigError
-from lightpeft.estimation import Estimator, Settled, should_stop
+from lightpeft.estimation import Estimator
 from lightpeft.files import read_tensors, under, write_tensors
 from lightpeft.plan import Plan
 from lightpeft.planning import limits, make_plan
@@ -69,7 +69,6 @@ class LightSession:
         self.report: CutReport | None = None
         self.cut_step: int | None = None
         self._estimator: Estimator | None = None
-        self._settled = Settled(config.estimation)
         self._bar: tqdm[Any] | None = None
         self._guard: StepGuard | None = None
         self._prefix: FrozenPrefix | None = None
@@ -111,7 +110,7 @@ class LightSession:
                 "from the base with a larger budget; to resume a run, start from a fresh model."
             )
         self.end()
-        estimation = within_run(self.config.estimation, total_steps)
+        estimation = self._estimation_in(total_steps)
         if self.config.target.is_set:
             assert pace is not None
             self._targeting = Targeting(self.config, pace, total_steps, first_step)
@@ -121,7 +120,6 @@ class LightSession:
         if self._resumed is not None:
             tensors, header = self._resumed
             self._estimator.restore(tensors, header)
-            self._settled.restore(header["settled"])
             self._resumed = None
         self._estimator.attach(LiveRun().is_over)
         assert isinstance(model, PeftModel)  # as `check` has found
@@ -129,11 +127,18 @@ class LightSession:
         self._estimator.keep(self._guard.handle)
         self._estimator.keep(NothingCompiled())
         self._bar = tqdm(
-            total=estimation.most_steps,
+            total=estimation.planned_steps,
             initial=self._estimator.steps,
             desc="lightpeft: estimating",
             disable=not show_progress,
         )
+
+    def _estimation_in(self, total_steps: int) -> EstimationConfig:
+        """With its number of steps; a resumed run keeps the one that it began with."""
+        planned = self.config.estimation.in_run(total_steps)
+        if self._resumed is None:
+            return planned
+        return dataclasses.replace(planned, steps=self._resumed[1].get("planned_steps"))
 
     def can_begin_with(self, model: nn.Module) -> bool:
         """Whether it was not begun yet, or cut `model` itself, so that another run trains it on."""
@@ -143,7 +148,7 @@ class LightSession:
     def check(self, model: nn.Module, total_steps: int) -> None:
         """Fail now if the budget or the number of steps is impossible."""
         anatomy = verify_discovered(model)
-        steps = within_run(self.config.estimation, total_steps).most_steps
+        steps = self._estimation_in(total_steps).planned_steps
         if total_steps < 2:
             raise ConfigError(
                 "the run has only one step, which estimation takes, so nothing would be trained after the "
@@ -192,7 +197,7 @@ class LightSession:
 
     def _cut_if_done(self, model: nn.Module, optimizer: torch.optim.Optimizer | None, step: int) -> bool:
         estimator = self._estimator
-        if estimator is None or not should_stop(estimator, self._settled, self.config.budget):
+        if estimator is None or estimator.steps < estimator.config.planned_steps:
             return False
         self.scores = estimator.scores()
         batch = estimator.last_batch
@@ -269,7 +274,7 @@ class LightSession:
             tensors, header = self._estimator.state()
             tensors |= {f"{_REST}.{name}": value for name, value in own_tensors(model).items()}
             header |= {
-                "settled": self._settled.state(),
+                "planned_steps": self._estimator.config.planned_steps,
                 "config": self.config.to_dict(),
                 "base": base_digests(model),
             }
@@ -357,13 +362,6 @@ def _say_what_it_rests_on(plan: Plan) -> None:
 def is_of_light_run(checkpoint: Path) -> bool:
     """Whether a Trainer's checkpoint was written in a light run."""
     return (checkpoint / PRUNING).is_file() or (checkpoint / ESTIMATION).is_file()
-
-
-def within_run(config: EstimationConfig, total_steps: int) -> EstimationConfig:
-    """`auto` takes at most a third of the run; a fixed number of steps stays what it is."""
-    if config.steps != "auto":
-        return config
-    return dataclasses.replace(config, max_steps=max(1, min(config.max_steps, total_steps // 3)))
 
 
 def _can_freeze(model: nn.Module) -> bool:
