@@ -42,7 +42,9 @@ def batches(count: int) -> list[dict[str, Tensor]]:
 def train_gates(model: PeftModel, steps: int, rate: float, l1: float = 1e-4, **options: float) -> Scores:
     """Only the gates move."""
     frozen = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
-    config = EstimationConfig(steps=steps, base_score="mask", l1=l1, gate_learning_rate=rate, **options)
+    config = EstimationConfig(
+        steps=steps, window="second_half", base_score="mask", l1=l1, gate_learning_rate=rate, **options
+    )
     return lightpeft.estimate(model, batches(steps), config, optimizer=frozen)
 
 
@@ -151,7 +153,7 @@ def test_gates_are_dropped_when_asked(folder: Path) -> None:
 
 def test_means_are_of_the_gated_inputs(model: PeftModel) -> None:
     """Compensation adds what a cut unit contributed: its input behind the gate, not before it."""
-    config = EstimationConfig(steps=2, base_score="mask", gate_learning_rate=0.0)
+    config = EstimationConfig(steps=2, window="second_half", base_score="mask", gate_learning_rate=0.0)
     estimator = Estimator(model, config)
     with torch.no_grad():
         for gate in estimator._gates[: 2 * LAYERS]:
