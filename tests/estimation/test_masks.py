@@ -166,5 +166,5 @@ def test_means_are_of_the_gated_inputs(model: PeftModel) -> None:
     scores = estimator.scores()
     estimator.detach()
     with gated(model.get_base_model(), scores.gates):
-        expected = mean_inputs(model, batches(2)[1:])
+        expected = mean_inputs(model, batches(2))
     assert_same(scores.means, expected)

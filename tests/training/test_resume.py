@@ -229,8 +229,9 @@ def test_a_longer_run_estimates_as_long_as_it_was_begun(
 ) -> None:
     """`auto` of twice as many steps would be 6, of which the last 3 count; one of them was not summed."""
     longer = SAVING | {"max_steps": 2 * STEPS}
-    run = trainer(base, until(wholes["auto"], 2, tmp_path), AUTO, **longer)
-    run.train(resume_from_checkpoint=True)
+    checkpoint = until(wholes["auto"], 2, tmp_path) / "checkpoint-2"
+    run = trainer(base, tmp_path, AUTO, **longer)
+    run.train(resume_from_checkpoint=str(checkpoint))
     assert run.light.plan.estimation_steps == wholes["auto"].plan.estimation_steps == 3
     assert run.light.plan.evidence == wholes["auto"].plan.evidence
     assert run.state.global_step == 2 * STEPS

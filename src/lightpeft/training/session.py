@@ -138,7 +138,8 @@ class LightSession:
         planned = self.config.estimation.in_run(total_steps)
         if self._resumed is None:
             return planned
-        return dataclasses.replace(planned, steps=self._resumed[1].get("planned_steps"))
+        steps: Any = self._resumed[1].get("planned_steps")  # checked like a user's
+        return dataclasses.replace(planned, steps=steps)
 
     def can_begin_with(self, model: nn.Module) -> bool:
         """Whether it was not begun yet, or cut `model` itself, so that another run trains it on."""
