@@ -1,6 +1,8 @@
 """bfloat16, activation checkpointing and torch.compile, each with plain and light PEFT: step time and memory.
 
-python benchmarks/speedups.py --out benchmarks/results/speedups.json
+python benchmarks/speedups.py --out benchmarks/results/speedups.json \\
+    --variants float32 bfloat16 checkpointed "bfloat16, checkpointed"
+python benchmarks/speedups.py --out benchmarks/results/compile.json --variants float32 compiled
 """
 
 import argparse
@@ -56,13 +58,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=result_file, required=True)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     options = parser.parse_args()
     data, steps, owners = batch(), {}, {}
-    for name, variant in VARIANTS.items():
-        for method, (model, step) in actions(variant, data).items():
+    for name in options.variants:
+        for method, (model, step) in actions(VARIANTS[name], data).items():
             steps[f"{method}, {name}"], owners[f"{method}, {name}"] = step, model
-    # As many warm-ups as compiling needs: forward and backward of training mode, once.
-    taken = interleaved_seconds(steps, options.repeats, torch.device("cpu"), warmup=2)
+    taken = interleaved_seconds(steps, options.repeats, torch.device("cpu"), warmup=1)
     unit = taken["plain, float32"].median
     rows = {
         name: {
