@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ def drawn(seed: int, *, layers: int = 3, units: int = 3, skips: bool = False) ->
     return Problem(
         whole=(3.0 * units + 1,) * layers,
         skips=tuple(float(one.sum()) for one in scores) if skips else (None,) * layers,
+        stacks=(frozenset(range(layers)),),
         dials=tuple(
             dial(layer, scores[layer, kind], kind + 1.0) for layer in range(layers) for kind in (0, 1)
         ),
@@ -36,7 +38,7 @@ def drawn(seed: int, *, layers: int = 3, units: int = 3, skips: bool = False) ->
 
 def limited(problem: Problem, share: float) -> Problem:
     limit = share * (problem.constant + sum(problem.whole))
-    return Problem(problem.whole, problem.skips, problem.dials, problem.constant, limit)
+    return replace(problem, limit=limit)
 
 
 def price(problem: Problem, options: tuple[int, ...], skipped: frozenset[int]) -> tuple[float, float]:
@@ -110,7 +112,7 @@ def test_a_limit_below_the_cheapest_choice_is_not_met() -> None:
 
 def test_equal_scores_of_nothing_still_meet_the_limit() -> None:
     flat = tuple(dial(layer, torch.zeros(20), 1.0) for layer in range(4))
-    problem = limited(Problem((25.0,) * 4, (None,) * 4, flat, 0.0, math.inf), 0.5)
+    problem = limited(Problem((25.0,) * 4, (None,) * 4, (), flat, 0.0, math.inf), 0.5)
     choice = solve(problem)
     assert isinstance(choice, Choice)
     assert choice.cost == pytest.approx(50.0)
@@ -122,7 +124,7 @@ def test_a_dial_of_several_layers_turns_in_all_of_them() -> None:
         torch.tensor([[0.0, 0.0], [1.0, 3.0]]).double(),
         torch.ones(2, 2).double().tril(-1)[:, :1].expand(2, 2),
     )
-    problem = Problem((5.0, 5.0), (None, None), (together,), 0.0, 9.0)
+    problem = Problem((5.0, 5.0), (None, None), (), (together,), 0.0, 9.0)
     choice = solve(problem)
     assert choice == Choice((1,), frozenset(), 4.0, 8.0)
 
@@ -131,19 +133,27 @@ def test_a_dial_of_several_layers_turns_in_all_of_them() -> None:
     ("limit", "skipped"), [(30.0, set()), (26.0, set()), (24.0, {1}), (20.0, {1}), (9.0, {1, 2})]
 )
 def test_whole_layers_go_by_score_as_many_as_come_nearest(limit: float, skipped: set[int]) -> None:
-    problem = Problem((10.0, 10.0, 10.0), (None, 1.0, 2.0), (), 0.0, limit)
+    problem = Problem((10.0, 10.0, 10.0), (None, 1.0, 2.0), (frozenset(range(3)),), (), 0.0, limit)
     choice = solve_depth(problem)
     assert isinstance(choice, Choice)
     assert choice.skipped == skipped
 
 
+def test_a_layer_of_each_stack_stays() -> None:
+    stacks = (frozenset({0, 1}), frozenset({2}))
+    problem = Problem((10.0, 10.0, 10.0), (1.0, 2.0, 0.5), stacks, (), 0.0, 20.0)
+    for choice in (solve_depth(problem), solve(problem)):
+        assert isinstance(choice, Choice)
+        assert choice.skipped == {0}
+
+
 def test_whole_layers_cannot_all_go() -> None:
-    assert solve_depth(Problem((10.0, 10.0), (1.0, 2.0), (), 0.0, 4.0)) is None
+    assert solve_depth(Problem((10.0, 10.0), (1.0, 2.0), (frozenset({0, 1}),), (), 0.0, 4.0)) is None
 
 
 def test_a_layer_that_is_worth_little_goes_before_units_that_are_worth_more() -> None:
     dials = (dial(0, torch.ones(4), 1.0), dial(1, torch.full((4,), 9.0), 1.0))
-    problem = Problem((6.0, 6.0), (0.5, 36.0), dials, 0.0, 6.0)
+    problem = Problem((6.0, 6.0), (0.5, 36.0), (frozenset({0, 1}),), dials, 0.0, 6.0)
     choice = solve(problem)
     assert isinstance(choice, Choice)
     assert (choice.skipped, choice.lost) == ({0}, 0.5)

@@ -91,6 +91,42 @@ def test_a_target_out_of_reach_says_what_can_be_reached() -> None:
         inference(0.2)  # 4 beside the layers, and in each 2 fixed, a head, a neuron and half the modules
 
 
+def skipped(plan: Plan) -> list[int]:
+    """Layers that are skipped."""
+    return [layer.index for layer in plan.layers if layer.skipped]
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.95, 0), (0.8, 1), (0.6, 2), (0.35, 3)])
+def test_whole_layers_go_for_a_target_of_depth(share: float, count: int) -> None:
+    """With half of the PEFT modules 46 of 48, and 10 or 11 with a layer."""
+    scores = drawn()
+    pricing = Pricing(Target(inference=share, cuts="depth"), table())
+    plan = make_plan(scores, ANATOMY, GLOBAL, target=pricing)
+    worth = [float(h.sum() + n.sum()) for h, n in zip(scores.heads, scores.neurons, strict=True)]
+    assert skipped(plan) == sorted(sorted(range(LAYERS), key=lambda layer: worth[layer])[:count])
+    for layer in plan.layers:
+        units = (0, 0) if layer.skipped else (HEADS, NEURONS)
+        assert (len(layer.heads), len(layer.neurons)) == units
+    assert plan.target is not None
+    assert abs(plan.target.predicted - share) <= 11 / 48 / 2
+    assert all(module.layer not in skipped(plan) for module in plan.kept_modules)
+
+
+def test_a_mixed_target_skips_a_layer_that_is_worth_little() -> None:
+    scores = drawn()
+    scores.heads[1].mul_(1e-3)
+    scores.neurons[1].mul_(1e-3)
+    mixed, width = (
+        make_plan(scores, ANATOMY, GLOBAL, target=Pricing(Target(inference=0.6, cuts=cuts), table()))
+        for cuts in ("mixed", "width")
+    )
+    assert skipped(mixed) == [1]
+    assert skipped(width) == []
+    for plan in (mixed, width):
+        assert plan.target is not None
+        assert plan.target.predicted <= 0.6
+
+
 def test_memory_of_frozen_layers_is_that_of_their_weights() -> None:
     scores = drawn(modules=(0.0, 0.0, 1.0, 1.0))
     held = table(held=costs())

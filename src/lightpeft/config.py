@@ -212,7 +212,7 @@ class Budget:
 class Target:
     """At most one share of what plain PEFT costs on this device: the uncut model with all its PEFT modules.
 
-    The plan then loses the least score that meets it, and `budget.heads` and `budget.neurons` are not used.
+    The plan then loses the least score that meets it; `budget.heads`, `.neurons` and `.layers` do not count.
     """
 
     inference: float | None = None
@@ -229,7 +229,7 @@ class Target:
 
     cuts: Cuts = "auto"
     """What may go: heads and neurons (`width`), whole layers (`depth`, which meets the target within half a
-    layer), or all of them (`mixed`); `auto` goes by the kind of model."""
+    layer), or both (`mixed`); `auto` goes by the kind of model."""
 
     def __post_init__(self) -> None:
         check_choice("target.cuts", self.cuts, get_args(Cuts))
@@ -257,7 +257,7 @@ class Target:
         return float(getattr(self, self.quantity))
 
 
-REPLACED = ("heads", "neurons")
+REPLACED = ("heads", "neurons", "layers")
 """Shares of a budget that a target takes the place of."""
 
 
@@ -317,7 +317,7 @@ class LightConfig:
     """How the lowest layers run after the cut."""
 
     target: Target = field(default_factory=Target)
-    """A share of plain PEFT's cost to meet, instead of shares of heads and neurons."""
+    """A share of plain PEFT's cost to meet, instead of shares of heads, neurons and layers."""
 
     learning_rate_factor: float = 2.0
     """Multiply the learning rate after the cut: fewer ranks at the same rate move the function less."""

@@ -10,7 +10,10 @@ from peft import PeftModel
 from tests.cli.conftest import QUICK, read
 
 import lightpeft
+from lightpeft.cli.anatomy import anatomy_of
 from lightpeft.cli.main import main
+from lightpeft.costs import CostTable
+from lightpeft.planning.prices import parameter_costs
 from lightpeft.report import Result
 from lightpeft.runs import Setting
 from lightpeft.scores import Scores
@@ -193,6 +196,30 @@ def test_estimate_then_many_plans(
     said = capsys.readouterr().out
     assert plan.evidence.describe() in said
     assert (plan.weakness or "") in said
+    plan_from_a_latency_table(base, tiny_model, tmp_path, capsys)
+
+
+def plan_from_a_latency_table(
+    base: list[str], tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A table that says of parameters that they are seconds."""
+    table, costs = tmp_path / "latency.json", parameter_costs(anatomy_of(str(tiny_model)))
+    table.write_text(json.dumps(CostTable({}, 0.0, costs).to_dict()))
+    timed = ["--target.inference", "0.7"]
+    assert main([*base, *timed, "--latency", str(table)]) == 0
+    plan = lightpeft.Plan.from_json(capsys.readouterr().out)
+    assert plan.target is not None
+    assert 0.6 < plan.target.predicted <= 0.7
+    for arguments, message in (
+        (timed, "target.inference needs what the model's layers cost"),
+        ([*timed, "--latency", "/nowhere"], "/nowhere does not exist"),
+        (["--target.training", "0.5"], "target.training is a share of a run"),
+        (["--target.memory", "0.5", "--latency", str(table)], "nothing that was measured for target.memory"),
+        (["--target.memory", "0.5", *timed], "target has inference and memory; give one"),
+        (["--budget.heads", "0.5", *timed], "leave budget.heads out"),
+    ):
+        assert main([*base, *arguments]) != 0
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -38,8 +38,7 @@ def test_what_is_measured_is_left_as_it_was(animal: Animal) -> None:
     model(**batch)  # transformers puts hooks of its own in at a first call
     anatomy, before, hooks = find_anatomy(model), snapshot(model), hook_count(model)
     random = torch.get_rng_state()
-    budget = Budget(min_heads=0, min_neurons=0)
-    table, found = measured(model, batch, "training", budget)
+    table, found = measured(model, batch, "training", Budget())
     assert found.whole > 0
     assert any(layer.whole > 0 for layer in found.layers)
     assert CostTable.from_dict(json.loads(json.dumps(table.to_dict()))) == table
@@ -69,7 +68,7 @@ def test_the_key_knows_model_batch_and_device(tmp_path: Path) -> None:
     others = [
         key_of(model, longer, "inference", Budget()),
         key_of(model, batch, "memory", Budget()),
-        key_of(model, batch, "inference", Budget(min_heads=2)),
+        key_of(model, batch, "inference", Budget(kv_groups="equal")),
         key_of(fresh_model(save_base("bert", tmp_path / "other"), rank=2), batch, "inference", Budget()),
     ]
     assert all(other != key for other in others)

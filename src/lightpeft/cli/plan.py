@@ -39,7 +39,7 @@ def plan(
         out: File to write the plan to (JSON).
         preset: `default`, or `paper`; --budget flags change its shares.
         budget: How much is cut.
-        target: A share of plain PEFT's cost to meet, instead of shares of heads and neurons.
+        target: A share of plain PEFT's cost to meet, instead of shares of heads, neurons and layers.
         latency: The latency.json of a run's folder, which target.inference and target.memory need.
         json: Print the plan as JSON.
     """

@@ -79,7 +79,7 @@ def train(
         budget: How much is cut.
         surgery: What the cut preserves.
         prefix: How the layers below the lowest trained PEFT module run after the cut.
-        target: A share of plain PEFT's cost to meet, instead of shares of heads and neurons.
+        target: A share of plain PEFT's cost to meet, instead of shares of heads, neurons and layers.
         learning_rate_factor: Multiply the learning rate after the cut.
         restart_schedule: Start optimizer and learning-rate schedule anew after the cut.
         training: The fine-tuning run.

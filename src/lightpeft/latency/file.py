@@ -64,5 +64,5 @@ def key_of(model: nn.Module, batch: Mapping[str, Any], quantity: Quantity, budge
         "layers": [layer.describe() for layer in anatomy.layers],
         "modules": {module.name: module.rank for module in find_modules(model)},
         "batch": {name: list(value.shape) for name, value in batch.items() if isinstance(value, Tensor)},
-        "floors": [budget.min_heads, budget.min_neurons, budget.kv_groups],
+        "kv_groups": budget.kv_groups,
     }

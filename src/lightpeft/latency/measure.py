@@ -32,7 +32,7 @@ def measure_costs(
     Args:
         batch: arguments of the model's forward, on its device.
         quantity: not `parameters`.
-        budget: its floors and KV groups say which cuts there can be.
+        budget: says how KV groups are cut.
     """
     begun = time.perf_counter()
     with left_as_it_is(model):

@@ -119,9 +119,7 @@ def _grid(units: Units, budget: Budget) -> list[tuple[int, ...]]:
     step = units.groups if equal and units.group > 1 else units.group
     if units.kind == "neurons" and units.count >= 4 * _ALIGNED:
         step = _ALIGNED
-    least = 0 if units.removable and budget.min_heads == 0 else step
-    if units.kind == "neurons":
-        least = 0 if units.removable and budget.min_neurons == 0 else step
+    least = 0 if units.removable else step
     counts = {max(least, round(share * units.count / step) * step) for share in GRID}
     return [_first(units, count, equal) for count in sorted(counts) if count < units.count]
 

@@ -33,6 +33,9 @@ class Problem:
     skips: tuple[float | None, ...]
     """Score lost with a whole layer; None where it cannot go."""
 
+    stacks: tuple[frozenset[int], ...]
+    """Layers of which at least one stays."""
+
     dials: tuple[Dial, ...]
     constant: float
     """Cost that nothing changes."""
@@ -91,8 +94,10 @@ def solve_depth(problem: Problem) -> Choice | None:
         if skip is not None
     )
     full = tuple(0 for _ in problem.dials)
-    most = min(len(order), len(problem.whole) - 1)
-    sets = [frozenset(layer for _, _, layer in order[:count]) for count in range(most + 1)]
+    sets: list[frozenset[int]] = [frozenset()]
+    for _, _, layer in order:
+        if _leaves_all_stacks(problem, more := sets[-1] | {layer}):
+            sets.append(more)
     choices = [_evaluated(problem, full, skipped) for skipped in sets]
     if choices[0].cost <= problem.limit:
         return choices[0]
@@ -126,17 +131,22 @@ def _best_option(dial: Dial, skipped: frozenset[int], multiplier: float) -> int:
 
 
 def _worth_skipping(problem: Problem, options: tuple[int, ...], multiplier: float) -> frozenset[int]:
-    """The layers that lose less altogether than they would with these options; one stays in any case."""
+    """The layers that lose less altogether than they would with these options; one of a stack stays."""
     lost, cost = _per_layer(problem, options)
     gains = {
         layer: (lost[layer] - skip) + multiplier * cost[layer] if multiplier < math.inf else cost[layer]
         for layer, skip in enumerate(problem.skips)
         if skip is not None
     }
-    chosen = [layer for layer, gain in gains.items() if gain > 0]
-    if len(chosen) == len(problem.whole):
-        chosen.remove(min(chosen, key=lambda layer: (gains[layer], -layer)))
-    return frozenset(chosen)
+    chosen: frozenset[int] = frozenset()
+    for layer in sorted(gains, key=lambda layer: (-gains[layer], layer)):
+        if gains[layer] > 0 and _leaves_all_stacks(problem, chosen | {layer}):
+            chosen |= {layer}
+    return chosen
+
+
+def _leaves_all_stacks(problem: Problem, skipped: frozenset[int]) -> bool:
+    return all(stack - skipped for stack in problem.stacks)
 
 
 def _per_layer(problem: Problem, options: tuple[int, ...]) -> tuple[list[float], list[float]]:

@@ -9,6 +9,7 @@ from lightpeft.anatomy import DECODERS, Anatomy
 from lightpeft.config import Budget, Cuts, Scope, exact_count
 from lightpeft.planning.blocks import Blocks, blocks_of
 from lightpeft.planning.prices import Prices
+from lightpeft.planning.skips import layer_losses
 from lightpeft.planning.solver import Choice, Dial, Problem, cheapest, solve, solve_depth
 from lightpeft.scores import Scores
 
@@ -25,6 +26,8 @@ class Found:
     heads: Kept
     neurons: Kept
     skipped: frozenset[int]
+    """Indices of the layers that are skipped; what is kept of their units does not count."""
+
     lost: float
     """Share of the score of all heads and neurons."""
 
@@ -43,10 +46,17 @@ def choose_for_target(
     """The least score lost at `share` of plain PEFT's cost, or, if no cut goes so far, the least share."""
     cuts = cuts_for(anatomy, cuts)
     knobs = [] if cuts == "depth" else _knobs(scores, anatomy, budget)
+    place = {module: number for number, module in enumerate(anatomy.modules)}
+    of_modules = [place[layer.module] for layer in anatomy.layers]
+    whole = [0.0] * len(place)
+    for number, price in zip(of_modules, prices.layers, strict=True):
+        whole[number] += price.whole
+    losses = {} if cuts == "width" else layer_losses(scores, anatomy)
     problem = Problem(
-        whole=tuple(price.whole for price in prices.layers),
-        skips=tuple(None for _ in anatomy.layers),
-        dials=tuple(knob.dial(prices) for knob in knobs),
+        whole=tuple(whole),
+        skips=tuple(losses.get(module) if module in anatomy.skippable else None for module in place),
+        stacks=tuple(frozenset(place[module] for module in stack) for stack in anatomy.stacks),
+        dials=tuple(knob.dial(prices, of_modules) for knob in knobs),
         constant=prices.constant,
         limit=share * prices.plain,
     )
@@ -67,9 +77,11 @@ def _found(
         for layer, blocks, level in zip(knob.layers, knob.blocks, knob.levels[option], strict=True):
             if level is not None:
                 kept[knob.kind][layer] = blocks.best(level)
+    modules = [anatomy.modules[number] for number in choice.skipped]
+    skipped = frozenset(layer.index for layer in anatomy.layers if layer.module in modules)
     total = sum(float(values.double().sum()) for values in (*scores.heads, *scores.neurons))
     lost = choice.lost / total if total > 0 else 0.0
-    return Found(kept["heads"], kept["neurons"], choice.skipped, lost, choice.cost / prices.plain)
+    return Found(kept["heads"], kept["neurons"], skipped, lost, choice.cost / prices.plain)
 
 
 @dataclass(frozen=True)
@@ -85,14 +97,16 @@ class _Knob:
     levels: tuple[tuple[int | None, ...], ...]
     """Per option how many blocks stay in each layer; None where it is not cut."""
 
-    def dial(self, prices: Prices) -> Dial:
-        """What each option loses and saves."""
+    def dial(self, prices: Prices, of_modules: Sequence[int]) -> Dial:
+        """What each option loses and saves; `of_modules` has the number of each layer's module."""
         lost = [[self._lost(place, level) for place, level in enumerate(row)] for row in self.levels]
         saved = [
             [self._saved(prices, place, level) for place, level in enumerate(row)] for row in self.levels
         ]
         return Dial(
-            self.layers, torch.tensor(lost, dtype=torch.float64), torch.tensor(saved, dtype=torch.float64)
+            tuple(of_modules[layer] for layer in self.layers),
+            torch.tensor(lost, dtype=torch.float64),
+            torch.tensor(saved, dtype=torch.float64),
         )
 
     def _lost(self, place: int, level: int | None) -> float:

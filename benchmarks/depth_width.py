@@ -1,0 +1,142 @@
+"""Layers alone, heads and neurons alone, or both: accuracy at the same measured inference time.
+
+python benchmarks/depth_width.py --data FOLDER --out benchmarks/results/depth-width
+python benchmarks/depth_width.py --data FOLDER --out DIR --only mpnet-sst2 --cuts width --seed 0 --steps 40
+
+FOLDER has a folder for each task. A plan's target is moved until the measured share of plain PEFT's inference
+is the wanted one, so that what the latency table gets wrong does not decide which cut looks better.
+"""
+
+import argparse
+import dataclasses
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from targets import BASES, MIN_WORDS, inference_share
+
+from lightpeft import LightConfig, Target
+from lightpeft.bench import save_result, select_rows
+from lightpeft.cli.tasks import TaskOptions
+from lightpeft.config import Cuts
+from lightpeft.files import read_json
+from lightpeft.report import environment
+from lightpeft.run_config import LoraOptions, PeftOptions, TrainingConfig
+from lightpeft.runs import Outcome, Setting, fit, make_setting
+
+WANTED = 0.6
+"""Share of plain PEFT's inference time."""
+
+NEAR = 0.03
+"""A measured share is taken as the wanted one from so far on."""
+
+TRIES = 3
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A model on a task."""
+
+    model: str
+    task: str
+    rows: int
+    epochs: float
+    learning_rate: float
+    min_words: int = 0
+
+
+CELLS = {
+    "mpnet-sst2": Cell("all-mpnet-base-v2", "sst2", 2000, 3, 5e-4, MIN_WORDS),
+    "mpnet-rte": Cell("all-mpnet-base-v2", "rte", 2000, 5, 5e-4),
+    "gemma-sst2": Cell("gemma-3-270m", "sst2", 2000, 2, 5e-4, MIN_WORDS),
+}
+CUTS = [cuts for cuts in get_args(Cuts) if cuts != "auto"]
+SEEDS = (0, 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder with a folder for each task")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", choices=list(CELLS))
+    parser.add_argument("--cuts", choices=CUTS)
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--rows", type=int, help="training rows, instead of the cell's own number")
+    parser.add_argument("--steps", type=int, help="optimizer steps, instead of whole epochs")
+    options = parser.parse_args()
+    for name in [options.only] if options.only else CELLS:
+        for seed in SEEDS if options.seed is None else [options.seed]:
+            run_cell(name, seed, options)
+
+
+def run_cell(name: str, seed: int, options: argparse.Namespace) -> None:
+    """Plain PEFT and each way of cutting; finished ones are kept."""
+    methods = [options.cuts] if options.cuts else CUTS
+    paths = {method: options.out / f"{name}-{method}-{seed}.json" for method in methods}
+    if all(path.is_file() for path in paths.values()):
+        return
+    setting = setting_of(CELLS[name], seed, options)
+    plain = trained(setting, None)
+    for method, path in paths.items():
+        if path.is_file():
+            continue
+        value = at_wanted_share(setting, method, plain)
+        save_result(path, value | {"cell": name, "seed": seed, "environment": environment()})
+        told = ("cuts", "main", "plain_main", "target", "predicted", "inference_share")
+        print(path, {key: read_json(path)[key] for key in told}, flush=True)
+
+
+def setting_of(cell: Cell, seed: int, options: argparse.Namespace) -> Setting:
+    task = TaskOptions(f"glue/{cell.task}", options.data / cell.task, ()).load()
+    training = TrainingConfig(
+        epochs=cell.epochs,
+        max_steps=options.steps,
+        learning_rate=cell.learning_rate,
+        batch_size=32,
+        max_length=128,
+        seed=seed,
+    )
+    task = select_rows(task, cell.min_words, options.rows or cell.rows)
+    return make_setting(str(BASES / cell.model), task, training, PeftOptions("lora", LoraOptions()))
+
+
+def at_wanted_share(setting: Setting, cuts: Cuts, plain: Outcome) -> dict[str, Any]:
+    """The run whose measured share is nearest to the wanted one, after a few tries."""
+    target, tries = WANTED, []
+    for _ in range(TRIES):
+        outcome = trained(setting, Target(inference=round(target, 4), cuts=cuts))
+        tries.append(numbers(outcome, plain, setting))
+        share = tries[-1]["inference_share"]
+        if abs(share - WANTED) <= NEAR:
+            break
+        target = min(0.95, max(0.1, target * WANTED / share))
+    best = min(tries, key=lambda one: abs(one["inference_share"] - WANTED))
+    return {"cuts": cuts, "wanted": WANTED, **best, "tries": tries}
+
+
+def trained(setting: Setting, target: Target | None) -> Outcome:
+    light = None if target is None else dataclasses.replace(LightConfig(), target=target)
+    with tempfile.TemporaryDirectory() as folder:
+        return fit(setting, light, Path(folder), progress=False)
+
+
+def numbers(outcome: Outcome, plain: Outcome, setting: Setting) -> dict[str, Any]:
+    assert outcome.light is not None
+    plan = outcome.light.plan
+    assert plan is not None
+    assert plan.target is not None
+    return {
+        "main": outcome.main,
+        "plain_main": plain.main,
+        "target": plan.target.share,
+        "predicted": plan.target.predicted,
+        "inference_share": inference_share(outcome, plain, setting),
+        "kept": {kind: count.kept for kind, count in plan.counts._asdict().items()},
+        "run_seconds": outcome.seconds,
+        "plain_seconds": plain.seconds,
+    }
+
+
+if __name__ == "__main__":
+    main()

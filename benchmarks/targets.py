@@ -1,0 +1,140 @@
+"""Targets of time: what was predicted, what is measured, and what it costs in accuracy.
+
+python benchmarks/targets.py --data FOLDER/sst2 --out benchmarks/results/targets
+python benchmarks/targets.py --data FOLDER/sst2 --out DIR --only minilm --seed 0 --steps 40 --rows 400
+"""
+
+import argparse
+import statistics
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightpeft import LightConfig, Target
+from lightpeft.bench import save_result, select_rows
+from lightpeft.cli.tasks import TaskOptions
+from lightpeft.report import environment
+from lightpeft.run_config import LoraOptions, PeftOptions, TrainingConfig
+from lightpeft.runs import Outcome, Setting, fit, make_setting
+from lightpeft.runs.measure import inference_action, interleaved_seconds
+from lightpeft.runs.minilm import minilm_path
+
+BASES = Path("~/.cache/lightpeft-bases").expanduser()
+MODELS: dict[str, dict[str, Any]] = {
+    "minilm": {"path": minilm_path, "rows": 6920, "epochs": 3, "learning_rate": 1e-3},
+    "mpnet": {
+        "path": lambda: BASES / "all-mpnet-base-v2",
+        "rows": 2000,
+        "epochs": 3,
+        "learning_rate": 5e-4,
+    },
+}
+METHODS: dict[str, LightConfig | None] = {
+    "plain": None,
+    "default": LightConfig(),
+    "inference-0.5": LightConfig(target=Target(inference=0.5)),
+    "training-0.45": LightConfig(target=Target(training=0.45)),
+}
+SEEDS = (0, 1)
+MIN_WORDS, REPEATS = 12, 15
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder with the files of SST-2")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", choices=list(MODELS))
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--rows", type=int, help="training rows, instead of the model's own number")
+    parser.add_argument("--steps", type=int, help="optimizer steps, instead of whole epochs")
+    options = parser.parse_args()
+    for name in [options.only] if options.only else MODELS:
+        for seed in SEEDS if options.seed is None else [options.seed]:
+            cells(name, seed, options)
+
+
+def cells(name: str, seed: int, options: argparse.Namespace) -> None:
+    """Every method of one model and seed; finished ones are kept."""
+    plain: Outcome | None = None
+    for method, light in METHODS.items():
+        path = options.out / f"{name}-{method}-{seed}.json"
+        if path.is_file() and method != "plain":
+            continue
+        setting = setting_of(MODELS[name], seed, options)
+        with tempfile.TemporaryDirectory() as folder:
+            outcome = fit(setting, light, Path(folder), progress=False)
+        plain = outcome if method == "plain" else plain
+        assert plain is not None
+        value = numbers(outcome, plain, setting) | {"model": name, "method": method, "seed": seed}
+        save_result(path, value | {"environment": environment()})
+        print(
+            path, {key: value[key] for key in ("main", "target", "run_share", "inference_share")}, flush=True
+        )
+
+
+def setting_of(row: dict[str, Any], seed: int, options: argparse.Namespace) -> Setting:
+    """SST-2 with LoRA on all six linears."""
+    task = TaskOptions("glue/sst2", options.data, ()).load()
+    training = TrainingConfig(
+        epochs=row["epochs"],
+        max_steps=options.steps,
+        learning_rate=row["learning_rate"],
+        batch_size=32,
+        max_length=128,
+        seed=seed,
+    )
+    task = select_rows(task, MIN_WORDS, options.rows or row["rows"])
+    return make_setting(str(row["path"]()), task, training, PeftOptions("lora", LoraOptions()))
+
+
+def numbers(outcome: Outcome, plain: Outcome, setting: Setting) -> dict[str, Any]:
+    """What a run reached, and its shares of plain PEFT with the same seed."""
+    plan = None if outcome.light is None else outcome.light.plan
+    target = None if plan is None or plan.target is None else plan.target
+    assert outcome.seconds is not None
+    assert plain.seconds is not None
+    return {
+        "main": outcome.main,
+        "target": None
+        if target is None or outcome.light is None
+        else {
+            "quantity": target.quantity,
+            "share": target.share,
+            "cuts": target.cuts,
+            "predicted": target.predicted,
+            "measured": outcome.light.measured,
+        },
+        "frozen_layers": None if plan is None else plan.frozen_layers,
+        "kept": None if plan is None else {kind: count.kept for kind, count in plan.counts._asdict().items()},
+        "run_seconds": outcome.seconds,
+        "run_share": outcome.seconds / plain.seconds,
+        "inference_share": inference_share(outcome, plain, setting),
+    }
+
+
+def inference_share(outcome: Outcome, plain: Outcome, setting: Setting) -> float:
+    """Seconds of a forward pass over plain PEFT's, in turns; the median over some batches."""
+    shares = []
+    for batch in validation_batches(setting, 3):
+        actions = {
+            "light": inference_action(outcome.model, batch),
+            "plain": inference_action(plain.model, batch),
+        }
+        spread = interleaved_seconds(actions, REPEATS, next(iter(batch.values())).device)
+        shares.append(spread["light"].median / spread["plain"].median)
+    return statistics.median(shares)
+
+
+def validation_batches(setting: Setting, count: int) -> Iterator[dict[str, torch.Tensor]]:
+    size = setting.training.batch_size
+    for start in range(0, min(count * size, len(setting.validation)), size):
+        stop = min(start + size, len(setting.validation))
+        rows = [setting.validation[index] for index in range(start, stop)]
+        yield {name: torch.as_tensor(value) for name, value in setting.collator(rows).items()}
+
+
+if __name__ == "__main__":
+    main()
