@@ -64,7 +64,7 @@ def main() -> None:
     for name in options.variants:
         for method, (model, step) in actions(VARIANTS[name], data).items():
             steps[f"{method}, {name}"], owners[f"{method}, {name}"] = step, model
-    taken = interleaved_seconds(steps, options.repeats, torch.device("cpu"), warmup=1)
+    taken = interleaved_seconds(steps, options.repeats, torch.device("cpu"), warmup=2)
     unit = taken["plain, float32"].median
     rows = {
         name: {
