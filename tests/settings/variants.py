@@ -1,6 +1,7 @@
 """Rows: what users do to a base and its adapter before and after training."""
 
 from collections import OrderedDict
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -258,6 +259,13 @@ CUTS = [
         "whole blocks, LLaMA",
         LLAMA,
         light=WHOLE_BLOCKS,
+    ),
+    Row(
+        "whole layers, LLaMA",
+        LLAMA,
+        light=LightConfig(replace(LIGHT.estimation, layer_score="cosine"), Budget(layers=0.5)),
+        arguments=SAVES,
+        resume=(2, 6),
     ),
     Row("only modules and ranks", light=_budget(heads=0, neurons=0)),
     Row("only the base", light=_budget(modules=0, ranks=0)),

@@ -63,7 +63,6 @@ UNPROBED = (
     "call lightpeft.surgery.verify_discovered(model) first"
 )
 FOUND_BY_LOOKING = "found by looking, not in lightpeft's table"
-NOT_PROBED_AS_A_WHOLE = "its layers were found by looking, and whole ones are not probed"
 _Shapes = dict[str, tuple[int, int]]
 """Input and output channels of linears by name."""
 
@@ -231,7 +230,7 @@ class _Draft:
             cross=cross,
             title=title,
             note="; ".join(notes) or None,
-            stays=NOT_PROBED_AS_A_WHOLE,
+            stays=f"its layers were {FOUND_BY_LOOKING}, and whole ones are not probed",
         )
 
     def _row(self, heads: _Heads, follow: dict[str, str], part: str, verdict: Verdict) -> Attention:

@@ -207,9 +207,8 @@ class Layer:
             parts.append(
                 f"{self.ffn.count} FFN neurons" + (f" (fixed: {self.ffn.fixed})" if self.ffn.fixed else "")
             )
-        if self.stays is not None:
-            known = self.attention is not None and self.attention.fixed == self.stays
-            parts.append("cannot be skipped" + ("" if known else f" ({self.stays})"))
+        if self.attention is not None and self.stays is not None and self.attention.fixed == self.stays:
+            parts.append("cannot be skipped")
         return f"{self.name}: {', '.join(parts)}"
 
 
