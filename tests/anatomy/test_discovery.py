@@ -139,6 +139,7 @@ def test_every_unit_is_found_and_nothing_else(stranger: Animal) -> None:
     anatomy = find_anatomy(stranger.build(stranger.attentions[0]))
     assert places(anatomy) == expected_places(stranger)
     assert "found by looking" in anatomy.notes[0]
+    assert anatomy.skippable == ()
 
 
 def test_lora_changes_nothing(stranger: Animal) -> None:

@@ -78,13 +78,14 @@ def test_a_compiled_run_is_the_eager_one(base: Path, tmp_path: Path) -> None:
     assert_identical(weights(resumed.model), weights(eager.model))
 
 
-def test_a_cut_model_can_be_compiled(tmp_path: Path) -> None:
+@pytest.mark.parametrize("budget", [Budget(), Budget(layers=1 / 3)], ids=["units", "layers"])
+def test_a_cut_model_can_be_compiled(budget: Budget, tmp_path: Path) -> None:
     model = with_lora(load_base(save_base("bert", tmp_path)))
     batch = make_batch("bert", labels=True)
     compiled = torch.compile(model, backend="eager")
     compiled(**batch)  # with the shapes of before
     scores = lightpeft.estimate(model, [batch] * 2, EstimationConfig(steps=2))
-    plan = lightpeft.make_plan(scores, lightpeft.find_anatomy(model), Budget())
+    plan = lightpeft.make_plan(scores, lightpeft.find_anatomy(model), budget)
     lightpeft.cut(model, plan, scores=scores, batch=batch)
     expected, found = gradients(model, batch), gradients(compiled, batch)
     assert found.keys() == expected.keys()

@@ -3,6 +3,7 @@
 import copy
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ import torch
 from peft import LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from tests.support.frozen import examples_run, freeze_lowest
 from tests.support.models import load_base, make_batch, save_base, with_lora
+from tests.support.probing import random_scores
 from torch import Tensor, nn
 
-from lightpeft import PrefixConfig
+import lightpeft
+from lightpeft import Budget, PrefixConfig, find_anatomy, make_plan
+from lightpeft.anatomy import lowest_stack
 from lightpeft.training.prefix import Ahead, FrozenPrefix, RowCache, freeze_prefix, frozen_layer_names
 
 GIB = 2**30
@@ -259,3 +263,21 @@ def test_frozen_layers_are_counted_from_below(base: Path) -> None:
         parameter.requires_grad_(False)
     model.base_model.model.bert.encoder.layer[1].output.dense.weight.requires_grad_(True)
     assert frozen_layer_names(model) == ("bert.encoder.layer.0",)
+
+
+def test_a_skipped_layer_in_the_prefix_computes_the_same(base: Path, tmp_path: Path) -> None:
+    """It has no trainable parameter, so it is in the prefix wherever it is the lowest."""
+    model = with_lora(load_base(base))
+    anatomy = find_anatomy(model)
+    budget = Budget(heads=0, neurons=0, modules=0, ranks=0, layers=1 / len(anatomy.layers))
+    scores = replace(random_scores(model), layers=(0.1, *[1.0] * (len(anatomy.layers) - 1)))
+    lightpeft.cut(model, make_plan(scores, anatomy, budget))
+    assert frozen_layer_names(model) == tuple(lowest_stack(model)[:1])
+    batch = make_batch("bert", labels=True)
+    model.eval()
+    expected = model(**batch).logits
+    prefix = cached(model, tmp_path)
+    for _ in range(2):
+        torch.testing.assert_close(model(**batch).logits, expected)
+    assert prefix.is_attached
+    prefix.remove()

@@ -25,6 +25,12 @@ class LayerForm:
         given |= {id(value): where for where, value in kwargs.items()}
         return cls(tuple(None if value is None else given.get(id(value)) for value in output[1:]))
 
+    def made_in(self, output: Any) -> list[Any]:
+        """What of an output in this form the layer was not given."""
+        more = () if self.rest is None else output[1:]
+        sources = zip(more, self.rest or (), strict=True)
+        return [value for value, source in sources if source is None and value is not None]
+
     def filled(self, hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What the layer would return in a call with these arguments, with other hidden states."""
         if self.rest is None:

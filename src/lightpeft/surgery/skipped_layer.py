@@ -101,12 +101,9 @@ class _Noted:
 
         def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
             self.forms[name] = form = LayerForm.of(args, kwargs, output)
+            self._made += [(name, value) for value in form.made_in(output)]
             hidden = hidden_in(args, kwargs)
-            if form.rest is None:
-                return hidden
-            sources = zip(output[1:], form.rest, strict=True)
-            self._made += [(name, value) for value, source in sources if source is None and value is not None]
-            return hidden, *output[1:]
+            return hidden if form.rest is None else (hidden, *output[1:])
 
         return hook
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lightpeft.anatomy import base_of
+from lightpeft.anatomy import base_of, hidden_in, hidden_of
 from lightpeft.training.prefix.examples import Batch, UnknownInputError
-from lightpeft.training.prefix.layers import Outputs, PassedOver, Reached, hidden_in, hidden_of
+from lightpeft.training.prefix.layers import Outputs, PassedOver, Reached
 from lightpeft.training.prefix.repeats import Repeats
 from lightpeft.training.prefix.row_cache import RowCache
 from lightpeft.training.prefix.stack import (

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightpeft.anatomy import LayerForm
 from lightpeft.training.prefix.stack import PAST
 
 Run = Callable[[int, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
@@ -34,31 +35,14 @@ class Outputs:
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         self.keeps_keys = kwargs.get(PAST) is not None
-        self._sources: list[int | str | None] | None = None
-        self.makes_more = False
-        if not isinstance(output, Tensor):
-            given: dict[int, int | str] = {id(value): where for where, value in enumerate(args)}
-            given |= {id(value): where for where, value in kwargs.items()}
-            rest = output[1:]
-            self._sources = [None if value is None else given.get(id(value)) for value in rest]
-            self.makes_more = any(
-                value is not None and source is None
-                for value, source in zip(rest, self._sources, strict=True)
-            )
+        self._form = LayerForm.of(args, kwargs, output)
+        self.makes_more = bool(self._form.made_in(output))
 
     def filled(self, hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], made: Any) -> Any:
         """What the layer returns, with other hidden states."""
-        if self._sources is None:
-            return hidden
-        if made is not None:
+        if made is not None and self._form.rest is not None:
             return (hidden, *made[1:])
-        return (hidden, *(_at(source, args, kwargs) for source in self._sources))
-
-
-def _at(source: int | str | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if source is None:
-        return None
-    return args[source] if isinstance(source, int) else kwargs[source]
+        return self._form.filled(hidden, args, kwargs)
 
 
 class Reached(Exception):  # noqa: N818 - a way out of the stack, no error
@@ -67,15 +51,3 @@ class Reached(Exception):  # noqa: N818 - a way out of the stack, no error
     def __init__(self, hidden: Tensor) -> None:
         super().__init__()
         self.hidden = hidden
-
-
-def hidden_of(output: Any) -> Tensor:
-    """The hidden states in what a layer returns."""
-    hidden: Tensor = output if isinstance(output, Tensor) else output[0]
-    return hidden
-
-
-def hidden_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """The hidden states that a layer is given."""
-    given = [*args, *kwargs.values()]
-    return next(value for value in given if isinstance(value, Tensor))
