@@ -11,7 +11,10 @@ from lightpeft import find_anatomy, make_plan
 from lightpeft.config import Budget
 from lightpeft.plan import Plan
 from lightpeft.report import Measurement, Result, plan_table, side_by_side, summary
+from lightpeft.report.pictures import heads_picture
 from lightpeft.report.plan_axes import module_grid
+from lightpeft.report.score_axes import score_groups
+from lightpeft.report.seeds import SeedCuts, seed_cuts
 from lightpeft.report.tables import comparison_rows, seed_rows, seeds_note
 from lightpeft.report.units import (
     count,
@@ -118,6 +121,19 @@ def test_plan_table_adds_up(plan: Plan) -> None:
     modules = [module for module in plan.modules if ".layer.1." in module.name]
     kept = sum(len(module.ranks) for module in modules)
     assert lines[1][4] == f"{kept}/{sum(module.rank_count for module in modules)}"
+
+
+def test_a_skipped_layer_is_shown_as_such(
+    make_scores: Callable[..., Scores], planned: Callable[..., Plan]
+) -> None:
+    scores = make_scores()
+    plan = planned(scores, Budget(layers=1 / 3))
+    lines = shown(plan_table(plan))
+    ((row, layer),) = [(number, one) for number, one in enumerate(plan.layers) if one.skipped]
+    assert lines[row] == [f"{layer.index} (skipped)", "0/4", "0/16", "0/6", "0/24"]
+    assert f"{layer.index} (skipped)" in heads_picture(plan)
+    assert [group.line for group in score_groups(scores, plan)[:3]] == [None] * 3
+    assert seed_cuts([plan, plan])[-1] == SeedCuts("layers", 3, (1, 1), 1)
 
 
 def test_plan_table_has_a_row_for_modules_outside_layers(
