@@ -212,7 +212,12 @@ def _held_bytes(layer: nn.Module, call: Call) -> int:
 
 
 def _now(device: torch.device) -> float:
-    """Seconds on a clock, once the device has done what it was given."""
+    """Seconds on a clock, once the device has done what it was given.
+
+    On the CPU those in which this thread runs, so that other programs on the machine do not count.
+    """
+    if device.type == "cpu":
+        return time.thread_time()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
