@@ -151,6 +151,22 @@ def test_layers_that_stay_are_none_of_the_share_and_said_before_a_run() -> None:
     assert limits(anatomy, LAYERS_ALONE) == []
 
 
+def test_a_share_of_less_than_half_a_layer_is_said_before_a_run() -> None:
+    assert limits(anatomy_of(4), replace(LAYERS_ALONE, layers=0.12)) == [
+        "no layer is skipped: 0.12 of 4 (budget.layers) is less than half of one"
+    ]
+
+
+def test_skipping_every_layer_with_a_module_is_refused_by_name() -> None:
+    """The only modules are in the two layers that lose least."""
+    anatomy = anatomy_of(4)
+    scores = scores_of(anatomy, modules=1)
+    low = [name for name in scores.ranks if name < "layers.2"]
+    ranks, modules = {name: scores.ranks[name] for name in low}, {name: scores.modules[name] for name in low}
+    with pytest.raises(PlanError, match=r"budget\.layers=0\.5 and .* leave nothing of 2 PEFT modules"):
+        make_plan(replace(scores, ranks=ranks, modules=modules), anatomy, replace(LAYERS_ALONE, layers=0.5))
+
+
 def test_scores_of_another_number_of_layers_are_refused() -> None:
     with pytest.raises(PlanError, match="the scores are for 2 layers, the model has 4"):
         make_plan(scores_of(anatomy_of(4), (1.0, 2.0)), anatomy_of(4), Budget())

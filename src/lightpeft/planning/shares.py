@@ -162,6 +162,11 @@ def limits(anatomy: Anatomy, budget: Budget) -> list[str]:
         said += [f"{layer.name}: {u.kind} stay, because {u.fixed}" for u in layer.units if u.fixed]
         if budget.layers and layer.stays is not None:
             said.append(f"{layer.name} is not skipped, because {layer.stays}")
+    layers = len(anatomy.skippable)
+    if budget.layers and layers and not exact_count(budget.layers, layers):
+        said.append(
+            f"no layer is skipped: {budget.layers:g} of {layers} (budget.layers) is less than half of one"
+        )
     return [*said, *anatomy.notes]
 
 
@@ -352,9 +357,9 @@ def _choose_ranks(scores: Scores, survivors: Sequence[str], budget: Budget) -> d
     kept = sorted(ranks)[: len(ranks) - exact_count(budget.ranks, len(ranks))]
     if scores.ranks and not kept:
         raise PlanError(
-            f"budget.modules={budget.modules:g}, budget.ranks={budget.ranks:g} and "
-            f"budget.frozen_layers={budget.frozen_layers} leave nothing of "
-            f"{len(scores.ranks)} PEFT modules to train. Cut a smaller share."
+            f"budget.modules={budget.modules:g}, budget.ranks={budget.ranks:g}, "
+            f"budget.layers={budget.layers:g} and budget.frozen_layers={budget.frozen_layers} leave "
+            f"nothing of {len(scores.ranks)} PEFT modules to train. Cut a smaller share."
         )
     chosen: dict[str, list[int]] = {name: [] for name in scores.ranks}
     for _, place, rank in kept:
