@@ -151,8 +151,8 @@ def with_lora(
     if targets is None:  # full names: `output.dense` alone would match the pooler's neighbours too
         count = getattr(base.config, row.sizes["layers"])
         chosen = tuple(f"{row.layer.format(i)}.{one}" for i in range(count) for one in row.linears)
-    options.setdefault("task_type", "SEQ_CLS")
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(chosen), lora_dropout=0.0, **options)
+    options = {"task_type": "SEQ_CLS", "lora_dropout": 0.0} | options
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(chosen), **options)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return living_lora(base, config)

@@ -67,6 +67,13 @@ class LoraModule(PeftModule):
         present = (part[self.adapter] for part in parts if self.adapter in part)
         return [parameter for module in present for parameter in module.parameters()]
 
+    @property
+    def reader(self) -> nn.Module | None:
+        """A, unless it is switched off; DoRA also gives it an identity matrix."""
+        off = self.layer.disable_adapters or self.layer.merged
+        used = not off and _variant(self.layer, self.adapter) is None
+        return self.lora_a if used and self.adapter in self.layer.active_adapters else None
+
     def measure(self, note: Note) -> list[RemovableHandle]:
         """‖ΔW x‖₂ / ‖W x‖₂ (Light-PEFT, coarse module importance)."""
         meter = _Contribution(self, note)
@@ -197,18 +204,20 @@ class _Contribution:
 
     def __init__(self, module: LoraModule, note: Note) -> None:
         self._module, self._note = module, note
-        self._product: Tensor | None = None
+        self._seen: tuple[Tensor, Tensor] | None = None
+        """What the linear put out, and ‖Wx‖ per token."""
 
     @torch.no_grad()
     def note_base(self, linear: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        """Keep Wx, bias taken off."""
+        """Take ‖Wx‖, without the bias."""
         if linear.training:
-            self._product = output if linear.bias is None else output - linear.bias
+            product = output if linear.bias is None else output - linear.bias
+            self._seen = output, token_norms(product)
 
     @torch.no_grad()
     def note_ranks(self, lora_b: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         """‖B a‖² = aᵀ(BᵀB)a needs only the ranks a, not a pass over the outputs."""
-        if lora_b.training and self._product is not None:
+        if lora_b.training and self._seen is not None:
             ranks = inputs[0].detach().flatten(0, -2).float()
             b = self._module.lora_b.weight.detach().float()
             squared = ((ranks @ (b.T @ b)) * ranks).sum(1).clamp_min(0)
@@ -217,15 +226,14 @@ class _Contribution:
     @torch.no_grad()
     def note_output(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         """DoRA's ΔWx is what the layer puts out beyond its base."""
-        if layer.training and self._product is not None:
-            bias = self._module.base_linear.bias
-            delta = output - self._product - (0 if bias is None else bias)
-            self._give(token_norms(delta))
+        if layer.training and self._seen is not None:
+            self._give(token_norms(output - self._seen[0]))
 
     def _give(self, norms: Tensor) -> None:
-        assert self._product is not None
-        self._note(share_of(norms, token_norms(self._product)), self._product)
-        self._product = None
+        assert self._seen is not None
+        output, of_base = self._seen
+        self._note(share_of(norms, of_base), output)
+        self._seen = None
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -61,6 +61,12 @@ class PeftModule(ABC):
         return base
 
     @property
+    def reader(self) -> nn.Module | None:
+        """The trained module that reads the linear's inputs, after dropout, and keeps them for its backward
+        pass; None where there is none in use, or it reads something else as well."""
+        return None
+
+    @property
     def is_linear(self) -> bool:
         """Whether its ranks can be folded into the linear; if not, their means stand for them."""
         return True

@@ -1,7 +1,7 @@
 """What is measured in the forward pass: shares of PEFT modules and mean inputs of gated linears."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,16 @@ from lightpeft.estimation.sites import Site
 from lightpeft.estimation.statistics import WindowSums
 
 
+class Tokens(NamedTuple):
+    """Which tokens count."""
+
+    weights: Tensor
+    """1 or 0 of each token, float32 and flat."""
+
+    total: Tensor
+    """Their sum, a scalar."""
+
+
 class TokenWeights:
     """Which tokens of the current batch count: those that its attention masks do not hide.
 
@@ -23,6 +33,7 @@ class TokenWeights:
 
     def __init__(self, base: PreTrainedModel, anatomy: Anatomy) -> None:
         self._masks: dict[str, Tensor] = {}
+        self._known: dict[tuple[str, torch.Size], Tokens] = {}
         self._cross = _readers_of_the_encoder(anatomy)
         self._padding = getattr(base.config, "pad_token_id", None)
         self._starts_with_padding = getattr(base.config, "decoder_start_token_id", None) == self._padding
@@ -32,28 +43,36 @@ class TokenWeights:
                 base.get_decoder().register_forward_pre_hook(self._note_decoder, with_kwargs=True)
             )
 
-    def of(self, activations: Tensor, module: str) -> Tensor:
-        """Weights, float32 and flat, of activations (..., channels) in front of `module`.
+    def of(self, activations: Tensor, module: str) -> Tokens:
+        """The tokens of activations (..., channels) in front of `module`.
 
         Where no mask has their shape (pooled outputs, positions, patches of an image), every row counts.
         """
         shape = activations.shape[:-1]
         own = "decoder" if ".decoder." in f".{module}" and module not in self._cross else "encoder"
+        if (own, shape) not in self._known:
+            weights = self._weights(own, shape, activations.device)
+            self._known[own, shape] = Tokens(weights, weights.sum())
+        return self._known[own, shape]
+
+    def _weights(self, own: str, shape: torch.Size, device: torch.device) -> Tensor:
         for kind in (own,) if own == "decoder" else ("encoder", "decoder"):
             mask = self._masks.get(kind)
             if mask is not None and kind == own and len(shape) == 2 and mask.shape[1] > shape[1]:
                 mask = mask[:, -shape[1] :]  # the rest is of a prefix
             if mask is not None and (mask.shape == shape or (len(shape) == 1 and mask.numel() == shape[0])):
                 return mask.reshape(-1).float()
-        return torch.ones(shape.numel(), device=activations.device)
+        return torch.ones(shape.numel(), device=device)
 
     def _note_mask(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
         self._masks = {"encoder": _flat(given)} if isinstance(given, Tensor) else {}
+        self._known = {}
 
     def _note_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
         tokens = kwargs.get("input_ids", args[0] if args else None)
+        self._known = {}
         if isinstance(given, Tensor):
             self._masks["decoder"] = _flat(given)
         elif isinstance(tokens, Tensor) and tokens.dim() == 2 and self._padding is not None:
@@ -97,9 +116,9 @@ def measure_mean_inputs(
                 return
             with torch.no_grad():
                 flat = inputs[0].detach().flatten(0, -2).float()
-                weights = tokens.of(inputs[0], name)
-                sums.current("input_sum")[start:stop] += weights @ flat
-                sums.current("input_count")[position] += weights.sum()
+                real = tokens.of(inputs[0], name)
+                sums.current("input_sum")[start:stop] += real.weights @ flat
+                sums.current("input_count")[position] += real.total
 
         return hook
 
@@ -123,9 +142,9 @@ def measure_contributions(
 
     def note_for(position: int, module: PeftModule) -> Callable[[Tensor, Tensor], None]:
         def note(ratio: Tensor, activations: Tensor) -> None:
-            weights = tokens.of(activations, module.name)
-            sums.current("share_sum")[position] += ratio @ weights
-            sums.current("share_count")[position] += weights.sum()
+            real = tokens.of(activations, module.name)
+            sums.current("share_sum")[position] += ratio @ real.weights
+            sums.current("share_count")[position] += real.total
 
         return note
 
@@ -151,9 +170,9 @@ def measure_similarities(
             with torch.no_grad():
                 before, after = hidden_in(args, kwargs), hidden_of(output)
                 cosine = torch.cosine_similarity(before.float(), after.float(), dim=-1)
-                weights = tokens.of(before, name)
-                sums.current("similarity_sum")[position] += cosine.flatten() @ weights
-                sums.current("similarity_count")[position] += weights.sum()
+                real = tokens.of(before, name)
+                sums.current("similarity_sum")[position] += cosine.flatten() @ real.weights
+                sums.current("similarity_count")[position] += real.total
 
         return hook
 

@@ -86,7 +86,7 @@ class Estimator:
         for site, gate in zip(self._sites, self._gates, strict=True):
             if self._is_needed(site):
                 module = self._base.get_submodule(site.module)
-                self._handles.append(module.register_forward_pre_hook(gate))
+                self._handles += gate.attach(module)
         self._handles += measure_mean_inputs(self._base, self._averaged_sites, self._sums, tokens)
         if self._readout.needs_shares:
             self._handles += measure_contributions(self.modules, self._sums, tokens)
@@ -206,7 +206,8 @@ class Estimator:
     def _make_gate(self, site: Site) -> Gate:
         if self._readout.of_base.trains_gates and site.kind != "ranks":
             return Mask(torch.ones(site.units, device=self._device, requires_grad=True))
-        return Probe(site.units, self._device)
+        on_it = next((module for module in self.modules if module.name == site.module), None)
+        return Probe(site.units, self._device, lambda: None if on_it is None else on_it.reader)
 
     def _is_needed(self, site: Site) -> bool:
         """Whether the gradients of its gates are used."""
