@@ -13,7 +13,7 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class Curve:
-    """What a layer costs with some of its heads or neurons and all of the rest."""
+    """What a layer without PEFT modules costs with some of its heads or neurons and all of the rest."""
 
     counts: tuple[int, ...]
     """Units that stay; they ascend, and the last is all of them."""

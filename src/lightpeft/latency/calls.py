@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
+from lightpeft.anatomy import LayerForm, hidden_in
 from lightpeft.errors import AnatomyError
 
 
@@ -36,31 +37,63 @@ class Call:
         return hidden
 
 
+@dataclass(frozen=True)
+class Calls:
+    """What was seen of the layers of a model in one run of it, by name."""
+
+    first: dict[str, Call]
+    """The arguments of the first call, of layers that they were wanted of."""
+
+    counts: Counter[str]
+    forms: dict[str, LayerForm]
+
+
 def record_calls(
     model: nn.Module, layers: Mapping[str, nn.Module], wanted: Collection[str], batch: Mapping[str, Any]
-) -> tuple[dict[str, Call], Counter[str]]:
-    """Run `model` once in eval mode.
-
-    Args:
-        layers: by name, to count the calls of.
-        wanted: names of those whose arguments are kept, of their first call.
-    """
-    calls: dict[str, Call] = {}
-    counts: Counter[str] = Counter()
+) -> Calls:
+    """Run `model` once in eval mode, and look at its layers."""
+    seen = Calls({}, Counter(), {})
 
     def note(name: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        counts[name] += 1
-        if name in wanted and name not in calls:
-            calls[name] = _call(args, kwargs)
+        seen.counts[name] += 1
+        if name in wanted and name not in seen.first:
+            seen.first[name] = _call(args, kwargs)
+
+    def learn(name: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        seen.forms[name] = LayerForm.of(args, kwargs, output)
 
     with contextlib.ExitStack() as hooks:
         for name, layer in layers.items():
-            handle = layer.register_forward_pre_hook(partial(note, name), with_kwargs=True)
-            hooks.callback(handle.remove)
+            before = layer.register_forward_pre_hook(partial(note, name), with_kwargs=True)
+            after = layer.register_forward_hook(partial(learn, name), with_kwargs=True)
+            for handle in (before, after):
+                hooks.callback(handle.remove)
         model.eval()
         with torch.no_grad():
             model(**batch)
-    return calls, counts
+    return seen
+
+
+@contextlib.contextmanager
+def without_layers(layers: Mapping[str, nn.Module], forms: Mapping[str, LayerForm]) -> Iterator[None]:
+    """Let each layer hand on what it is given, with a gradient where one would come back to it."""
+    own = {name: vars(layers[name]).get("forward") for name in forms}
+    for name, form in forms.items():
+        vars(layers[name])["forward"] = partial(_hand_on, form)
+    try:
+        yield
+    finally:
+        for name, forward in own.items():
+            vars(layers[name]).pop("forward")
+            if forward is not None:
+                vars(layers[name])["forward"] = forward
+
+
+def _hand_on(form: LayerForm, *args: Any, **kwargs: Any) -> Any:
+    hidden = hidden_in(args, kwargs)
+    if torch.is_grad_enabled() and not hidden.requires_grad:
+        hidden = hidden.detach().requires_grad_()
+    return form.filled(hidden, args, kwargs)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from lightpeft.anatomy import Anatomy, base_of, find_anatomy
 from lightpeft.config import Budget, Quantity
 from lightpeft.costs import Costs, CostTable, Curve, LayerCosts
-from lightpeft.latency.calls import Call, left_as_it_is, record_calls
+from lightpeft.latency.calls import Call, left_as_it_is, record_calls, without_layers
 from lightpeft.latency.variants import Variant, alike, layers_by_module, variants
 from lightpeft.memory import LiveBytes, peak_bytes, tensor_bytes
 
 REPEATS, WARMUP = 3, 1
 Batch = Mapping[str, Any]
+Timeable = Variant | Literal["whole", "rest"]
 Timed = Callable[[], tuple[float, float]]
 """Does something once; seconds of its forward pass, and of all of it."""
 
@@ -69,16 +70,17 @@ class _Measured:
         self._alike = alike(model)
         self._layers = {name: base.get_submodule(name) for name in self._alike}
         names = set(self._alike.values())
-        self._calls, self._counts = record_calls(model, self._layers, names, batch)
-        self._variants = {name: variants(model, name, budget) for name in names if name in self._calls}
+        self._seen = record_calls(model, self._layers, names, batch)
+        self._variants = {name: variants(model, name, budget) for name in names if name in self._seen.first}
 
     def times(self, *, trains: bool) -> tuple[Costs, Costs | None]:
         """Seconds of forward passes, and of forward and backward."""
-        actions: dict[Variant | None, Timed] = {None: _whole(self._model, self._batch, trains=trains)}
+        whole = _whole(self._model, self._batch, trains=trains)
+        actions: dict[Timeable, Timed] = {"whole": whole, "rest": self._without_layers(whole)}
         for name, found in self._variants.items():
             for variant in (variant for group in found.values() for variant in group):
-                actions[variant] = _part(variant.module, self._calls[name], trains=trains)
-        taken: dict[Variant | None, list[tuple[float, float]]] = {one: [] for one in actions}
+                actions[variant] = _part(variant.module, self._seen.first[name], trains=trains)
+        taken: dict[Timeable, list[tuple[float, float]]] = {one: [] for one in actions}
         for number in range(WARMUP + REPEATS):
             for one, action in actions.items():
                 seconds = action()
@@ -88,12 +90,12 @@ class _Measured:
             {one: statistics.median(each[part] for each in values) for one, values in taken.items()}
             for part in (0, 1)
         )
-        return self._as_costs(forward), self._as_costs(train) if trains else None
+        return self._scaled(forward), self._scaled(train) if trains else None
 
     def held(self) -> dict[Variant, float]:
         """Bytes of each copy's weights, and of what its backward pass would need."""
         return {
-            one: float(tensor_bytes(one.module) + _held_bytes(one.module, self._calls[name]))
+            one: float(tensor_bytes(one.module) + _held_bytes(one.module, self._seen.first[name]))
             for name, found in self._variants.items()
             for group in found.values()
             for one in group
@@ -117,20 +119,35 @@ class _Measured:
                 layers |= {layer.index: LayerCosts(0.0, 0.0, None, None) for layer in group}
                 continue
             curves = list(measured.values())
-            times = max(1, self._counts[name])
+            times = max(1, self._seen.counts[name])
             uncut = {one.bare: found[one] * times for one in curves[0] if one.kind is None}
             for place, layer in enumerate(group):
                 own = uncut if place == 0 else {False: 0.0, True: 0.0}
                 lines = {
-                    kind: _curve(curves[place], kind, count, found, uncut[False], times)
+                    kind: _curve(curves[place], kind, count, found, uncut[True], times)
                     for kind, count in (("heads", layer.heads), ("neurons", layer.neurons))
                 }
                 bare = min(own[True], own[False])
                 layers[layer.index] = LayerCosts(own[False], bare, lines["heads"], lines["neurons"])
         return Costs(whole, tuple(layers[index] for index in sorted(layers)))
 
-    def _as_costs(self, found: Mapping[Variant | None, float]) -> Costs:
-        return self.costs(found[None], {one: cost for one, cost in found.items() if one is not None})
+    def _without_layers(self, whole: Timed) -> Timed:
+        """The model as if it had no layers."""
+
+        def run() -> tuple[float, float]:
+            with without_layers(self._layers, self._seen.forms):
+                return whole()
+
+        return run
+
+    def _scaled(self, found: Mapping[Timeable, float]) -> Costs:
+        """Costs of layers in their places. Alone they find more of their weights in the processor cache, so
+        together they seldom take what lies between the whole model and one without layers."""
+        alone = {one: cost for one, cost in found.items() if isinstance(one, Variant)}
+        layers = self.costs(found["whole"], alone)
+        together = found["whole"] - layers.rest
+        scale = max(0.0, found["whole"] - found["rest"]) / together if together > 0 else 1.0
+        return self.costs(found["whole"], {one: scale * cost for one, cost in alone.items()})
 
 
 def _curve(

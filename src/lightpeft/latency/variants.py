@@ -61,7 +61,8 @@ def alike(model: nn.Module) -> dict[str, str]:
 def variants(model: nn.Module, name: str, budget: Budget) -> dict[int, list[Variant]]:
     """Cut copies of the layer `name`, per index in the anatomy; the uncut ones come with the first index.
 
-    The model itself is cut for each, and put back.
+    Those that are cut have no PEFT modules, whose cost is added by how many of them stay. The model itself is
+    cut for each, and put back.
     """
     anatomy = find_anatomy(model)
     layers = layers_by_module(anatomy)[name]
@@ -72,8 +73,8 @@ def variants(model: nn.Module, name: str, budget: Budget) -> dict[int, list[Vari
     for layer in layers:
         for units in layer.units:
             for kept in _grid(units, budget):
-                module = _copied(model, anatomy, name, (layer, units), kept, bare=False)
-                found[layer.index].append(Variant(units.kind, len(kept), False, module))
+                module = _copied(model, anatomy, name, (layer, units), kept, bare=True)
+                found[layer.index].append(Variant(units.kind, len(kept), True, module))
     return found
 
 
