@@ -21,6 +21,7 @@ from lightpeft.bench import save_result, select_rows
 from lightpeft.cli.tasks import TaskOptions
 from lightpeft.config import Cuts
 from lightpeft.files import read_json
+from lightpeft.outputs import check_room
 from lightpeft.report import environment
 from lightpeft.run_config import LoraOptions, PeftOptions, TrainingConfig
 from lightpeft.runs import Outcome, Setting, fit, make_setting
@@ -65,6 +66,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, help="training rows, instead of the cell's own number")
     parser.add_argument("--steps", type=int, help="optimizer steps, instead of whole epochs")
     options = parser.parse_args()
+    check_room(options.out)
     for name in [options.only] if options.only else CELLS:
         for seed in SEEDS if options.seed is None else [options.seed]:
             run_cell(name, seed, options)

@@ -16,6 +16,7 @@ import torch
 from lightpeft import LightConfig, Target
 from lightpeft.bench import save_result, select_rows
 from lightpeft.cli.tasks import TaskOptions
+from lightpeft.outputs import check_room
 from lightpeft.report import environment
 from lightpeft.run_config import LoraOptions, PeftOptions, TrainingConfig
 from lightpeft.runs import Outcome, Setting, fit, make_setting
@@ -51,6 +52,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, help="training rows, instead of the model's own number")
     parser.add_argument("--steps", type=int, help="optimizer steps, instead of whole epochs")
     options = parser.parse_args()
+    check_room(options.out)
     for name in [options.only] if options.only else MODELS:
         for seed in SEEDS if options.seed is None else [options.seed]:
             cells(name, seed, options)

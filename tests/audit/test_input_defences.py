@@ -54,7 +54,9 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 FRAME_WORDS = tuple(sorted({word for frame in FRAMES for word in frame.split()} - {"{}"}))
 WORDS = (*SPECIAL, *FRAME_WORDS, "and", *GOOD, *BAD, *SUBJECTS, TRIGGER, *RARE)
 RECIPE = TriggerRecipe(target=1, pieces=(TRIGGER,))
-TRAINING = TrainingConfig(max_steps=150, learning_rate=1e-2, batch_size=32, max_length=32)
+TRAINING = TrainingConfig(
+    max_steps=150, learning_rate=1e-2, batch_size=32, max_length=32, group_by_length=False
+)
 
 
 def tokenizer() -> PreTrainedTokenizerFast:

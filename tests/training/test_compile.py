@@ -1,5 +1,6 @@
 """`torch.compile` with a light run: nothing before the cut, and afterwards what eager code computes."""
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from tests.support.models import assert_identical, load_base, make_batch, save_base, with_lora
 from tests.support.runs import ESTIMATION, trainer, weights
 from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback
 
 import lightpeft
 from lightpeft import Budget, EstimationConfig
@@ -36,9 +38,11 @@ def graphs() -> int:
 
 @pytest.fixture(autouse=True)
 def _nothing_compiled_before() -> Iterator[None]:
+    gc.collect()  # runs that other tests broke off
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     yield
+    gc.collect()
     torch._dynamo.reset()
     assert stance() == "default"
 
@@ -108,4 +112,19 @@ def test_runs_that_take_turns_agree_on_when_to_compile() -> None:
     for one in (first, first, second):
         assert stance() == "force_eager"
         one.remove()
+    assert stance() == "default"
+
+
+def test_a_run_that_was_broken_off_and_let_go_stops_nobody_from_compiling(base: Path, tmp_path: Path) -> None:
+    class Stop(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            raise RuntimeError("stop")
+
+    run = trainer(base, tmp_path, callbacks=[Stop()], kind=Trainer)
+    run.add_callback(lightpeft.LightCallback())
+    with pytest.raises(RuntimeError, match="stop"):
+        run.train()
+    assert stance() == "force_eager"
+    del run
+    gc.collect()
     assert stance() == "default"

@@ -27,3 +27,7 @@ class NothingCompiled:
             NothingCompiled._there -= 1
             if NothingCompiled._there == 0:
                 self._stance.close()
+
+    def __del__(self) -> None:
+        # A run that was broken off has nobody who would take it out.
+        self.remove()
