@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightpeft.anatomy import base_of, hidden_in, hidden_of
+from lightpeft.edits import Journal
 from lightpeft.training.prefix.examples import Batch, UnknownInputError
 from lightpeft.training.prefix.layers import Outputs, PassedOver, Reached
 from lightpeft.training.prefix.repeats import Repeats
@@ -67,13 +68,14 @@ class FrozenPrefix:
         self._computes = self._suspended = False
         self._hidden: Tensor | None = None
         self._handles: list[RemovableHandle] = []
+        self._journal = Journal()
         self._below: str | None = None
         if not self.layers:
             return
         self._stack = stack_of(base, names[0])
         self._handles.append(self._stack.register_forward_pre_hook(self._enter, with_kwargs=True))
         for number, layer in enumerate(self.layers):
-            vars(layer)["forward"] = PassedOver(self._run, number, layer)
+            self._journal.set_own(layer, "forward", PassedOver(self._run, number, layer.forward))
 
     @property
     def is_attached(self) -> bool:
@@ -90,8 +92,8 @@ class FrozenPrefix:
         for handle in self._handles:
             handle.remove()
         if self._handles:
+            self._journal.undo()
             for layer in self.layers:
-                vars(layer).pop("forward", None)
                 layer.train(self._stack.training)
         self._handles, self._hidden = [], None
         self.stop_caching()

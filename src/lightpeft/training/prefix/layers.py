@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightpeft.anatomy import LayerForm
 from lightpeft.training.prefix.stack import PAST
@@ -14,20 +14,18 @@ Run = Callable[[int, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
 
 class PassedOver:
-    """The forward of a layer of the prefix."""
+    """The forward of a layer of the prefix.
 
-    def __init__(self, run: Run, number: int, layer: nn.Module) -> None:
-        self._run, self._number, self._layer = run, number, layer
-        self._before = vars(layer).get("forward")
+    Args:
+        own: the one that the layer had; of a skipped layer that is no method of its class.
+    """
+
+    def __init__(self, run: Run, number: int, own: Callable[..., Any]) -> None:
+        self._run, self._number, self._own = run, number, own
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._run(self._number, self._own, args, kwargs)
-
-    def _own(self, *args: Any, **kwargs: Any) -> Any:
-        if self._before is not None:
-            return self._before(*args, **kwargs)
-        return type(self._layer).forward(self._layer, *args, **kwargs)
 
 
 class Outputs:
