@@ -14,17 +14,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from targets import BASES, MIN_WORDS, inference_share
+from targets import (
+    BASES,
+    MIN_WORDS,
+    cell_options,
+    chosen_cells,
+    inference_share,
+    setting_of,
+    training_of,
+)
 
 from lightpeft import LightConfig, Target
-from lightpeft.bench import save_result, select_rows
+from lightpeft.bench import save_result
 from lightpeft.cli.tasks import TaskOptions
 from lightpeft.config import Cuts
 from lightpeft.files import read_json
 from lightpeft.outputs import check_room
 from lightpeft.report import environment
-from lightpeft.run_config import LoraOptions, PeftOptions, TrainingConfig
-from lightpeft.runs import Outcome, Setting, fit, make_setting
+from lightpeft.runs import Outcome, Setting, fit
 
 WANTED = 0.6
 """Share of plain PEFT's inference time."""
@@ -53,23 +60,15 @@ CELLS = {
     "gemma-sst2": Cell("gemma-3-270m", "sst2", 2000, 2, 5e-4, MIN_WORDS),
 }
 CUTS = [cuts for cuts in get_args(Cuts) if cuts != "auto"]
-SEEDS = (0, 1)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="folder with a folder for each task")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--only", choices=list(CELLS))
+    parser = cell_options(__doc__, "folder with a folder for each task", list(CELLS))
     parser.add_argument("--cuts", choices=CUTS)
-    parser.add_argument("--seed", type=int)
-    parser.add_argument("--rows", type=int, help="training rows, instead of the cell's own number")
-    parser.add_argument("--steps", type=int, help="optimizer steps, instead of whole epochs")
     options = parser.parse_args()
     check_room(options.out)
-    for name in [options.only] if options.only else CELLS:
-        for seed in SEEDS if options.seed is None else [options.seed]:
-            run_cell(name, seed, options)
+    for name, seed in chosen_cells(options, list(CELLS)):
+        run_cell(name, seed, options)
 
 
 def run_cell(name: str, seed: int, options: argparse.Namespace) -> None:
@@ -78,7 +77,10 @@ def run_cell(name: str, seed: int, options: argparse.Namespace) -> None:
     paths = {method: options.out / f"{name}-{method}-{seed}.json" for method in methods}
     if all(path.is_file() for path in paths.values()):
         return
-    setting = setting_of(CELLS[name], seed, options)
+    cell = CELLS[name]
+    task = TaskOptions(f"glue/{cell.task}", options.data / cell.task, ()).load()
+    training = training_of(cell.epochs, cell.learning_rate, seed, options)
+    setting = setting_of(BASES / cell.model, task, training, options, cell.rows, cell.min_words)
     plain = trained(setting, None)
     for method, path in paths.items():
         if path.is_file():
@@ -87,20 +89,6 @@ def run_cell(name: str, seed: int, options: argparse.Namespace) -> None:
         save_result(path, value | {"cell": name, "seed": seed, "environment": environment()})
         told = ("cuts", "main", "plain_main", "target", "predicted", "inference_share")
         print(path, {key: read_json(path)[key] for key in told}, flush=True)
-
-
-def setting_of(cell: Cell, seed: int, options: argparse.Namespace) -> Setting:
-    task = TaskOptions(f"glue/{cell.task}", options.data / cell.task, ()).load()
-    training = TrainingConfig(
-        epochs=cell.epochs,
-        max_steps=options.steps,
-        learning_rate=cell.learning_rate,
-        batch_size=32,
-        max_length=128,
-        seed=seed,
-    )
-    task = select_rows(task, cell.min_words, options.rows or cell.rows)
-    return make_setting(str(BASES / cell.model), task, training, PeftOptions("lora", LoraOptions()))
 
 
 def at_wanted_share(setting: Setting, cuts: Cuts, plain: Outcome) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from lightpeft.bench import result_file, save_result
 from lightpeft.estimation import Estimator
 from lightpeft.memory import peak_bytes
 from lightpeft.report import environment
-from lightpeft.runs import MINILM, resolve_model
+from lightpeft.runs import MINILM, resolve_model, with_gates
 from lightpeft.runs.measure import Action, interleaved_seconds, training_action
 
 ROWS, TOKENS, ESTIMATION_STEPS = 32, 32, 4
@@ -124,16 +124,7 @@ def step_of(
 
 def step_with_gates(model: PeftModel, variant: Variant, data: dict[str, Tensor]) -> Action:
     estimator = Estimator(model, EstimationConfig(steps=1))
-    step = step_of(model, variant, data, lambda: estimator.end_step(0.0))
-
-    def attached() -> None:
-        estimator.attach()
-        try:
-            step()
-        finally:
-            estimator.detach()
-
-    return attached
+    return with_gates(estimator, step_of(model, variant, data, lambda: estimator.end_step(0.0)))
 
 
 def batch() -> dict[str, Tensor]:

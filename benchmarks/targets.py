@@ -5,16 +5,16 @@ python benchmarks/targets.py --data FOLDER/sst2 --out DIR --only minilm --seed 0
 """
 
 import argparse
+import itertools
 import statistics
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lightpeft import LightConfig, Target
 from lightpeft.bench import save_result, select_rows
+from lightpeft.bench.speed import batches
 from lightpeft.cli.tasks import TaskOptions
 from lightpeft.outputs import check_room
 from lightpeft.report import environment
@@ -22,6 +22,7 @@ from lightpeft.run_config import LoraOptions, PeftOptions, TrainingConfig
 from lightpeft.runs import Outcome, Setting, fit, make_setting
 from lightpeft.runs.measure import inference_action, interleaved_seconds
 from lightpeft.runs.minilm import minilm_path
+from lightpeft.tasks import TaskData
 
 BASES = Path("~/.cache/lightpeft-bases").expanduser()
 MODELS: dict[str, dict[str, Any]] = {
@@ -44,18 +45,30 @@ MIN_WORDS, REPEATS = 12, 15
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="folder with the files of SST-2")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--only", choices=list(MODELS))
-    parser.add_argument("--seed", type=int)
-    parser.add_argument("--rows", type=int, help="training rows, instead of the model's own number")
-    parser.add_argument("--steps", type=int, help="optimizer steps, instead of whole epochs")
+    parser = cell_options(__doc__, "folder with the files of SST-2", list(MODELS))
     options = parser.parse_args()
     check_room(options.out)
-    for name in [options.only] if options.only else MODELS:
+    for name, seed in chosen_cells(options, list(MODELS)):
+        cells(name, seed, options)
+
+
+def cell_options(description: str | None, data: str, names: list[str]) -> argparse.ArgumentParser:
+    """The options of a benchmark that runs cells by name and seed."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--data", type=Path, required=True, help=data)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", choices=names)
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--rows", type=int, help="training rows, instead of the cell's own number")
+    parser.add_argument("--steps", type=int, help="optimizer steps, instead of whole epochs")
+    return parser
+
+
+def chosen_cells(options: argparse.Namespace, names: list[str]) -> Iterator[tuple[str, int]]:
+    """Names and seeds to run."""
+    for name in [options.only] if options.only else names:
         for seed in SEEDS if options.seed is None else [options.seed]:
-            cells(name, seed, options)
+            yield name, seed
 
 
 def cells(name: str, seed: int, options: argparse.Namespace) -> None:
@@ -65,7 +78,10 @@ def cells(name: str, seed: int, options: argparse.Namespace) -> None:
         path = options.out / f"{name}-{method}-{seed}.json"
         if path.is_file() and method != "plain":
             continue
-        setting = setting_of(MODELS[name], seed, options)
+        row = MODELS[name]
+        task = TaskOptions("glue/sst2", options.data, ()).load()
+        training = training_of(row["epochs"], row["learning_rate"], seed, options)
+        setting = setting_of(row["path"](), task, training, options, row["rows"])
         with tempfile.TemporaryDirectory() as folder:
             outcome = fit(setting, light, Path(folder), progress=False)
         plain = outcome if method == "plain" else plain
@@ -77,19 +93,31 @@ def cells(name: str, seed: int, options: argparse.Namespace) -> None:
         )
 
 
-def setting_of(row: dict[str, Any], seed: int, options: argparse.Namespace) -> Setting:
-    """SST-2 with LoRA on all six linears."""
-    task = TaskOptions("glue/sst2", options.data, ()).load()
-    training = TrainingConfig(
-        epochs=row["epochs"],
+def setting_of(
+    base: Path | str,
+    task: TaskData,
+    training: TrainingConfig,
+    options: argparse.Namespace,
+    rows: int,
+    min_words: int = MIN_WORDS,
+) -> Setting:
+    """LoRA on all six linears, on some rows of a task."""
+    chosen = select_rows(task, min_words, options.rows or rows)
+    return make_setting(str(base), chosen, training, PeftOptions("lora", LoraOptions()))
+
+
+def training_of(
+    epochs: float, learning_rate: float, seed: int, options: argparse.Namespace
+) -> TrainingConfig:
+    """The training of a cell."""
+    return TrainingConfig(
+        epochs=epochs,
         max_steps=options.steps,
-        learning_rate=row["learning_rate"],
+        learning_rate=learning_rate,
         batch_size=32,
         max_length=128,
         seed=seed,
     )
-    task = select_rows(task, MIN_WORDS, options.rows or row["rows"])
-    return make_setting(str(row["path"]()), task, training, PeftOptions("lora", LoraOptions()))
 
 
 def numbers(outcome: Outcome, plain: Outcome, setting: Setting) -> dict[str, Any]:
@@ -120,7 +148,7 @@ def numbers(outcome: Outcome, plain: Outcome, setting: Setting) -> dict[str, Any
 def inference_share(outcome: Outcome, plain: Outcome, setting: Setting) -> float:
     """Seconds of a forward pass over plain PEFT's, in turns; the median over some batches."""
     shares = []
-    for batch in validation_batches(setting, 3):
+    for batch in itertools.islice(batches(setting, setting.validation), 3):
         actions = {
             "light": inference_action(outcome.model, batch),
             "plain": inference_action(plain.model, batch),
@@ -128,14 +156,6 @@ def inference_share(outcome: Outcome, plain: Outcome, setting: Setting) -> float
         spread = interleaved_seconds(actions, REPEATS, next(iter(batch.values())).device)
         shares.append(spread["light"].median / spread["plain"].median)
     return statistics.median(shares)
-
-
-def validation_batches(setting: Setting, count: int) -> Iterator[dict[str, torch.Tensor]]:
-    size = setting.training.batch_size
-    for start in range(0, min(count * size, len(setting.validation)), size):
-        stop = min(start + size, len(setting.validation))
-        rows = [setting.validation[index] for index in range(start, stop)]
-        yield {name: torch.as_tensor(value) for name, value in setting.collator(rows).items()}
 
 
 if __name__ == "__main__":

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from lightpeft.anatomy import LayerForm, hidden_in
+from lightpeft.edits import Journal
 from lightpeft.errors import AnatomyError
+from lightpeft.surgery import modes_kept
 
 
 @dataclass(frozen=True)
@@ -77,16 +79,13 @@ def record_calls(
 @contextlib.contextmanager
 def without_layers(layers: Mapping[str, nn.Module], forms: Mapping[str, LayerForm]) -> Iterator[None]:
     """Let each layer hand on what it is given, with a gradient where one would come back to it."""
-    own = {name: vars(layers[name]).get("forward") for name in forms}
+    journal = Journal()
     for name, form in forms.items():
-        vars(layers[name])["forward"] = partial(_hand_on, form)
+        journal.set_own(layers[name], "forward", partial(_hand_on, form))
     try:
         yield
     finally:
-        for name, forward in own.items():
-            vars(layers[name]).pop("forward")
-            if forward is not None:
-                vars(layers[name])["forward"] = forward
+        journal.undo()
 
 
 def _hand_on(form: LayerForm, *args: Any, **kwargs: Any) -> Any:
@@ -99,18 +98,19 @@ def _hand_on(form: LayerForm, *args: Any, **kwargs: Any) -> Any:
 @contextlib.contextmanager
 def left_as_it_is(model: nn.Module) -> Iterator[None]:
     """Give modes, gradients, buffers and random numbers back as they were."""
-    modes = [(module, module.training) for module in model.modules()]
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     device = next(model.parameters()).device
     for parameter, _ in gradients:
         parameter.grad = None
     try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.enable_grad():
+        with (
+            modes_kept(model),
+            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+            torch.enable_grad(),
+        ):
             yield
     finally:
-        for module, mode in modes:
-            module.training = mode
         for parameter, gradient in gradients:
             parameter.grad = gradient
         with torch.no_grad():

@@ -17,7 +17,7 @@ from lightpeft.runs.models import (
     resolve_model,
 )
 from lightpeft.runs.objectives import OBJECTIVES, ObjectiveRow
-from lightpeft.runs.speed import ESTIMATION, Speed, measure_speed, training_peak_bytes
+from lightpeft.runs.speed import ESTIMATION, Speed, measure_speed, training_peak_bytes, with_gates
 from lightpeft.runs.use import evaluate_model, predict_labels
 
 __all__ = [
@@ -51,5 +51,6 @@ __all__ = [
     "resolve_model",
     "run_experiment",
     "training_peak_bytes",
+    "with_gates",
     "within_positions",
 ]

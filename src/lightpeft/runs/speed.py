@@ -19,7 +19,7 @@ from lightpeft.runs.measure import (
     interleaved_seconds,
     training_action,
 )
-from lightpeft.training.prefix import FrozenPrefix, RowCache
+from lightpeft.training.prefix import FrozenPrefix, cache_of
 
 ESTIMATION = "estimation"
 
@@ -85,8 +85,7 @@ def running_prefix(model: nn.Module, prefix: PrefixConfig | None) -> Iterator[No
     if prefix is None or not prefix.frozen:
         yield
         return
-    memory = int(prefix.memory * 2**30)
-    cache = RowCache(memory, 0, Path(tempfile.gettempdir())) if prefix.cache else None
+    cache = cache_of(prefix, Path(tempfile.gettempdir())) if prefix.cache else None
     frozen = FrozenPrefix(model, cache=cache)
     try:
         yield
@@ -115,6 +114,11 @@ def _estimating_action(model: nn.Module, batch: Mapping[str, Tensor], config: Es
     """An estimation step; putting the gates in and out counts too, though a run does it once."""
     estimator = Estimator(model, config)
     step = training_action(model, batch, _optimizer(model), before_step=lambda: estimator.end_step(0.0))
+    return with_gates(estimator, step)
+
+
+def with_gates(estimator: Estimator, step: Action) -> Action:
+    """A training step with the gates put in before it and taken out after it."""
 
     def attached() -> None:
         estimator.attach()

@@ -11,7 +11,7 @@ from lightpeft.surgery.record import WHEN_CUT, CutRecord, attach_record, record_
 from lightpeft.surgery.reference import AdaptersOn, StepGuard
 from lightpeft.surgery.skipped_layer import SkippedLayer
 from lightpeft.surgery.skips import SkippedAttention
-from lightpeft.surgery.verify import evaluating, largest_difference, observe, padded_batch
+from lightpeft.surgery.verify import evaluating, largest_difference, modes_kept, observe, padded_batch
 
 __all__ = [
     "TRAINED",
@@ -34,6 +34,7 @@ __all__ = [
     "kept_channels",
     "kept_rows",
     "largest_difference",
+    "modes_kept",
     "observe",
     "other_tensors",
     "padded_batch",

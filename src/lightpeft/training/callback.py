@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from contextlib import ExitStack
 from pathlib import Path
 from types import MethodType
@@ -246,13 +246,11 @@ def _pace(args: TrainingArguments, batches: Any) -> Pace:
 
 def _ahead(args: TrainingArguments, state: TrainerState, batches: Any) -> Ahead:
     """What is left of a run over these batches."""
-    folder = Path(str(args.output_dir))
-    try:
-        steps = math.ceil(len(batches) / args.gradient_accumulation_steps)
-        left = state.max_steps - state.global_step
-        return Ahead(left / max(1, steps), len(batches.dataset), folder)
-    except (TypeError, AttributeError):  # nobody knows their number
-        return Ahead(None, None, folder)
+    pace = _pace(args, batches)
+    rows = getattr(batches, "dataset", None)
+    if pace.each_pass is None or not isinstance(rows, Sized):
+        return Ahead(None, None, pace.folder)
+    return Ahead((state.max_steps - state.global_step) / pace.each_pass, len(rows), pace.folder)
 
 
 def _require_one_process(args: TrainingArguments) -> None:

@@ -44,8 +44,13 @@ def freeze_prefix(
     if config.cache and ahead.passes is not None and ahead.passes <= 1:
         how = "without a cache, because one pass over the data is left"
     elif config.cache:
-        dtype = None if config.dtype == "compute" else torch.bfloat16
-        memory, disk = (int(size * 2**30) for size in (config.memory, config.disk))
-        cache, how = RowCache(memory, disk, ahead.folder, dtype), "from a cache for examples seen before"
+        cache, how = cache_of(config, ahead.folder), "from a cache for examples seen before"
     logger.info("frozen prefix: the lowest %d layers run without graph and dropout, %s", count, how)
     return FrozenPrefix(model, cache=cache, rows=ahead.rows, is_over=is_over)
+
+
+def cache_of(config: PrefixConfig, folder: Path) -> RowCache:
+    """An empty cache as a run has it."""
+    dtype = None if config.dtype == "compute" else torch.bfloat16
+    memory, disk = (int(size * 2**30) for size in (config.memory, config.disk))
+    return RowCache(memory, disk, folder, dtype)

@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightpeft.anatomy import base_of, hidden_in, hidden_of
 from lightpeft.edits import Journal
+from lightpeft.surgery import evaluating
 from lightpeft.training.prefix.examples import Batch, UnknownInputError
 from lightpeft.training.prefix.layers import Outputs, PassedOver, Reached
 from lightpeft.training.prefix.repeats import Repeats
@@ -169,11 +170,9 @@ class FrozenPrefix:
 
     def _compute(self, batch: Batch, rows: Sequence[int]) -> Tensor:
         """Run the layers for some examples of a batch, without graph and dropout."""
-        modes = [(module, module.training) for module in self._stack.modules()]
-        self._stack.eval()
         self._computes = True
         try:
-            with torch.no_grad(), self._noting_what_is_trained_below():
+            with evaluating(self._stack), self._noting_what_is_trained_below():
                 self._stack.forward(**batch.rows(rows))
         except Reached as reached:
             hidden = reached.hidden
@@ -181,8 +180,6 @@ class FrozenPrefix:
             raise UnknownInputError("the layers were not called one after another")
         finally:
             self._computes = False
-            for module, mode in modes:
-                module.training = mode
         if self._below is not None:
             raise UnknownInputError(f"{self._below} is trained below them")
         if len(hidden) != len(rows):
