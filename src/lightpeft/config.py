@@ -93,9 +93,10 @@ class EstimationConfig:
     window: Window = "all"
     """Which of these steps the scores are of: `all`, or the `second_half`, as in the paper."""
 
-    base_score: str = "fisher"
-    """Score of heads and neurons: `mask` (the paper's trained gates), `taylor`, `fisher`, or the baselines
-    `magnitude` and `random`."""
+    base_score: str = "fluctuation"
+    """Score of heads and neurons: `fluctuation` (what the layer's output loses without the unit, FLAP),
+    `fisher` and `taylor` of a gate, `mask` (the paper's trained gates), or the baselines `magnitude` and
+    `random`."""
 
     module_score: str = "activation"
     """Score of PEFT modules: `activation` (the paper's ‖ΔWx‖/‖Wx‖), `taylor` or `fisher` of a module gate."""
@@ -162,7 +163,7 @@ class Budget:
     neurons: float = 1 / 3
     """Share of FFN neurons to cut."""
 
-    modules: float = 0.5
+    modules: float = 2 / 3
     """Share of PEFT modules to remove."""
 
     ranks: float = 0.5
@@ -175,7 +176,7 @@ class Budget:
     heads_scope: Scope = "layer"
     """Rank heads inside each `layer`, or over all layers together (`global`)."""
 
-    neurons_scope: Scope = "global"
+    neurons_scope: Scope = "layer"
     """Rank neurons inside each `layer`, or over all layers together (`global`)."""
 
     kv_groups: KVGroups = "whole"

@@ -31,12 +31,17 @@ SIMILARITY = "similarity"
 count."""
 
 
+FLUCTUATION = "fluctuation"
+"""The statistic of heads and neurons that is no gradient: the mean square of what their layer's output loses
+where they go and their means stay, over that of the hidden states that enter the layer."""
+
+
 @dataclass(frozen=True)
 class Units:
     """The heads or the neurons of one layer."""
 
     means: Mapping[str, Tensor]
-    """Per statistic that the row needs its mean over the steps, (units,), float32."""
+    """Per statistic that the row needs its mean, (units,), float32."""
 
     gates: Tensor
     """(units,); 1 unless the row trains them."""
@@ -94,14 +99,14 @@ class Score(Generic[Known]):
     """What is known of some units -> one number a unit; of a module a scalar."""
 
     statistics: tuple[str, ...] = ()
-    """Of `GRADIENT_STATISTICS`, or `share` of modules, or `similarity` of layers. A score without any does
-    not depend on the steps, but a layer's through those of its units."""
+    """Of `GRADIENT_STATISTICS`, or `fluctuation` of heads and neurons, `share` of modules, `similarity` of
+    layers. A score without any does not depend on the steps, but a layer's through those of its units."""
 
     trains_gates: bool = False
     """Heads and neurons only: gates that multiply, trained beside the PEFT modules."""
 
     def __post_init__(self) -> None:
-        known = (*GRADIENT_STATISTICS, SHARE, SIMILARITY)
+        known = (*GRADIENT_STATISTICS, FLUCTUATION, SHARE, SIMILARITY)
         for name in self.statistics:
             if name not in known:
                 raise ConfigError(
@@ -132,6 +137,8 @@ def _paper(ranks: Ranks) -> Tensor:
 
 BASE_SCORES: dict[str, Score[Units]] = _table(
     Score("mask", lambda units: units.gates.abs(), trains_gates=True),
+    # FLAP (An et al. 2024), here relative to the hidden states, so that layers can be compared.
+    Score("fluctuation", lambda units: units.means[FLUCTUATION], (FLUCTUATION,)),
     Score("taylor", lambda units: units.means["gradient"].abs(), ("gradient",)),
     Score("fisher", lambda units: units.means["square"], ("square",)),
     Score("magnitude", lambda units: units.norms()),

@@ -5,10 +5,21 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from tests.support.models import LAYERS, NAMES, ROWS, load_base, make_batch, save_base, snapshot, with_lora
+from tests.support.models import (
+    HEADS,
+    LAYERS,
+    NAMES,
+    ROWS,
+    load_base,
+    make_batch,
+    save_base,
+    snapshot,
+    with_lora,
+)
 from tests.support.oracles import (
     base_gradients,
     contribution_ratios,
+    fluctuations,
     gate_gradients,
     mean_inputs,
     weight_gradients,
@@ -17,7 +28,7 @@ from tests.support.plans import lora_names
 from torch import Tensor
 
 import lightpeft
-from lightpeft import EstimationConfig, Scores
+from lightpeft import EstimationConfig, Scores, find_anatomy
 
 ALPHA, RANK = 6.0, 4
 
@@ -150,6 +161,18 @@ def test_means_are_those_of_real_tokens_of_the_second_half(
     assert scores.means.keys() == expected.keys()
     for place, mean in expected.items():
         torch.testing.assert_close(scores.means[place], mean, rtol=1e-5, atol=1e-6)
+
+
+def test_fluctuation_is_what_the_output_loses_without_the_unit(
+    model: PeftModel, batches: list[dict[str, Tensor]]
+) -> None:
+    scores, modules = estimated(model, batches, base_score="fluctuation"), find_anatomy(model).modules
+    for i in range(LAYERS):
+        lost = fluctuations(model, i, modules[i], batches[2:])
+        heads = lost["attention_out"].view(HEADS, -1).sum(1)
+        torch.testing.assert_close(scores.heads[i], heads.detach(), rtol=1e-3, atol=1e-9)
+        torch.testing.assert_close(scores.neurons[i], lost["ffn_out"].detach(), rtol=1e-3, atol=1e-9)
+        assert scores.heads[i].min() > 0
 
 
 def test_magnitude_is_the_norm_of_a_units_weights(

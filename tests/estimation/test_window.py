@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 
 def started(config: EstimationConfig) -> WindowSums:
-    return WindowSums({"halved": 3, "whole": 2}, ["whole"], config.window_start, CPU)
+    return WindowSums({"sums": 3}, config.window_start, CPU)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 8, 21])
@@ -33,8 +33,7 @@ def test_sums_are_of_the_steps_that_count(steps: int, window: Any, interrupted: 
     config = EstimationConfig(steps=steps, window=window)
     sums = started(config)
     for number in range(1, steps + 1):
-        sums.current("halved").add_(torch.tensor([number, 1, number**2]))
-        sums.current("whole").add_(torch.tensor([number, 1]))
+        sums.current("sums").add_(torch.tensor([number, 1, number**2]))
         sums.end_step()
         if interrupted:
             tensors, header = sums.state()
@@ -43,19 +42,18 @@ def test_sums_are_of_the_steps_that_count(steps: int, window: Any, interrupted: 
             sums.restore(tensors, **header)
     found, late = sums.window(), torch.arange(1, steps + 1)[steps // 2 if window == "second_half" else 0 :]
     assert sums.counted == len(late)
-    assert found["whole"].tolist() == [late.sum(), len(late)]
     halves = [late[late % 2 == 1], late[late % 2 == 0]]  # the first step is an even one
-    for sums_of_half, half in zip(found["halved"], halves, strict=True):
+    for sums_of_half, half in zip(found["sums"], halves, strict=True):
         assert sums_of_half.tolist() == [half.sum(), len(half), half.square().sum()]
 
 
 def test_before_the_first_step_that_counts_all_do() -> None:
     sums = started(EstimationConfig(steps=8, window="second_half"))
     for _ in range(3):
-        sums.current("whole").add_(1)
+        sums.current("sums").add_(1)
         sums.end_step()
     assert sums.counted == 3
-    assert sums.window()["whole"].tolist() == [3, 3]
+    assert sums.window()["sums"].tolist() == [[2, 2, 2], [1, 1, 1]]
 
 
 @pytest.fixture
@@ -80,7 +78,7 @@ def estimated(model: PeftModel, count: int, **options: Any) -> Scores:
 def test_scores_are_of_the_steps_that_count_and_so_are_their_halves(
     window: str, count: int, model: PeftModel
 ) -> None:
-    scores = estimated(model, count, window=window)
+    scores = estimated(model, count, window=window, base_score="fisher")
     squares = [base_gradients(model, batch)[1][1].square() for batch in batches(count)]
     start = count // 2 if window == "second_half" else 0
     late = squares[start:]
@@ -110,12 +108,13 @@ def test_a_half_without_a_finite_step_is_no_half(model: PeftModel) -> None:
 
 def test_what_does_not_come_from_the_steps_has_no_agreement(model: PeftModel) -> None:
     kinds = {}
-    for base_score in ("fisher", "magnitude", "random", "mask"):
+    for base_score in ("fisher", "fluctuation", "magnitude", "random", "mask"):
         scores = estimated(model, 4, base_score=base_score)
         evidence = make_plan(scores, find_anatomy(model), Budget()).evidence
         assert evidence is not None
         kinds[base_score] = [agreement.kind for agreement in evidence.agreements]
-    assert kinds.pop("fisher") == ["heads", "neurons", "PEFT modules", "ranks"]
+    for measured in ("fisher", "fluctuation"):
+        assert kinds.pop(measured) == ["heads", "neurons", "PEFT modules", "ranks"]
     assert set(map(tuple, kinds.values())) == {("PEFT modules", "ranks")}
 
 

@@ -1,6 +1,6 @@
 """What estimation should find, computed by plain autograd without any of lightpeft's hooks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from peft import PeftModel
@@ -88,22 +88,50 @@ def contribution_ratios(model: PeftModel, batches: Sequence[Batch], scaling: flo
     return {name: float(torch.cat(found).mean()) for name, found in ratios.items()}
 
 
-@torch.no_grad()
 def mean_inputs(model: PeftModel, batches: Sequence[Batch]) -> dict[str, Tensor]:
     """Mean input of every output projection over the tokens that are not padding."""
-    base, row = model.get_base_model(), ROWS[model.get_base_model().config.model_type]
+    row = ROWS[model.get_base_model().config.model_type]
     places = [row.at(i, linear) for i in range(LAYERS) for linear in ("attention_out", "ffn_out")]
+    return {place: found.mean(0) for place, found in inputs_of(model, places, batches).items()}
+
+
+@torch.no_grad()
+def inputs_of(model: PeftModel, places: Sequence[str], batches: Sequence[Batch]) -> dict[str, Tensor]:
+    """What these modules are given, (tokens that are not padding, channels)."""
+    base = model.get_base_model()
     seen: dict[str, list[Tensor]] = {place: [] for place in places}
+
+    def note(place: str, tokens: Tensor) -> Callable[..., None]:
+        def hook(module: object, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> None:
+            seen[place].append((args[0] if args else kwargs["hidden_states"])[tokens])
+
+        return hook
+
     model.train()
     for batch in batches:
         tokens = batch["attention_mask"].bool()
         hooks = [
-            base.get_submodule(place).register_forward_pre_hook(
-                lambda module, args, place=place, tokens=tokens: seen[place].append(args[0][tokens])
-            )
+            base.get_submodule(place).register_forward_pre_hook(note(place, tokens), with_kwargs=True)
             for place in places
         ]
         model(**batch)
         for hook in hooks:
             hook.remove()
-    return {place: torch.cat(found).mean(0) for place, found in seen.items()}
+    return {place: torch.cat(found) for place, found in seen.items()}
+
+
+def fluctuations(model: PeftModel, layer: int, name: str, batches: Sequence[Batch]) -> dict[str, Tensor]:
+    """What the output loses, in mean square over that of the layer's hidden states, without each channel.
+
+    Of every channel before the output projections of attention and FFN, by their role.
+    """
+    base, row = model.get_base_model(), ROWS[model.get_base_model().config.model_type]
+    hidden = inputs_of(model, [name], batches)[name].square().sum(-1).mean()
+    found = {}
+    for role in ("attention_out", "ffn_out"):
+        place = row.at(layer, role)
+        x = inputs_of(model, [place], batches)[place]
+        weight = base.get_submodule(place).get_base_layer().weight
+        lost = torch.einsum("tc,oc->tco", x - x.mean(0), weight)
+        found[role] = lost.square().sum(-1).mean(0) / hidden
+    return found

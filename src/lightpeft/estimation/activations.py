@@ -1,4 +1,4 @@
-"""What is measured in the forward pass: shares of PEFT modules and mean inputs of gated linears."""
+"""What is measured in the forward pass: inputs of gated linears, shares of PEFT modules, hidden states."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -102,12 +102,13 @@ def _readers_of_the_encoder(anatomy: Anatomy) -> frozenset[str]:
     return frozenset(names)
 
 
-def measure_mean_inputs(
-    base: PreTrainedModel, sites: Sequence[Site], sums: WindowSums, tokens: TokenWeights
+def measure_inputs(
+    base: PreTrainedModel, sites: Sequence[Site], sums: WindowSums, tokens: TokenWeights, *, squares: bool
 ) -> list[RemovableHandle]:
     """Sum the inputs of gated linears over the tokens that count.
 
-    Sums go to `input_sum` (all channels, site after site) and `input_count` (one per site).
+    Sums go to `input_sum` (all channels, site after site), to `input_count` (one per site), and with
+    `squares` to `input_square`.
     """
 
     def hook_for(name: str, position: int, start: int, stop: int) -> Callable[..., None]:
@@ -119,6 +120,8 @@ def measure_mean_inputs(
                 real = tokens.of(inputs[0], name)
                 sums.current("input_sum")[start:stop] += real.weights @ flat
                 sums.current("input_count")[position] += real.total
+                if squares:
+                    sums.current("input_square")[start:stop] += real.weights @ flat.square()
 
         return hook
 
@@ -163,16 +166,48 @@ def measure_similarities(
     Sums go to `similarity_sum` and `similarity_count`, one entry per layer.
     """
 
+    return _measure_layers(base, layers, sums, tokens, ("similarity_sum", "similarity_count"), _cosine)
+
+
+def measure_hidden_states(
+    base: PreTrainedModel, layers: Sequence[str], sums: WindowSums, tokens: TokenWeights
+) -> list[RemovableHandle]:
+    """Sum the squared norm of the hidden states before each layer over the tokens that count.
+
+    Sums go to `hidden_square` and `hidden_count`, one entry per layer.
+    """
+    return _measure_layers(base, layers, sums, tokens, ("hidden_square", "hidden_count"), _square)
+
+
+def _cosine(before: Tensor, after: Tensor) -> Tensor:
+    return torch.cosine_similarity(before.float(), after.float(), dim=-1)
+
+
+def _square(before: Tensor, after: Tensor) -> Tensor:
+    del after
+    return before.float().square().sum(-1)
+
+
+def _measure_layers(
+    base: PreTrainedModel,
+    layers: Sequence[str],
+    sums: WindowSums,
+    tokens: TokenWeights,
+    names: tuple[str, str],
+    value_of: Callable[[Tensor, Tensor], Tensor],
+) -> list[RemovableHandle]:
+    """Sum a number of each token, from the hidden states before and after a layer, and count the tokens."""
+    total, count = names
+
     def hook_for(name: str, position: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             if not module.training:
                 return
             with torch.no_grad():
-                before, after = hidden_in(args, kwargs), hidden_of(output)
-                cosine = torch.cosine_similarity(before.float(), after.float(), dim=-1)
+                before = hidden_in(args, kwargs)
                 real = tokens.of(before, name)
-                sums.current("similarity_sum")[position] += cosine.flatten() @ real.weights
-                sums.current("similarity_count")[position] += real.total
+                sums.current(total)[position] += value_of(before, hidden_of(output)).flatten() @ real.weights
+                sums.current(count)[position] += real.total
 
         return hook
 

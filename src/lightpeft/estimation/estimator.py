@@ -15,7 +15,8 @@ from lightpeft.errors import CheckpointError, EstimationError
 from lightpeft.estimation.activations import (
     TokenWeights,
     measure_contributions,
-    measure_mean_inputs,
+    measure_hidden_states,
+    measure_inputs,
     measure_similarities,
 )
 from lightpeft.estimation.gates import Gate, Mask, Probe, spread
@@ -57,7 +58,6 @@ class Estimator:
         self._gates = [self._make_gate(site) for site in self._sites]
         self._sums = WindowSums(
             self._sizes(),
-            whole=("input_sum", "input_count"),
             start=config.window_start,
             device=self._device,
         )
@@ -87,7 +87,12 @@ class Estimator:
             if self._is_needed(site):
                 module = self._base.get_submodule(site.module)
                 self._handles += gate.attach(module)
-        self._handles += measure_mean_inputs(self._base, self._averaged_sites, self._sums, tokens)
+        fluctuates = self._readout.needs_fluctuations
+        self._handles += measure_inputs(
+            self._base, self._averaged_sites, self._sums, tokens, squares=fluctuates
+        )
+        if fluctuates:
+            self._handles += measure_hidden_states(self._base, self.anatomy.modules, self._sums, tokens)
         if self._readout.needs_shares:
             self._handles += measure_contributions(self.modules, self._sums, tokens)
         if self._readout.needs_similarities:
@@ -141,7 +146,7 @@ class Estimator:
         if self.steps == 0:
             raise EstimationError("no training step was estimated; scores need at least one.")
         window = self._sums.window()
-        means = self._mean_inputs(window.pop("input_sum"), window.pop("input_count"))
+        means = self._mean_inputs(window["input_sum"].sum(0), window["input_count"].sum(0))
         _check_finite(window["finite_steps"], self._sums.counted)
         gates = {
             site.module: gate.values.detach().cpu()
@@ -236,11 +241,11 @@ class Estimator:
             layers = len(self.anatomy.modules)
             sizes |= {"similarity_sum": layers, "similarity_count": layers}
         averaged = self._averaged_sites
-        return sizes | {
-            "finite_steps": 1,
-            "input_sum": sum(site.channels for site in averaged),
-            "input_count": len(averaged),
-        }
+        channels = sum(site.channels for site in averaged)
+        if self._readout.needs_fluctuations:
+            layers = len(self.anatomy.modules)
+            sizes |= {"input_square": channels, "hidden_square": layers, "hidden_count": layers}
+        return sizes | {"finite_steps": 1, "input_sum": channels, "input_count": len(averaged)}
 
     def _take_grad(self, gate: Gate) -> Tensor:
         grad, gate.values.grad = gate.values.grad, None

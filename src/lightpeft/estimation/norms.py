@@ -18,6 +18,11 @@ def weight_norms(base: PreTrainedModel, units: Units) -> Tensor:
     return squares.sqrt()
 
 
+def column_squares(base: PreTrainedModel, linear: str) -> Tensor:
+    """Squared L2 norm of what each input of a linear is multiplied by (inputs,), float32 on the CPU."""
+    return _squares(base, linear, 0)
+
+
 def _squares(base: PreTrainedModel, name: str, over: int) -> Tensor:
     """Sums of the squared weights of a linear over its outputs (0) or inputs (1), float32 on the CPU."""
     return matrix(linear_at(base, name)).detach().float().square().sum(over).cpu()

@@ -12,10 +12,11 @@ from lightpeft.adapters import PeftModule
 from lightpeft.anatomy import Anatomy
 from lightpeft.config import EstimationConfig
 from lightpeft.errors import EstimationError
-from lightpeft.estimation.norms import weight_norms
+from lightpeft.estimation.norms import column_squares, weight_norms
 from lightpeft.estimation.sites import Site
 from lightpeft.score_tables import (
     BASE_SCORES,
+    FLUCTUATION,
     LAYER_SCORES,
     MODULE_SCORES,
     RANK_SCORES,
@@ -59,6 +60,11 @@ class Readout:
             "modules": self.of_modules.gradients,
             "ranks": self.of_ranks.gradients,
         }
+
+    @property
+    def needs_fluctuations(self) -> bool:
+        """Whether squares of inputs and hidden states are to be gathered."""
+        return FLUCTUATION in self.of_base.statistics
 
     @property
     def needs_shares(self) -> bool:
@@ -134,14 +140,27 @@ class Readout:
             for site in (one for one in self._sites if one.kind == kind):
                 layer = self._anatomy.layers[site.owner]
                 units = next(one for one in layer.units if one.out == site.module)
+                means = _means(sums, "base", self.of_base, site.span)
+                if self.needs_fluctuations:
+                    means[FLUCTUATION] = self._fluctuations(sums, site, layer.module)
                 known = Units(
-                    means=_means(sums, "base", self.of_base, site.span),
+                    means=means,
                     gates=gates[site.module],
                     norms=partial(weight_norms, self._base, units),
                     generator=generator,
                 )
                 found[kind][site.owner] = _apply(self.of_base, known, (site.units,), site.module)
         return {kind: tuple(values) for kind, values in found.items()}
+
+    def _fluctuations(self, sums: Mapping[str, Tensor], site: Site, layer: str) -> Tensor:
+        """Channels are taken as independent: Σ_c Var(x_c)·‖W_c‖², over E‖h‖²; (units,)."""
+        place, at = self._sites.index(site), self._anatomy.modules.index(layer)
+        start = sum(one.channels for one in self._sites[:place])
+        count = sums["input_count"][place].clamp(1)
+        mean, square = (sums[n][start : start + site.channels] / count for n in ("input_sum", "input_square"))
+        energy = (square - mean.square()).clamp(0) * column_squares(self._base, site.module)
+        hidden = sums["hidden_square"][at] / sums["hidden_count"][at].clamp(1)
+        return energy.view(site.units, -1).sum(1) / hidden.clamp(torch.finfo(hidden.dtype).tiny)
 
     def _of_ranks(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
         found, start = {}, 0

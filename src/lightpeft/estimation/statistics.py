@@ -1,6 +1,6 @@
 """Running sums on the device over the estimation steps that count."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -9,23 +9,21 @@ Sums = dict[str, Tensor]
 
 
 class WindowSums:
-    """Named vectors summed over optimizer steps. Nothing here synchronises with the device.
+    """Named vectors summed over optimizer steps, even and odd ones apart.
+
+    Nothing here synchronises with the device.
 
     Args:
         sizes: how long each vector is.
-        whole: vectors that are summed once; of the others the even and the odd steps are kept apart.
         start: how many of the first steps do not count.
     """
 
-    def __init__(
-        self, sizes: Mapping[str, int], whole: Collection[str], start: int, device: torch.device
-    ) -> None:
+    def __init__(self, sizes: Mapping[str, int], start: int, device: torch.device) -> None:
         self.start = start
         self.steps = 0
         """Steps that were taken."""
         self._sums = {
-            name: torch.zeros((size,) if name in whole else (2, size), dtype=torch.float32, device=device)
-            for name, size in sizes.items()
+            name: torch.zeros((2, size), dtype=torch.float32, device=device) for name, size in sizes.items()
         }
 
     @property
@@ -35,8 +33,7 @@ class WindowSums:
 
     def current(self, name: str) -> Tensor:
         """What this step is added to, (size,)."""
-        sums = self._sums[name]
-        return sums if sums.dim() == 1 else sums[self.steps % 2]
+        return self._sums[name][self.steps % 2]
 
     def end_step(self) -> None:
         """The next step begins."""
@@ -46,7 +43,7 @@ class WindowSums:
                 values.zero_()
 
     def window(self) -> Sums:
-        """Sums over the steps that count, on the CPU: (size,), or (2, size) over even and odd ones."""
+        """Sums over the even and the odd steps that count, (2, size) on the CPU."""
         return {name: sums.cpu() for name, sums in self._sums.items()}
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, int]]:
