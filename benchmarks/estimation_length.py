@@ -26,7 +26,7 @@ from quality import peft_options, task_options
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from lightpeft import EstimationConfig, LightConfig, Plan, make_plan
+from lightpeft import LightConfig, Plan, make_plan
 from lightpeft.bench import result_file, save_result, select_rows
 from lightpeft.estimation import Estimator
 from lightpeft.evidence import Agreement
@@ -37,7 +37,8 @@ from lightpeft.run_config import TrainingConfig
 from lightpeft.runs import Setting, make_setting, prepare
 
 LENGTHS = (2, 4, 8, 10, 16, 20, 24, 32, 40, 80, 160)
-METHODS = {"base": "fisher", "module": "activation", "rank": "taylor"}
+SCORES = LightConfig().estimation
+METHODS = {"base": SCORES.base_score, "module": SCORES.module_score, "rank": SCORES.rank_score}
 KINDS = ("heads", "neurons", "PEFT modules", "ranks")
 Row = dict[str, Any]
 
@@ -54,7 +55,7 @@ class Record(TrainerCallback):
     """What each of the first steps of a run adds to the statistics; then the run stops."""
 
     def __init__(self, model: PeftModel, steps: int) -> None:
-        self._estimator = Estimator(model, EstimationConfig(steps=steps))
+        self._estimator = Estimator(model, dataclasses.replace(SCORES, steps=steps))
         self._steps: list[dict[str, Tensor]] = []
 
     def on_train_begin(

@@ -132,7 +132,7 @@ def test_an_unknown_preset() -> None:
         ({"steps": True}, r"estimation\.steps is True"),
         ({"steps": "Auto"}, r"estimation\.steps"),
         ({"window": "half"}, r"estimation\.window is 'half'; choose one of all, second_half"),
-        ({"base_score": "gradient"}, r"base_score is 'gradient'; choose one of mask, taylor"),
+        ({"base_score": "gradient"}, r"base_score is 'gradient'; choose one of mask, fluctuation"),
         ({"module_score": "x"}, r"module_score"),
         ({"rank_score": "x"}, r"rank_score"),
         ({"l1": -1.0}, r"estimation\.l1"),

@@ -176,6 +176,7 @@ def test_gradient_accumulation_scores_as_one_batch(divided: bool, tmp_path: Path
         run = trainer(
             base,
             tmp_path / str(size),
+            LightConfig(estimation=EstimationConfig(steps=4, base_score="fisher")),
             learning_rate=0.0,
             per_device_train_batch_size=size,
             gradient_accumulation_steps=steps,
