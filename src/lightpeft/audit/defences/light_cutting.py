@@ -18,8 +18,12 @@ def _budget(share: float) -> Budget:
     return dataclasses.replace(_PRESET.budget, heads=share, neurons=share, modules=share, ranks=share)
 
 
-BUDGETS: dict[BudgetName, Budget] = {"gentle": _budget(0.2), "default": _PRESET.budget, "hard": _budget(0.6)}
-"""By name: the same share of heads, neurons, PEFT modules and ranks, or what the preset asks for."""
+BUDGETS: dict[BudgetName, Budget] = {
+    "gentle": _budget(0.2),
+    "default": _PRESET.budget,
+    "hard": dataclasses.replace(_budget(0.6), modules=0.75),
+}
+"""By name: shares of heads, neurons, PEFT modules and ranks."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class LightCutting(Defence):
 
     budget: BudgetName = "default"
     """How much is cut of heads, neurons, PEFT modules and of the ranks that stay: `gentle` 20 % of each,
-    `default` what the preset says (a third, a third, half, half), `hard` 60 % of each."""
+    `default` what the preset says (1/3, 1/3, 2/3, 1/2), `hard` 60 % of each and 75 % of the modules."""
 
     fold_removed: bool = True
     """Whether LoRA that is cut is merged into the base, as Light-PEFT does, which may keep a backdoor, or
