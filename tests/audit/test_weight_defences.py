@@ -392,10 +392,12 @@ def test_a_harder_budget_leaves_a_smaller_model(base: Path, form: str, fold_remo
         logits = one.classifier(model).logits(one.held_out.texts)
         assert logits.shape == (10, 2)
         assert logits.isfinite().all()
-    for bigger, smaller in pairwise(sizes):
-        assert bigger[0] > smaller[0]
+    for bigger, smaller in pairwise(sizes):  # a fifth and a third of four heads are one
+        assert bigger[0] >= smaller[0]
         assert bigger[1] >= smaller[1]
-    assert sizes[0][1] > sizes[2][1]
+    whole, gentle, _, hard = sizes
+    assert whole[0] > gentle[0] > hard[0]
+    assert whole[1] > hard[1]
 
 
 @pytest.mark.parametrize("steps", [2, 10])

@@ -111,7 +111,9 @@ def _target(**options: Any) -> LightConfig:
     return LightConfig(LIGHT.estimation, target=Target(**options))
 
 
-WHOLE_BLOCKS = _budget(heads=0.7, neurons=0.7, heads_scope="global", min_heads=0, min_neurons=0)
+WHOLE_BLOCKS = _budget(
+    heads=0.7, neurons=0.7, heads_scope="global", neurons_scope="global", min_heads=0, min_neurons=0
+)
 BF16 = {"dtype": torch.bfloat16}
 ROPE = {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}}
 

@@ -20,7 +20,14 @@ from lightpeft.surgery import require_followable
 from lightpeft.surgery.optimizer import prepare_to_follow
 
 WHOLE_BLOCKS = Budget(
-    heads=0.4, neurons=0.4, modules=0.3, ranks=0.4, heads_scope="global", min_heads=0, min_neurons=0
+    heads=0.4,
+    neurons=0.4,
+    modules=0.3,
+    ranks=0.4,
+    heads_scope="global",
+    neurons_scope="global",
+    min_heads=0,
+    min_neurons=0,
 )
 KINDS = {"some of everything": UNEVEN, "whole blocks": WHOLE_BLOCKS}
 SURVIVORS = [row for row in OPTIMIZERS.values() if row.outcome in ("follows", "anew")]
