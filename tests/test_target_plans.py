@@ -12,7 +12,7 @@ from tests.test_plan import anatomy_of, head_counts, neuron_counts, scores_of
 
 LAYERS, HEADS, NEURONS = 4, 4, 16
 ANATOMY = anatomy_of([HEADS] * LAYERS, [NEURONS] * LAYERS)
-GLOBAL = Budget(heads_scope="global", neurons_scope="global", ranks=0)
+GLOBAL = Budget(heads_scope="global", neurons_scope="global", modules=0.5, ranks=0)
 
 
 def costs(head: float = 1.0, neuron: float = 0.25, fixed: float = 2.0, peft: float = 1.0) -> Costs:

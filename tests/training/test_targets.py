@@ -25,7 +25,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def light(**target: Any) -> Any:
-    budget = Budget(heads_scope="global", frozen_layers="auto")
+    budget = Budget(heads_scope="global", neurons_scope="global", modules=0.5, frozen_layers="auto")
     return dataclasses.replace(DEFAULT, budget=budget, target=Target(**target))
 
 
