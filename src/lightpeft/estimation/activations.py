@@ -165,7 +165,6 @@ def measure_similarities(
 
     Sums go to `similarity_sum` and `similarity_count`, one entry per layer.
     """
-
     return _measure_layers(base, layers, sums, tokens, ("similarity_sum", "similarity_count"), _cosine)
 
 

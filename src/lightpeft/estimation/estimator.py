@@ -237,13 +237,12 @@ class Estimator:
         }
         if self._readout.needs_shares:
             sizes |= {"share_sum": len(self.modules), "share_count": len(self.modules)}
+        layers = len(self.anatomy.modules)
         if self._readout.needs_similarities:
-            layers = len(self.anatomy.modules)
             sizes |= {"similarity_sum": layers, "similarity_count": layers}
         averaged = self._averaged_sites
         channels = sum(site.channels for site in averaged)
         if self._readout.needs_fluctuations:
-            layers = len(self.anatomy.modules)
             sizes |= {"input_square": channels, "hidden_square": layers, "hidden_count": layers}
         return sizes | {"finite_steps": 1, "input_sum": channels, "input_count": len(averaged)}
 

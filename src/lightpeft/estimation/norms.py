@@ -9,7 +9,7 @@ from lightpeft.linears import matrix
 
 def weight_norms(base: PreTrainedModel, units: Units) -> Tensor:
     """L2 norm of all weights of each unit (units,), float32 on the CPU; what units share counts for each."""
-    squares = _squares(base, units.out, 0).view(units.count, units.size).sum(1)
+    squares = column_squares(base, units.out).view(units.count, units.size).sum(1)
     for rows in units.rows:
         if rows.role != "vector":
             owners = units.count // rows.share

@@ -153,7 +153,10 @@ class Readout:
         return {kind: tuple(values) for kind, values in found.items()}
 
     def _fluctuations(self, sums: Mapping[str, Tensor], site: Site, layer: str) -> Tensor:
-        """Channels are taken as independent: Σ_c Var(x_c)·‖W_c‖², over E‖h‖²; (units,)."""
+        """Channels are taken as independent: Σ_c Var(x_c)·‖W_c‖², over E‖h‖²; (units,).
+
+        Sums of inputs begin with the sites of the base, in their order.
+        """
         place, at = self._sites.index(site), self._anatomy.modules.index(layer)
         start = sum(one.channels for one in self._sites[:place])
         count = sums["input_count"][place].clamp(1)
