@@ -3,8 +3,9 @@
 python benchmarks/depth_width.py --data FOLDER --out benchmarks/results/depth-width
 python benchmarks/depth_width.py --data FOLDER --out DIR --only mpnet-sst2 --cuts width --seed 0 --steps 40
 
-FOLDER has a folder for each task. A plan's target is moved until the measured share of plain PEFT's inference
-is the wanted one, so that what the latency table gets wrong does not decide which cut looks better.
+FOLDER has a folder for each task. A plan's target is moved, in runs of a few steps, until the measured share
+of plain PEFT's inference is the wanted one, so that what the latency table gets wrong does not decide which
+cut looks better.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import dataclasses
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from targets import (
     BASES,
@@ -24,7 +25,7 @@ from targets import (
     training_of,
 )
 
-from lightpeft import LightConfig, Target
+from lightpeft import EstimationConfig, LightConfig, Target
 from lightpeft.bench import save_result
 from lightpeft.cli.tasks import TaskOptions
 from lightpeft.config import Cuts
@@ -39,7 +40,8 @@ WANTED = 0.6
 NEAR = 0.03
 """A measured share is taken as the wanted one from so far on."""
 
-TRIES = 3
+TRIES, SHORT = 3, 7
+"""Of targets, and the steps of the run in which one is tried."""
 
 
 @dataclass(frozen=True)
@@ -92,21 +94,30 @@ def run_cell(name: str, seed: int, options: argparse.Namespace) -> None:
 
 
 def at_wanted_share(setting: Setting, cuts: Cuts, plain: Outcome) -> dict[str, Any]:
-    """The run whose measured share is nearest to the wanted one, after a few tries."""
+    """A whole run under the target, of a few tried short, whose measured share is nearest the wanted one."""
     target, tries = WANTED, []
     for _ in range(TRIES):
-        outcome = trained(setting, Target(inference=round(target, 4), cuts=cuts))
-        tries.append(numbers(outcome, plain, setting))
-        share = tries[-1]["inference_share"]
+        outcome = trained(shortened(setting), Target(inference=round(target, 4), cuts=cuts), SHORT - 1)
+        tries.append({"target": round(target, 4), "share": inference_share(outcome, plain, setting)})
+        share = tries[-1]["share"]
         if abs(share - WANTED) <= NEAR:
             break
         target = min(0.95, max(0.1, target * WANTED / share))
-    best = min(tries, key=lambda one: abs(one["inference_share"] - WANTED))
-    return {"cuts": cuts, "wanted": WANTED, **best, "tries": tries}
+    best = min(tries, key=lambda one: abs(one["share"] - WANTED))
+    outcome = trained(setting, Target(inference=best["target"], cuts=cuts))
+    return {"cuts": cuts, "wanted": WANTED, **numbers(outcome, plain, setting), "tries": tries}
 
 
-def trained(setting: Setting, target: Target | None) -> Outcome:
-    light = None if target is None else dataclasses.replace(LightConfig(), target=target)
+def shortened(setting: Setting) -> Setting:
+    """A run just long enough to be cut."""
+    training = dataclasses.replace(setting.training, max_steps=SHORT, eval_steps=None)
+    few = setting.validation.select(range(min(32, len(setting.validation))))
+    return dataclasses.replace(setting, training=training, validation=few)
+
+
+def trained(setting: Setting, target: Target | None, estimation: int | Literal["auto"] = "auto") -> Outcome:
+    estimating = EstimationConfig(steps=estimation)
+    light = None if target is None else LightConfig(estimating, target=target)
     with tempfile.TemporaryDirectory() as folder:
         return fit(setting, light, Path(folder), progress=False)
 

@@ -76,6 +76,7 @@ def run_one(config: dict[str, Any], task: TaskData, method: str, seed: int) -> d
         "metrics": outcome.metrics,
         "main": outcome.main,
         "metric_name": "+".join(task.spec.main),
+        "seconds": outcome.seconds,
         "estimation_steps": outcome.light.plan.estimation_steps if outcome.light is not None else None,
         "cut": None if report is None else dataclasses.asdict(report),
         "training_rows": len(setting.train),
