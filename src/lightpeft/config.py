@@ -17,8 +17,9 @@ Window = Literal["all", "second_half"]
 CacheDtype = Literal["compute", "bfloat16"]
 Preset = Literal["default", "paper"]
 LARGEST_SEED = 2**32 - 1
-SHARE_OF_RUN, LEAST_STEPS, MOST_STEPS = 0.03, 40, 200
-"""What `estimation.steps` `auto` takes of a run. How they were chosen: docs/results.md."""
+SHARE_OF_RUN, LEAST_STEPS, MOST_STEPS, PART_OF_RUN = 0.03, 40, 200, 8
+"""What `estimation.steps` `auto` takes of a run, and never more than one part of so many. How they were chosen:
+docs/results.md."""
 
 
 def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
@@ -88,7 +89,7 @@ class EstimationConfig:
 
     steps: int | Literal["auto"] = "auto"
     """Optimizer steps with gates before the cut; `auto` takes 3 % of the run's, at least 40, at most 200, and
-    never more than a third of the run."""
+    never more than an eighth of the run."""
 
     window: Window = "all"
     """Which of these steps the scores are of: `all`, or the `second_half`, as in the paper."""
@@ -135,7 +136,7 @@ class EstimationConfig:
         """This configuration in a run of so many optimizer steps, `auto` as a number."""
         if self.steps != "auto":
             return self
-        return dataclasses.replace(self, steps=max(1, min(auto_steps(steps), steps // 3)))
+        return dataclasses.replace(self, steps=max(1, min(auto_steps(steps), steps // PART_OF_RUN)))
 
     @property
     def planned_steps(self) -> int:
@@ -163,7 +164,7 @@ class Budget:
     neurons: float = 1 / 3
     """Share of FFN neurons to cut."""
 
-    modules: float = 2 / 3
+    modules: float = 0.5
     """Share of PEFT modules to remove."""
 
     ranks: float = 0.5
@@ -320,7 +321,7 @@ class LightConfig:
     target: Target = field(default_factory=Target)
     """A share of plain PEFT's cost to meet, instead of shares of heads, neurons and layers."""
 
-    learning_rate_factor: float = 2.0
+    learning_rate_factor: float = 1.5
     """Multiply the learning rate after the cut: fewer ranks at the same rate move the function less."""
 
     restart_schedule: bool = False

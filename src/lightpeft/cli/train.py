@@ -49,7 +49,7 @@ def train(
     surgery: SurgeryConfig = SurgeryConfig(),
     prefix: PrefixConfig = PrefixConfig(),
     target: Target = Target(),
-    learning_rate_factor: float = 2.0,
+    learning_rate_factor: float = 1.5,
     restart_schedule: bool = False,
     training: TrainingConfig = TrainingConfig(),
     lora: LoraOptions = LoraOptions(),
