@@ -18,8 +18,8 @@ CacheDtype = Literal["compute", "bfloat16"]
 Preset = Literal["default", "paper"]
 LARGEST_SEED = 2**32 - 1
 SHARE_OF_RUN, LEAST_STEPS, MOST_STEPS, PART_OF_RUN = 0.03, 40, 200, 8
-"""What `estimation.steps` `auto` takes of a run, and never more than one part of so many. How they were chosen:
-docs/results.md."""
+"""What `estimation.steps` `auto` takes of a run: a share, no fewer and no more steps than these, and at most
+one part of so many. How they were chosen: docs/results.md."""
 
 
 def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
