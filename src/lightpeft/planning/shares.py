@@ -273,7 +273,7 @@ def _frozen_choices(anatomy: Anatomy, budget: Budget, pays: bool) -> range:
     """The numbers of lowest layers that may be chosen to train no PEFT module."""
     layers = len(anatomy.lowest_stack)
     if budget.frozen_layers == "auto":
-        return range(layers // 2 + 1 if pays else 1)
+        return range(layers // 3 + 1 if pays else 1)
     if budget.frozen_layers > layers:
         raise PlanError(f"budget.frozen_layers is {budget.frozen_layers}, but there are {layers} layers.")
     return range(budget.frozen_layers, budget.frozen_layers + 1)
