@@ -114,8 +114,8 @@ def test_equal_scores_still_cut_exactly_the_asked_number(scope: Scope, value: fl
     budget = Budget(heads_scope=scope, neurons_scope=scope)
     plan = make_plan(scores, anatomy, budget)
     assert (sum(head_counts(plan)), sum(neuron_counts(plan))) == (24, 120)
-    assert len(plan.kept_modules) <= 2
-    assert sum(len(module.ranks) for module in plan.modules) == 8
+    assert len(plan.kept_modules) <= 3
+    assert sum(len(module.ranks) for module in plan.modules) == 18
 
 
 def test_partly_tied_scores_cut_exactly_the_asked_number() -> None:
@@ -328,12 +328,12 @@ def test_modules_of_frozen_layers_go_first_within_the_share_or_beyond_it(share: 
 @pytest.mark.parametrize(
     ("values", "share", "frozen"),
     [
-        ((1.0, 1.0, 1.0, 1.0, 1.0, 1.0), 0.5, 3),
+        ((1.0, 1.0, 1.0, 1.0, 1.0, 1.0), 0.5, 2),
         ((0.05, 0.1, 1.0, 1.0, 1.0, 1.0), 0.0, 2),
         ((0.2, 1.0, 1.0, 1.0, 1.0, 1.0), 0.0, 1),
         ((1.0, 1.0, 1.0, 1.0, 1.0, 1.0), 0.0, 0),
         ((9.0, 0.1, 0.1, 1.0, 1.0, 1.0), 0.5, 0),
-        ((0.0, 0.0, 0.0, 0.0, 0.0, 0.0), 0.0, 3),
+        ((0.0, 0.0, 0.0, 0.0, 0.0, 0.0), 0.0, 2),
     ],
 )
 def test_auto_freezes_the_most_layers_that_leave_enough_score(
@@ -492,7 +492,7 @@ def test_a_module_that_loses_its_last_rank_counts_as_gone_everywhere() -> None:
         (Budget(heads_scope="layer"), 0, "in each layer the lowest by"),
         (Budget(heads_scope="global"), 0, "over all layers (each keeps at least 1) the lowest by"),
         (Budget(neurons_scope="global", align_neurons=4), 1, ", 4 by 4"),
-        (Budget(frozen_layers=1), 2, "the 6 in frozen layers, and the 6 lowest by activation"),
+        (Budget(frozen_layers=1), 2, "the 6 in frozen layers, and the 3 lowest by activation"),
         (
             Budget(heads=0.9, min_heads=0, heads_scope="global", modules=0.9),
             2,

@@ -17,9 +17,8 @@ Window = Literal["all", "second_half"]
 CacheDtype = Literal["compute", "bfloat16"]
 Preset = Literal["default", "paper"]
 LARGEST_SEED = 2**32 - 1
-SHARE_OF_RUN, LEAST_STEPS, MOST_STEPS, PART_OF_RUN = 0.03, 40, 200, 8
-"""What `estimation.steps` `auto` takes of a run: a share, no fewer and no more steps than these, and at most
-one part of so many. How they were chosen: docs/results.md."""
+SHARE_OF_RUN, LEAST_STEPS, MOST_STEPS = 0.03, 40, 200
+"""What `estimation.steps` `auto` takes of a long run. How they were chosen: docs/results.md."""
 
 
 def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
@@ -89,7 +88,7 @@ class EstimationConfig:
 
     steps: int | Literal["auto"] = "auto"
     """Optimizer steps with gates before the cut; `auto` takes 3 % of the run's, at least 40, at most 200, and
-    never more than an eighth of the run."""
+    never more than an eighth of the run (of a run under 80 steps a third, at most 10)."""
 
     window: Window = "all"
     """Which of these steps the scores are of: `all`, or the `second_half`, as in the paper."""
@@ -136,7 +135,8 @@ class EstimationConfig:
         """This configuration in a run of so many optimizer steps, `auto` as a number."""
         if self.steps != "auto":
             return self
-        return dataclasses.replace(self, steps=max(1, min(auto_steps(steps), steps // PART_OF_RUN)))
+        most = max(steps // 8, min(10, steps // 3))
+        return dataclasses.replace(self, steps=max(1, min(auto_steps(steps), most)))
 
     @property
     def planned_steps(self) -> int:

@@ -360,7 +360,18 @@ def test_estimation_goes_on_from_its_saved_state(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("run", "steps"),
-    [(3, 1), (10, 3), (60, 20), (119, 39), (120, 40), (1000, 40), (2000, 60), (5000, 150), (99999, 200)],
+    [
+        (3, 1),
+        (10, 3),
+        (60, 10),
+        (87, 10),
+        (88, 11),
+        (320, 40),
+        (1000, 40),
+        (2000, 60),
+        (5000, 150),
+        (99999, 200),
+    ],
 )
 def test_auto_is_a_small_share_of_the_run(run: int, steps: int) -> None:
     config = EstimationConfig().in_run(run)

@@ -51,10 +51,10 @@ def test_more_estimation_than_steps(steps: int, base: Path, tmp_path: Path) -> N
     )
 
 
-def test_auto_takes_an_eighth_of_a_short_run(base: Path, tmp_path: Path) -> None:
+def test_auto_leaves_two_thirds_of_the_shortest_run(base: Path, tmp_path: Path) -> None:
     run = trainer(base, tmp_path, LightConfig())
     run.train()
-    assert run.light.plan.estimation_steps == max(1, STEPS // 8)
+    assert run.light.plan.estimation_steps == STEPS // 3
 
 
 @pytest.mark.parametrize(
