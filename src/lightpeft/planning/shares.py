@@ -22,7 +22,7 @@ from lightpeft.scores import Scores
 Kept = list[tuple[int, ...]]
 
 
-FROZEN_KEEP = 0.85
+FROZEN_KEEP = 0.95
 """What `frozen_layers="auto"` keeps of the module score that would stay with every layer trained."""
 
 
