@@ -131,11 +131,11 @@ def test_memory_of_frozen_layers_is_that_of_their_weights() -> None:
     scores = drawn(modules=(0.0, 0.0, 1.0, 1.0))
     held = table(held=costs())
     budget = replace(GLOBAL, frozen_layers="auto")
-    plan = make_plan(scores, ANATOMY, budget, target=Pricing(Target(memory=0.63), held))
-    assert plan.frozen_layers == 2
+    plan = make_plan(scores, ANATOMY, budget, target=Pricing(Target(memory=0.82), held))
+    assert plan.frozen_layers == 1
     assert plan.target is not None
-    assert plan.target.predicted == pytest.approx((4 + 2 * 2 + 2 * 11) / 48)
-    without = Pricing(Target(memory=0.63), held, Schedule(10, 1, freezes=False))
+    assert plan.target.predicted == pytest.approx((4 + 1 * 2 + 3 * 11) / 48)
+    without = Pricing(Target(memory=0.82), held, Schedule(10, 1, freezes=False))
     assert make_plan(scores, ANATOMY, budget, target=without).counts.neurons.cut > 0
 
 
@@ -160,7 +160,7 @@ def test_the_whole_run_is_priced_step_by_step() -> None:
 
 
 @pytest.mark.parametrize(
-    ("modules", "frozen"), [((0.0, 0.0, 1.0, 1.0), 2), ((9.0, 9.0, 0.1, 0.1), 0)], ids=["high", "low"]
+    ("modules", "frozen"), [((0.0, 0.0, 1.0, 1.0), 1), ((9.0, 9.0, 0.1, 0.1), 0)], ids=["high", "low"]
 )
 def test_layers_are_frozen_for_a_target_of_training_where_their_modules_are_worth_little(
     modules: tuple[float, ...], frozen: int
