@@ -130,12 +130,12 @@ def test_a_mixed_target_skips_a_layer_that_is_worth_little() -> None:
 def test_memory_of_frozen_layers_is_that_of_their_weights() -> None:
     scores = drawn(modules=(0.0, 0.0, 1.0, 1.0))
     held = table(held=costs())
-    budget = replace(GLOBAL, frozen_layers="auto")
-    plan = make_plan(scores, ANATOMY, budget, target=Pricing(Target(memory=0.82), held))
-    assert plan.frozen_layers == 1
+    budget = replace(GLOBAL, frozen_layers=2)
+    plan = make_plan(scores, ANATOMY, budget, target=Pricing(Target(memory=0.63), held))
+    assert plan.frozen_layers == 2
     assert plan.target is not None
-    assert plan.target.predicted == pytest.approx((4 + 1 * 2 + 3 * 11) / 48)
-    without = Pricing(Target(memory=0.82), held, Schedule(10, 1, freezes=False))
+    assert plan.target.predicted == pytest.approx((4 + 2 * 2 + 2 * 11) / 48)
+    without = Pricing(Target(memory=0.63), held, Schedule(10, 1, freezes=False))
     assert make_plan(scores, ANATOMY, budget, target=without).counts.neurons.cut > 0
 
 
