@@ -9,7 +9,7 @@ from transformers import Trainer
 import lightpeft
 from lightpeft import LightCallback
 from tests.settings.conftest import OtherProcess
-from tests.settings.row import ESTIMATION, Result, Row, count, frozen, logits, plan_of, same
+from tests.settings.row import ESTIMATION, LIGHT, Result, Row, count, frozen, logits, plan_of, same
 from tests.settings.table import ROWS
 from tests.support.models import assert_identical
 
@@ -85,7 +85,8 @@ def test_the_rate_is_twice_the_schedules_after_the_cut(result: Result) -> None:
     setting = result.done.setting
     light, setting.rates = setting.rates, []
     setting.make_trainer(setting.model(), callbacks=[], args=setting.arguments(run="plain")).train()
-    expected = [rate * (1 if step < ESTIMATION else 2) for step, rate in enumerate(setting.rates)]
+    factor = LIGHT.learning_rate_factor
+    expected = [rate * (1 if step < ESTIMATION else factor) for step, rate in enumerate(setting.rates)]
     assert light == pytest.approx(expected)
 
 
