@@ -61,7 +61,7 @@ def test_the_base_never_sees_the_upper_five_digits(images: tuple[digits.Images, 
 
 def test_the_cut_is_what_the_default_budget_says(light_run: tuple[PeftModel, Plan]) -> None:
     _, plan = light_run
-    assert plan.estimation_steps == max(10, CONFIG.steps // 8)
+    assert plan.estimation_steps == CONFIG.steps // 8
     assert [len(layer.heads) for layer in plan.layers] == [HEADS * 2 // 3] * LAYERS
     neurons = [len(layer.neurons) for layer in plan.layers]
     assert sum(neurons) == LAYERS * NEURONS * 2 // 3

@@ -135,6 +135,8 @@ def test_memory_of_frozen_layers_is_that_of_their_weights() -> None:
     assert plan.frozen_layers == 2
     assert plan.target is not None
     assert plan.target.predicted == pytest.approx((4 + 2 * 2 + 2 * 11) / 48)
+    mild = Pricing(Target(memory=0.82), held)
+    assert make_plan(scores, ANATOMY, replace(GLOBAL, frozen_layers="auto"), target=mild).frozen_layers == 1
     without = Pricing(Target(memory=0.63), held, Schedule(10, 1, freezes=False))
     assert make_plan(scores, ANATOMY, budget, target=without).counts.neurons.cut > 0
 

@@ -81,7 +81,7 @@ def test_resuming_is_the_uninterrupted_run(result: Result) -> None:
 
 
 @over(SCHEDULED)
-def test_the_rate_is_twice_the_schedules_after_the_cut(result: Result) -> None:
+def test_the_rate_is_a_multiple_of_the_schedules_after_the_cut(result: Result) -> None:
     setting = result.done.setting
     light, setting.rates = setting.rates, []
     setting.make_trainer(setting.model(), callbacks=[], args=setting.arguments(run="plain")).train()

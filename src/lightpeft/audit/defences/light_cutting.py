@@ -30,7 +30,8 @@ BUDGETS: dict[BudgetName, Budget] = {
 class LightCutting(Defence):
     """The user trains by Light-PEFT, preset `default`, where nothing else is said.
 
-    Estimation takes at most an eighth of the user's steps, so it fits runs of two steps or more.
+    Estimation takes at most a third of the user's steps (an eighth of 80 and more), so it fits runs of two
+    steps or more.
     """
 
     name: ClassVar[str] = "light_cutting"
