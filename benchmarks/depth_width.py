@@ -40,8 +40,8 @@ WANTED = 0.6
 NEAR = 0.03
 """A measured share is taken as the wanted one from so far on."""
 
-TRIES, SHORT = 3, 7
-"""Of targets, and the steps of the run in which one is tried."""
+TRIES, SHORT, FEW = 3, 7, 5
+"""Of targets, the steps of the run in which one is tried, and how often its forward pass is timed."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,8 @@ def at_wanted_share(setting: Setting, cuts: Cuts, plain: Outcome) -> dict[str, A
     target, tries = WANTED, []
     for _ in range(TRIES):
         outcome = trained(shortened(setting), Target(inference=round(target, 4), cuts=cuts), SHORT - 1)
-        tries.append({"target": round(target, 4), "share": inference_share(outcome, plain, setting)})
-        share = tries[-1]["share"]
+        share = inference_share(outcome, plain, setting, FEW)
+        tries.append({"target": round(target, 4), "share": share})
         if abs(share - WANTED) <= NEAR:
             break
         target = min(0.95, max(0.1, target * WANTED / share))

@@ -145,7 +145,7 @@ def numbers(outcome: Outcome, plain: Outcome, setting: Setting) -> dict[str, Any
     }
 
 
-def inference_share(outcome: Outcome, plain: Outcome, setting: Setting) -> float:
+def inference_share(outcome: Outcome, plain: Outcome, setting: Setting, repeats: int = REPEATS) -> float:
     """Seconds of a forward pass over plain PEFT's, in turns; the median over some batches."""
     shares = []
     for batch in itertools.islice(batches(setting, setting.validation), 3):
@@ -153,7 +153,7 @@ def inference_share(outcome: Outcome, plain: Outcome, setting: Setting) -> float
             "light": inference_action(outcome.model, batch),
             "plain": inference_action(plain.model, batch),
         }
-        spread = interleaved_seconds(actions, REPEATS, next(iter(batch.values())).device)
+        spread = interleaved_seconds(actions, repeats, next(iter(batch.values())).device)
         shares.append(spread["light"].median / spread["plain"].median)
     return statistics.median(shares)
 
