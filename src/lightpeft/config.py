@@ -276,6 +276,9 @@ class SurgeryConfig:
     compensate: bool = True
     """Add the mean contribution of cut neurons and heads to the output projections' biases (FLAP)."""
 
+    first_token: bool = True
+    """Run the last layer, above its attention, for the first token alone, where the head reads no other."""
+
 
 @dataclass(frozen=True)
 class PrefixConfig:

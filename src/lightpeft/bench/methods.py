@@ -8,7 +8,15 @@ from peft import PeftModel
 from torch import nn
 
 from lightpeft.anatomy import base_of, find_anatomy, layer_modules, lowest_stack
-from lightpeft.config import LightConfig, PrefixConfig, check_choice, exact_count
+from lightpeft.config import (
+    Budget,
+    EstimationConfig,
+    LightConfig,
+    PrefixConfig,
+    SurgeryConfig,
+    check_choice,
+    exact_count,
+)
 from lightpeft.errors import ConfigError
 from lightpeft.runs import OBJECTIVES, Setting, outline
 
@@ -17,6 +25,9 @@ PAPER_STEPS, PAPER_RUN = 800, 21_050
 DEFAULT = LightConfig.preset("default")
 UNFROZEN = replace(DEFAULT, prefix=PrefixConfig(frozen=False))
 UNCACHED = replace(DEFAULT, prefix=PrefixConfig(cache=False))
+UNNARROWED = replace(DEFAULT, surgery=SurgeryConfig(first_token=False))
+UNCUT = Budget(heads=0.0, neurons=0.0, modules=0.0, ranks=0.0, frozen_layers=0)
+NARROWED = replace(DEFAULT, estimation=EstimationConfig(steps=1), budget=UNCUT, learning_rate_factor=1.0)
 
 
 def _unchanged(model: PeftModel) -> None:
@@ -127,6 +138,16 @@ METHODS = {
             "no-cache",
             "default without its cache",
             light=lambda steps: UNCACHED,
+        ),
+        Method(
+            "no-first-token",
+            "default with the last layer for all tokens",
+            light=lambda steps: UNNARROWED,
+        ),
+        Method(
+            "first-token",
+            "plain LoRA, last layer for the first token alone",
+            light=lambda steps: NARROWED,
         ),
     )
 }

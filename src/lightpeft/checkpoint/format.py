@@ -62,6 +62,7 @@ def _write_pruning(folder: Path, record: CutRecord, extra: dict[str, Any], kind:
         "kind": kind,
         "weights": record.base,
         "beside": sorted(record.beside),
+        "first_token": record.first_token,
         "skipped": {
             name: None if form.rest is None else list(form.rest) for name, form in record.skipped.items()
         },
@@ -119,6 +120,7 @@ def read_record(
             row_factors=under(tensors, "row_factors"),
             skipped=_forms(folder, value),
             shifts=under(tensors, "shifts"),
+            first_token=_first_token(folder, value),
             own=frozenset(under(tensors, "rest")),
         )
     except (KeyError, TypeError, AttributeError) as error:
@@ -137,7 +139,13 @@ def read_merged(folder: Path, *, check_files: bool = True) -> tuple[CutRecord, d
         CheckpointError: missing, damaged or truncated file, unknown version, a bad plan, or not merged.
     """
     value = _read_pruning(folder, MERGED, WEIGHTS, check_files)
-    return CutRecord(_plan(folder, value), _weights(value, folder), skipped=_forms(folder, value)), value
+    record = CutRecord(
+        _plan(folder, value),
+        _weights(value, folder),
+        skipped=_forms(folder, value),
+        first_token=_first_token(folder, value),
+    )
+    return record, value
 
 
 def kind_of(folder: Path) -> str | None:
@@ -182,6 +190,14 @@ def _forms(folder: Path, value: dict[str, Any]) -> dict[str, LayerForm]:
     if not isinstance(forms, dict) or not all(_is_form(rest) for rest in forms.values()):
         raise CheckpointError(f"{folder / PRUNING} does not say how skipped layers return; it is damaged.")
     return {name: LayerForm(None if rest is None else tuple(rest)) for name, rest in forms.items()}
+
+
+def _first_token(folder: Path, value: dict[str, Any]) -> bool:
+    """Checkpoints from before there was such a thing do not have the key."""
+    found = value.get("first_token", False)
+    if not isinstance(found, bool):
+        raise CheckpointError(f"{folder / PRUNING} has {found!r} for first_token; it is damaged.")
+    return found
 
 
 def _is_form(rest: Any) -> bool:

@@ -21,7 +21,7 @@ from lightpeft.checkpoint.ways_out import guard
 from lightpeft.errors import AnatomyError, CheckpointError, PlanError
 from lightpeft.files import read_json
 from lightpeft.outputs import restore_left_behind
-from lightpeft.surgery import CutRecord, reapply, verify_discovered
+from lightpeft.surgery import CutRecord, narrow, reapply, verify_discovered
 from lightpeft.wrapping import added_parameters
 
 
@@ -63,6 +63,7 @@ def load(
         model = _attach_adapter(bare.model, directory, is_trainable)
     bare.part(model)
     guard(model)
+    narrow(model)
     _check_adapter(model, record, directory)
     restore_tensors(model, own, directory)
     bare.check_filled(model, own, directory)

@@ -23,7 +23,7 @@ from lightpeft.checkpoint.poison import refuse_marked_model
 from lightpeft.checkpoint.replaced import put_replaced
 from lightpeft.errors import AnatomyError, CheckpointError, PlanError
 from lightpeft.linears import OUTPUTS, width
-from lightpeft.surgery import fold_beside, record_of, reshape, verify_discovered
+from lightpeft.surgery import fold_beside, narrow, record_of, reshape, verify_discovered
 from lightpeft.wrapping import tied_parameters, unwrapped
 
 logger = logging.getLogger(__name__)
@@ -67,6 +67,7 @@ def save_merged(model: PeftModel, folder: Path, described: dict[str, Any]) -> Pr
         )
     merged: Any = model.merge_and_unload()
     fold_beside(merged)
+    narrow(merged)
     folder.mkdir(parents=True)
     merged.config.save_pretrained(folder)
     save_model(merged, str(folder / WEIGHTS), metadata={"format": "pt"})

@@ -3,6 +3,7 @@
 from lightpeft.surgery.base import cut_base, kept_channels, kept_rows
 from lightpeft.surgery.cut import CutReport, cut, parameter_counts, reapply, reshape
 from lightpeft.surgery.fingerprint import TRAINED, base_digests, digest_of, fingerprint, other_tensors
+from lightpeft.surgery.first_token import narrow
 from lightpeft.surgery.operation import require_allowed
 from lightpeft.surgery.optimizer import require_followable
 from lightpeft.surgery.pairs import fold_beside
@@ -35,6 +36,7 @@ __all__ = [
     "kept_rows",
     "largest_difference",
     "modes_kept",
+    "narrow",
     "observe",
     "other_tensors",
     "padded_batch",

@@ -17,6 +17,7 @@ from lightpeft.errors import AnatomyError, CheckpointError, VerificationError
 from lightpeft.plan import Plan
 from lightpeft.scores import Scores
 from lightpeft.surgery.fingerprint import base_digests, other_tensors
+from lightpeft.surgery.first_token import can_narrow
 from lightpeft.surgery.operation import Operation
 from lightpeft.surgery.optimizer import prepare_to_follow
 from lightpeft.surgery.record import CutRecord, attach_record
@@ -116,7 +117,9 @@ def cut(
         operation.compensate(journal)
         report = CutReport.of(before, Counts.of(model), difference, len(operation.beside))
         follow = None if optimizer is None else prepare_to_follow(optimizer, journal)
-        attach_record(model, operation.record(digests))
+        narrows = operation.config.first_token and can_narrow(model, inputs, operation.skipped)
+        record = dataclasses.replace(operation.record(digests), first_token=narrows)
+        attach_record(model, record)
         keep_adapters_on(operation.base)
     except (AnatomyError, VerificationError) as error:
         journal.undo()

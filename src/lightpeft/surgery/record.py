@@ -40,6 +40,9 @@ class CutRecord:
     skipped: dict[str, LayerForm] = field(default_factory=dict)
     """Per module of a layer that is skipped: in which form it returns its hidden states."""
 
+    first_token: bool = False
+    """Whether the last layer runs for the first token alone above its attention."""
+
     adapter: str = "default"
     """Name of the adapter that was cut, on this model; a saved one has none."""
 

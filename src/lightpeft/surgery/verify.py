@@ -93,7 +93,7 @@ def observe(model: nn.Module, batch: Batch, gates: Mapping[str, Tensor] | None =
         for name, layer in layer_modules(model):
             stack.callback(layer.register_forward_pre_hook(_entering(entered, name)).remove)
             stack.callback(layer.register_forward_hook(_noting(seen, name, mask)).remove)
-        stack.enter_context(_precision(base))
+        stack.enter_context(as_computed(base))
         outputs = _run(base, batch, entered)
     if "logits" in outputs:
         seen["the logits"] = _unpadded(outputs["logits"].detach(), mask, LOGITS)
@@ -110,7 +110,7 @@ def _unpadded(value: Tensor, mask: Tensor | None, most: int | None = None) -> Te
     return value[tuple(places.T)]
 
 
-def _precision(base: nn.Module) -> torch.autocast:
+def as_computed(base: nn.Module) -> torch.autocast:
     """No autocast, whose rounding would hide or fake a difference, unless the base needs it: one whose own
     parameters have several dtypes (bfloat16 with norms or a head in float32) runs in no other way."""
     device, narrow = next(base.parameters()).device.type, narrowest_dtype(base)

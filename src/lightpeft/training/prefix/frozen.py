@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightpeft.anatomy import base_of, hidden_in, hidden_of
+from lightpeft.calls import inputs_by_name, recorded
 from lightpeft.edits import Journal
 from lightpeft.surgery import evaluating
 from lightpeft.training.prefix.examples import Batch, UnknownInputError
@@ -25,9 +26,7 @@ from lightpeft.training.prefix.row_cache import RowCache
 from lightpeft.training.prefix.stack import (
     PAST,
     frozen_layer_names,
-    inputs_by_name,
     main_input,
-    recorded,
     require_constant,
     stack_of,
 )

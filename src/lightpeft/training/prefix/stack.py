@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightpeft.anatomy import base_of, lowest_stack
+from lightpeft.calls import recorded
 from lightpeft.training.prefix.examples import UnknownInputError
 
 PAST = "past_key_values"
-_RECORDED = ("output_hidden_states", "output_attentions")
 
 
 def frozen_layer_names(model: nn.Module) -> tuple[str, ...]:
@@ -39,16 +39,6 @@ def stack_of(base: PreTrainedModel, layer: str) -> PreTrainedModel:
     return base
 
 
-def inputs_by_name(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a call, without those that are None."""
-    bound = inspect.signature(stack.forward).bind_partial(*args, **kwargs)
-    given: dict[str, Any] = {}
-    for name, value in bound.arguments.items():
-        more = bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
-        given |= value if more else {name: value}
-    return {name: value for name, value in given.items() if value is not None}
-
-
 def main_input(stack: nn.Module) -> str:
     """The argument that a model reads first."""
     return str(getattr(stack, "main_input_name", "input_ids"))
@@ -72,9 +62,3 @@ def require_constant(stack: nn.Module, inputs: dict[str, Any]) -> None:
     masks = any(getattr(config, f"mask_{what}_prob", 0) for what in ("time", "feature"))
     if stack.training and masks and getattr(config, "apply_spec_augment", False):
         raise UnknownInputError("SpecAugment masks the inputs anew each time (config.apply_spec_augment)")
-
-
-def recorded(stack: nn.Module, inputs: dict[str, Any]) -> str | None:
-    """The option by which a call collects what every layer puts out, if one is set."""
-    config = getattr(stack, "config", None)
-    return next((name for name in _RECORDED if inputs.get(name, getattr(config, name, False))), None)

@@ -1,0 +1,24 @@
+"""What a call of a transformers model asks for."""
+
+import inspect
+from typing import Any
+
+from torch import nn
+
+_RECORDED = ("output_hidden_states", "output_attentions")
+
+
+def inputs_by_name(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call, without those that are None."""
+    bound = inspect.signature(model.forward).bind_partial(*args, **kwargs)
+    given: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        more = bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
+        given |= value if more else {name: value}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def recorded(model: nn.Module, inputs: dict[str, Any]) -> str | None:
+    """The option by which a call collects what every layer puts out, if one is set."""
+    config = getattr(model, "config", None)
+    return next((name for name in _RECORDED if inputs.get(name, getattr(config, name, False))), None)
