@@ -48,7 +48,8 @@ def test_a_table_survives_json() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"format_version": 2},
+        {"format_version": 1},
+        {"forward": {"whole": 1.0, "layers": []}},
         {"key": None},
         {"forward": 3},
         {"forward": {"whole": float("inf"), "layers": []}},

@@ -8,7 +8,7 @@ from typing import Any
 
 from lightpeft.errors import PlanError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,13 @@ class Costs:
 
     whole: float
     layers: tuple[LayerCosts, ...]
+    saved: float = 0.0
+    """What of the whole every cut saves, so that no layer has it: the last one runs for the first token."""
 
     @property
     def rest(self) -> float:
         """What is in no layer: embeddings, heads, loss, the loop around."""
-        return self.whole - math.fsum(layer.whole for layer in self.layers)
+        return self.whole - self.saved - math.fsum(layer.whole for layer in self.layers)
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,7 @@ def _read_costs(value: Any) -> Costs | None:
         )
         for layer in value["layers"]
     )
-    return Costs(_number(value["whole"]), layers)
+    return Costs(_number(value["whole"]), layers, _number(value["saved"]))
 
 
 def _read_curve(value: Any) -> Curve | None:

@@ -60,6 +60,25 @@ def test_layers_hold_more_the_wider_they_are(tmp_path: Path) -> None:
     assert held.rest > 0
 
 
+@pytest.mark.parametrize("quantity", ["memory", "training"])
+def test_a_last_layer_for_the_first_token_is_priced_as_such(quantity: Any, tmp_path: Path) -> None:
+    """What the narrowing saves is in no layer, so that shares are of plain PEFT's cost."""
+    model, batch = tiny_peft("bert", tmp_path), make_batch("bert", labels=True)
+    hooks = hook_count(model)
+    table = measure_costs(model, batch, quantity, Budget(), {}, narrows=True)
+    found = table.held if quantity == "memory" else table.train
+    assert found is not None
+    assert CostTable.from_dict(json.loads(json.dumps(table.to_dict()))) == table
+    assert hook_count(model) == hooks
+    assert found.saved >= 0
+    if quantity == "memory":
+        plain = measured(model, batch, quantity, Budget())[1]
+        assert found.whole == plain.whole
+        assert found.saved > 0
+        assert found.layers[-1].whole < plain.layers[-1].whole
+        assert found.layers[0].whole == plain.layers[0].whole
+
+
 def test_the_key_knows_model_batch_and_device(tmp_path: Path) -> None:
     model, batch = tiny_peft("bert", tmp_path), make_batch("bert")
     key = key_of(model, batch, "inference", Budget())

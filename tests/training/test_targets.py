@@ -51,7 +51,10 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Made-up costs in place of measured ones; notes what was asked for."""
     asked: list[str] = []
 
-    def measure(model: nn.Module, batch: Any, quantity: Any, budget: Any, key: dict[str, Any]) -> CostTable:
+    def measure(
+        model: nn.Module, batch: Any, quantity: Any, budget: Any, key: dict[str, Any], *, narrows: bool
+    ) -> CostTable:
+        assert narrows
         asked.append(quantity)
         return made_up(find_anatomy(model), key)
 

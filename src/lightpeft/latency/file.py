@@ -22,15 +22,25 @@ logger = logging.getLogger(__name__)
 
 
 def cost_table(
-    model: nn.Module, batch: Mapping[str, Any], quantity: Quantity, budget: Budget, folder: Path
+    model: nn.Module,
+    batch: Mapping[str, Any],
+    quantity: Quantity,
+    budget: Budget,
+    folder: Path,
+    *,
+    narrows: bool = False,
 ) -> CostTable:
-    """The table in `folder`, or a new one, which is put there."""
-    key = key_of(model, batch, quantity, budget)
+    """The table in `folder`, or a new one, which is put there.
+
+    Args:
+        narrows: whether the last layer will run for the first token alone.
+    """
+    key = key_of(model, batch, quantity, budget) | {"first_token": narrows}
     found = read_table(folder / LATENCY)
     if found is not None and found.key == key:
         logger.info("latency: what the layers cost is read from %s", folder / LATENCY)
         return found
-    table = measure_costs(model, batch, quantity, budget, key)
+    table = measure_costs(model, batch, quantity, budget, key, narrows=narrows)
     logger.info("latency: measured what the layers cost in %.1f s", table.seconds)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / LATENCY, table.to_dict())

@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,16 +14,24 @@ from lightpeft.costs import Costs, CostTable, Curve, LayerCosts
 from lightpeft.latency.calls import Call, left_as_it_is, record_calls, without_layers
 from lightpeft.latency.variants import Variant, alike, layers_by_module, variants
 from lightpeft.memory import LiveBytes, peak_bytes, tensor_bytes
+from lightpeft.surgery import FirstToken, last_layer
 
 REPEATS, WARMUP = 3, 1
 Batch = Mapping[str, Any]
-Timeable = Variant | Literal["whole", "rest"]
+Timeable = Variant | Literal["whole", "narrow", "rest"]
+T = TypeVar("T")
 Timed = Callable[[], tuple[float, float]]
 """Does something once; seconds of its forward pass, and of all of it."""
 
 
 def measure_costs(
-    model: nn.Module, batch: Batch, quantity: Quantity, budget: Budget, key: dict[str, Any]
+    model: nn.Module,
+    batch: Batch,
+    quantity: Quantity,
+    budget: Budget,
+    key: dict[str, Any],
+    *,
+    narrows: bool = False,
 ) -> CostTable:
     """Measure the uncut model with all its PEFT modules, and copies of its layers.
 
@@ -34,13 +42,14 @@ def measure_costs(
         batch: arguments of the model's forward, on its device.
         quantity: not `parameters`.
         budget: says how KV groups are cut.
+        narrows: whether the last layer will run for the first token alone.
     """
     begun = time.perf_counter()
     with left_as_it_is(model):
-        measured = _Measured(model, batch, budget)
+        measured = _Measured(model, batch, budget, narrows)
         if quantity == "memory":
             forward = train = None
-            held = measured.costs(step_bytes(model, batch), measured.held())
+            held = measured.bytes()
         else:
             forward, train = measured.times(trains=quantity == "training")
             held = None
@@ -63,20 +72,27 @@ def step_bytes(model: nn.Module, batch: Batch) -> int:
 class _Measured:
     """Copies of a model's layers, one for each shape and width."""
 
-    def __init__(self, model: nn.Module, batch: Batch, budget: Budget) -> None:
+    def __init__(self, model: nn.Module, batch: Batch, budget: Budget, narrows: bool) -> None:
         base = base_of(model)
         self._model, self._batch = model, batch
+        self._narrowed = last_layer(model) if narrows else None
         self._anatomy: Anatomy = find_anatomy(model)
-        self._alike = alike(model)
+        self._alike = alike(model, self._narrowed)
         self._layers = {name: base.get_submodule(name) for name in self._alike}
         names = set(self._alike.values())
         self._seen = record_calls(model, self._layers, names, batch)
-        self._variants = {name: variants(model, name, budget) for name in names if name in self._seen.first}
+        self._variants = {
+            name: variants(model, name, budget, narrowed=name == self._narrowed)
+            for name in names
+            if name in self._seen.first
+        }
 
     def times(self, *, trains: bool) -> tuple[Costs, Costs | None]:
         """Seconds of forward passes, and of forward and backward."""
         whole = _whole(self._model, self._batch, trains=trains)
         actions: dict[Timeable, Timed] = {"whole": whole, "rest": self._without_layers(whole)}
+        if self._narrowed is not None:
+            actions["narrow"] = self._narrow(whole)
         for name, found in self._variants.items():
             for variant in (variant for group in found.values() for variant in group):
                 actions[variant] = _part(variant.module, self._seen.first[name], trains=trains)
@@ -92,8 +108,16 @@ class _Measured:
         )
         return self._scaled(forward), self._scaled(train) if trains else None
 
-    def held(self) -> dict[Variant, float]:
-        """Bytes of each copy's weights, and of what its backward pass would need."""
+    def bytes(self) -> Costs:
+        """Those at the peak of a step; of a layer its weights, and what its backward pass needs."""
+        whole = step_bytes(self._model, self._batch)
+        narrow = whole if self._narrowed is None else self._narrow(self._step_bytes)()
+        return self._costs(whole, self._held(), max(0, whole - narrow))
+
+    def _step_bytes(self) -> int:
+        return step_bytes(self._model, self._batch)
+
+    def _held(self) -> dict[Variant, float]:
         return {
             one: float(tensor_bytes(one.module) + _held_bytes(one.module, self._seen.first[name]))
             for name, found in self._variants.items()
@@ -109,7 +133,7 @@ class _Measured:
             for layer in self._anatomy.layers
         )
 
-    def costs(self, whole: float, found: Mapping[Variant, float]) -> Costs:
+    def _costs(self, whole: float, found: Mapping[Variant, float], saved: float) -> Costs:
         """Of every layer, from the costs of the copies; layers that are called more often cost more."""
         layers: dict[int, LayerCosts] = {}
         for name, group in layers_by_module(self._anatomy).items():
@@ -129,7 +153,19 @@ class _Measured:
                 }
                 bare = min(own[True], own[False])
                 layers[layer.index] = LayerCosts(own[False], bare, lines["heads"], lines["neurons"])
-        return Costs(whole, tuple(layers[index] for index in sorted(layers)))
+        return Costs(whole, tuple(layers[index] for index in sorted(layers)), saved)
+
+    def _narrow(self, action: Callable[[], T]) -> Callable[[], T]:
+        """The same, of a model whose last layer runs for the first token alone."""
+
+        def run() -> T:
+            hooks = FirstToken.of(self._model)
+            try:
+                return action()
+            finally:
+                hooks.remove()
+
+        return run
 
     def _without_layers(self, whole: Timed) -> Timed:
         """The model as if it had no layers."""
@@ -144,10 +180,10 @@ class _Measured:
         """Costs of layers in their places. Alone they find more of their weights in the processor cache, so
         together they seldom take what lies between the whole model and one without layers."""
         alone = {one: cost for one, cost in found.items() if isinstance(one, Variant)}
-        layers = self.costs(found["whole"], alone)
-        together = found["whole"] - layers.rest
-        scale = max(0.0, found["whole"] - found["rest"]) / together if together > 0 else 1.0
-        return self.costs(found["whole"], {one: scale * cost for one, cost in alone.items()})
+        whole, narrow = found["whole"], min(found["whole"], found.get("narrow", found["whole"]))
+        together = narrow - self._costs(narrow, alone, 0.0).rest
+        scale = max(0.0, narrow - found["rest"]) / together if together > 0 else 1.0
+        return self._costs(whole, {one: scale * cost for one, cost in alone.items()}, whole - narrow)
 
 
 def _curve(

@@ -12,7 +12,7 @@ from lightpeft.anatomy import Anatomy, Layer, Units, base_of, find_anatomy
 from lightpeft.config import Budget
 from lightpeft.edits import Journal
 from lightpeft.plan import LayerPlan, Plan
-from lightpeft.surgery import cut_base
+from lightpeft.surgery import FirstToken, above_attention, cut_base
 
 GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Shares of heads and of neurons that are measured; between them costs are taken as straight lines."""
@@ -45,24 +45,33 @@ def layers_by_module(anatomy: Anatomy) -> dict[str, list[Layer]]:
     return found
 
 
-def alike(model: nn.Module) -> dict[str, str]:
-    """For each layer's module one of the same shape that stands for it, by names."""
+def alike(model: nn.Module, narrowed: str | None = None) -> dict[str, str]:
+    """For each layer's module one of the same shape that stands for it, by names.
+
+    Args:
+        narrowed: the layer that will run for the first token alone.
+    """
     base, modules = base_of(model), find_modules(model)
     first: dict[tuple[object, ...], str] = {}
     found = {}
     for name, layers in layers_by_module(find_anatomy(model)).items():
         shapes = tuple((units.count, units.size, units.group) for layer in layers for units in layer.units)
         peft = tuple((module.name.removeprefix(name), module.rank) for module in _inside(modules, name))
-        kind = (type(base.get_submodule(name)), shapes, peft)
+        kind = (type(base.get_submodule(name)), shapes, peft, name == narrowed)
         found[name] = first.setdefault(kind, name)
     return found
 
 
-def variants(model: nn.Module, name: str, budget: Budget) -> dict[int, list[Variant]]:
+def variants(
+    model: nn.Module, name: str, budget: Budget, *, narrowed: bool = False
+) -> dict[int, list[Variant]]:
     """Cut copies of the layer `name`, per index in the anatomy; the uncut ones come with the first index.
 
     Those that are cut have no PEFT modules, whose cost is added by how many of them stay. The model itself is
     cut for each, and put back.
+
+    Args:
+        narrowed: the copies run for the first token alone, as this layer will.
     """
     anatomy = find_anatomy(model)
     layers = layers_by_module(anatomy)[name]
@@ -75,6 +84,10 @@ def variants(model: nn.Module, name: str, budget: Budget) -> dict[int, list[Vari
             for kept in _grid(units, budget):
                 module = _copied(model, anatomy, name, (layer, units), kept, bare=True)
                 found[layer.index].append(Variant(units.kind, len(kept), True, module))
+    if narrowed:
+        linears = [linear.removeprefix(f"{name}.") for linear in above_attention(model, name)]
+        for one in (one for group in found.values() for one in group):
+            FirstToken(one.module, [one.module.get_submodule(linear) for linear in linears])
     return found
 
 

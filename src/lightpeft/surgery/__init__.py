@@ -3,7 +3,14 @@
 from lightpeft.surgery.base import cut_base, kept_channels, kept_rows
 from lightpeft.surgery.cut import CutReport, cut, parameter_counts, reapply, reshape
 from lightpeft.surgery.fingerprint import TRAINED, base_digests, digest_of, fingerprint, other_tensors
-from lightpeft.surgery.first_token import narrow
+from lightpeft.surgery.first_token import (
+    FirstToken,
+    above_attention,
+    can_narrow,
+    last_layer,
+    narrow,
+    repeats_layers,
+)
 from lightpeft.surgery.operation import require_allowed
 from lightpeft.surgery.optimizer import require_followable
 from lightpeft.surgery.pairs import fold_beside
@@ -20,12 +27,15 @@ __all__ = [
     "AdaptersOn",
     "CutRecord",
     "CutReport",
+    "FirstToken",
     "ProbeReport",
     "SkippedAttention",
     "SkippedLayer",
     "StepGuard",
+    "above_attention",
     "attach_record",
     "base_digests",
+    "can_narrow",
     "cut",
     "cut_base",
     "digest_of",
@@ -35,6 +45,7 @@ __all__ = [
     "kept_channels",
     "kept_rows",
     "largest_difference",
+    "last_layer",
     "modes_kept",
     "narrow",
     "observe",
@@ -44,6 +55,7 @@ __all__ = [
     "probe_cuts",
     "reapply",
     "record_of",
+    "repeats_layers",
     "require_allowed",
     "require_followable",
     "reshape",

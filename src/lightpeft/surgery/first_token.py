@@ -5,7 +5,7 @@ with the others above its attention is read by nothing then, in training as in i
 projection and the FFN run for one token, and the logits are the same.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -23,18 +23,32 @@ _RUN = (RuntimeError, ValueError, IndexError)
 
 
 class FirstToken:
-    """Hooks that narrow the last layer, in calls of the whole model; whoever calls a part of it gets all."""
+    """Hooks that narrow a layer, in calls of the whole model; whoever calls a part of it gets all."""
 
-    def __init__(self, model: nn.Module, skipped: Collection[str]) -> None:
-        base, last = base_of(model), last_layer(model, skipped)
-        linears = [base.get_submodule(name) for name in _above_attention(model, last)]
-        self._narrows = False
+    def __init__(self, layer: nn.Module, linears: Iterable[nn.Module], base: nn.Module | None = None) -> None:
+        """Put them in.
+
+        Args:
+            linears: those of the layer that take each token for itself.
+            base: the whole model; without it the layer is narrowed in every call.
+        """
+        self._narrows = base is None
         self._handles: list[RemovableHandle] = [
-            base.register_forward_pre_hook(self._enter, with_kwargs=True),
-            base.register_forward_hook(self._leave, always_call=True),
-            base.get_submodule(last).register_forward_hook(self._narrow_output),
+            layer.register_forward_hook(self._narrow_output),
             *(linear.register_forward_pre_hook(self._narrow_input) for linear in linears),
         ]
+        if base is not None:
+            self._handles += [
+                base.register_forward_pre_hook(self._enter, with_kwargs=True),
+                base.register_forward_hook(self._leave, always_call=True),
+            ]
+
+    @classmethod
+    def of(cls, model: nn.Module, skipped: Collection[str] = ()) -> "FirstToken":
+        """For the last layer of a model, those of `skipped` left out."""
+        base, last = base_of(model), last_layer(model, skipped)
+        linears = [base.get_submodule(name) for name in above_attention(model, last)]
+        return cls(base.get_submodule(last), linears, base)
 
     def remove(self) -> None:
         """Let the last layer run for all tokens again."""
@@ -43,8 +57,9 @@ class FirstToken:
 
     def _enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Not where the states of all tokens are handed out, or layers run once more in the backward pass."""
-        repeats = model.training and any(getattr(one, "gradient_checkpointing", 0) for one in model.modules())
-        self._narrows = not repeats and recorded(model, inputs_by_name(model, args, kwargs)) is None
+        self._narrows = (
+            not repeats_layers(model) and recorded(model, inputs_by_name(model, args, kwargs)) is None
+        )
 
     def _leave(self, _model: nn.Module, _args: tuple[Any, ...], _output: Any) -> None:
         self._narrows = False
@@ -80,7 +95,7 @@ def can_narrow(model: nn.Module, batch: Mapping[str, Tensor], skipped: Collectio
         if not _reads_first_token(base, last_layer(model, skipped), batch):
             return False
         expected = base(**batch).logits
-        hooks = FirstToken(model, skipped)
+        hooks = FirstToken.of(model, skipped)
         try:
             difference = float((base(**batch).logits - expected).abs().max())
         except _RUN:
@@ -97,7 +112,7 @@ def narrow(model: nn.Module) -> None:
     if before is not None:
         before.remove()
     if record is not None and record.first_token:
-        setattr(base, _HOOKS, FirstToken(model, record.skipped))
+        setattr(base, _HOOKS, FirstToken.of(model, record.skipped))
 
 
 WHEN_CUT.append(narrow)
@@ -106,6 +121,18 @@ WHEN_CUT.append(narrow)
 def last_layer(model: nn.Module, skipped: Collection[str] = ()) -> str:
     """The module of the last layer that runs, relative to the base."""
     return next(name for name in reversed(find_anatomy(model).modules) if name not in skipped)
+
+
+def repeats_layers(model: nn.Module) -> bool:
+    """Whether gradient checkpointing would run layers in the backward pass, with no call of the model."""
+    return model.training and any(getattr(one, "gradient_checkpointing", False) for one in model.modules())
+
+
+def above_attention(model: nn.Module, layer: str) -> list[str]:
+    """The linears of a layer that take each token for itself, and whose outputs no attention reads."""
+    parts = find_anatomy(model).parts_of(layer)
+    names = [one.attention.out for one in parts if one.attention is not None]
+    return names + [name for one in parts if one.ffn is not None for name in one.ffn.linears[:-1]]
 
 
 def _reads_first_token(base: nn.Module, layer: str, batch: Mapping[str, Tensor]) -> bool:
@@ -140,13 +167,6 @@ def _gradient(logits: Tensor, states: list[Tensor]) -> Tensor | None:
 def _has_room(batch: Mapping[str, Tensor], main: str) -> bool:
     mask = batch.get("attention_mask")
     return main in batch and (mask is None or mask.dim() != 2 or bool((mask.sum(1) > 1).all()))
-
-
-def _above_attention(model: nn.Module, layer: str) -> list[str]:
-    """The linears of a layer that take each token for itself, and whose outputs no attention reads."""
-    parts = find_anatomy(model).parts_of(layer)
-    names = [one.attention.out for one in parts if one.attention is not None]
-    return names + [name for one in parts if one.ffn is not None for name in one.ffn.linears[:-1]]
 
 
 def _with_hidden(output: Any, hidden: Tensor) -> Any:

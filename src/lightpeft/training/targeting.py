@@ -17,6 +17,7 @@ from lightpeft.errors import ConfigError
 from lightpeft.latency import cost_table, seconds_of_forward, step_bytes
 from lightpeft.plan import TargetPlan
 from lightpeft.planning import ESTIMATION_COST, Pricing
+from lightpeft.surgery import can_narrow, padded_batch, repeats_layers
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +84,14 @@ class Targeting:
         self._before, self._parameters = steps, find_anatomy(model).parameters
         if self.target.quantity == "parameters":
             return Pricing(self.target)
-        self._table = cost_table(model, batch, self.target.quantity, self._config.budget, self._pace.folder)
+        self._table = cost_table(
+            model,
+            batch,
+            self.target.quantity,
+            self._config.budget,
+            self._pace.folder,
+            narrows=self._narrows(model, batch),
+        )
         prefix = self._config.prefix
         schedule = Schedule(
             total=self._total,
@@ -94,6 +102,13 @@ class Targeting:
             caches=prefix.cache,
         )
         return Pricing(self.target, self._table, schedule)
+
+    def _narrows(self, model: nn.Module, batch: Mapping[str, Any]) -> bool:
+        """Whether the cut will let the last layer run for the first token alone, where it is priced."""
+        repeats = self.target.quantity != "inference" and repeats_layers(model)
+        return (
+            self._config.surgery.first_token and not repeats and can_narrow(model, padded_batch(model, batch))
+        )
 
     def say_after_cut(self, model: nn.Module, batch: Mapping[str, Any], plan: TargetPlan) -> None:
         """Measure the cut model, where its target is not of the whole run, and log both numbers."""
