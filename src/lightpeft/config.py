@@ -361,7 +361,7 @@ PRESETS: dict[Preset, LightConfig] = {
             steps=800, window="second_half", base_score="mask", module_score="activation", rank_score="paper"
         ),
         budget=Budget(modules=0.75, ranks=0.5, heads_scope="layer", neurons_scope="global"),
-        surgery=SurgeryConfig(fold_removed=False, compensate=False),
+        surgery=SurgeryConfig(fold_removed=False, compensate=False, first_token=False),
         prefix=PrefixConfig(frozen=False),
         learning_rate_factor=1.0,
         restart_schedule=True,
