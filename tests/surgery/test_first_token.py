@@ -193,6 +193,25 @@ def test_a_head_of_zeros_says_nothing() -> None:
     assert not narrows(cut_one(animal, model=model))
 
 
+def test_a_loss_that_reads_more_than_the_logits_is_seen() -> None:
+    animal = BY_NAME["bert"]
+    model = animal.with_lora()
+    base, kind = model.get_base_model(), type(model.get_base_model())
+
+    class WithPenalty(kind):  # type: ignore[misc, valid-type]
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            states: list[Tensor] = []
+            handle = self.bert.register_forward_hook(lambda _m, _a, output: states.append(output[0]))
+            output = super().forward(*args, **kwargs)
+            handle.remove()
+            if output.loss is not None:
+                output.loss = output.loss + states[0].square().mean()
+            return output
+
+    base.__class__ = WithPenalty
+    assert not narrows(cut_one(animal, model=model, batch=animal.batch(padded=True, labels=True)))
+
+
 def test_examples_of_one_token_say_nothing() -> None:
     animal = BY_NAME["bert"]
     batch = animal.batch(padded=True)

@@ -19,7 +19,14 @@ from lightpeft.surgery.record import WHEN_CUT, CutRecord, attach_record, record_
 from lightpeft.surgery.reference import AdaptersOn, StepGuard
 from lightpeft.surgery.skipped_layer import SkippedLayer
 from lightpeft.surgery.skips import SkippedAttention
-from lightpeft.surgery.verify import evaluating, largest_difference, modes_kept, observe, padded_batch
+from lightpeft.surgery.verify import (
+    evaluating,
+    labelled,
+    largest_difference,
+    modes_kept,
+    observe,
+    padded_batch,
+)
 
 __all__ = [
     "TRAINED",
@@ -44,6 +51,7 @@ __all__ = [
     "fold_beside",
     "kept_channels",
     "kept_rows",
+    "labelled",
     "largest_difference",
     "last_layer",
     "modes_kept",

@@ -22,7 +22,7 @@ from lightpeft.surgery.operation import Operation
 from lightpeft.surgery.optimizer import prepare_to_follow
 from lightpeft.surgery.record import CutRecord, attach_record
 from lightpeft.surgery.reference import keep_adapters_on
-from lightpeft.surgery.verify import largest_difference, narrowest_dtype, observe, padded_batch
+from lightpeft.surgery.verify import labelled, largest_difference, narrowest_dtype, observe, padded_batch
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,9 @@ def cut(
         operation.compensate(journal)
         report = CutReport.of(before, Counts.of(model), difference, len(operation.beside))
         follow = None if optimizer is None else prepare_to_follow(optimizer, journal)
-        narrows = operation.config.first_token and can_narrow(model, inputs, operation.skipped)
+        narrows = operation.config.first_token and can_narrow(
+            model, labelled(inputs, batch), operation.skipped
+        )
         record = dataclasses.replace(operation.record(digests), first_token=narrows)
         attach_record(model, record)
         keep_adapters_on(operation.base)

@@ -21,6 +21,9 @@ _HOOKS = "lightpeft_first_token"
 _RUN = (RuntimeError, ValueError, IndexError)
 """What a model raises whose tensors do not fit."""
 
+ROWS = 4
+"""Of a batch that are looked at."""
+
 
 class FirstToken:
     """Hooks that narrow a layer, in calls of the whole model; whoever calls a part of it gets all."""
@@ -68,7 +71,7 @@ class FirstToken:
         """Of (examples, tokens, channels) the first token's."""
         if not self._narrows or args[0].dim() != 3:
             return None
-        return (args[0][:, :1], *args[1:])
+        return (args[0][:, :1].contiguous(), *args[1:])
 
     def _narrow_output(self, _layer: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
         """So that nobody takes for another token's state what was made without its FFN."""
@@ -78,31 +81,30 @@ class FirstToken:
         return _with_hidden(output, hidden[:, :1])
 
 
-def can_narrow(model: nn.Module, batch: Mapping[str, Tensor], skipped: Collection[str] = ()) -> bool:
-    """Whether the logits depend on the first token's state alone, and stay what they are without the others.
+def can_narrow(model: nn.Module, batch: Mapping[str, Any], skipped: Collection[str] = ()) -> bool:
+    """Whether all that the model puts out depends on the first token's state alone, and stays what it is.
 
-    The first is asked of the gradient of a random sum of the logits with regard to the last layer's output,
-    which is exactly zero where nothing is read.
+    The first is asked of the gradient of a random sum of logits and loss with regard to the last layer's
+    output, which is exactly zero where nothing is read.
 
     Args:
-        batch: inputs of the model; nothing is to be seen if there are examples of one token.
+        batch: arguments of the model, best with labels, for a loss that reads more than the logits do.
         skipped: modules of layers that do not run.
     """
-    base = base_of(model)
-    if base.config.is_encoder_decoder or not _has_room(batch, base.main_input_name):
+    base, inputs = base_of(model), _few_rows(batch)
+    if base.config.is_encoder_decoder or not _has_room(inputs, base.main_input_name):
         return False
     with evaluating(base), as_computed(base):
-        if not _reads_first_token(base, last_layer(model, skipped), batch):
-            return False
-        expected = base(**batch).logits
-        hooks = FirstToken.of(model, skipped)
         try:
-            difference = float((base(**batch).logits - expected).abs().max())
+            if not _reads_first_token(base, last_layer(model, skipped), inputs):
+                return False
+            expected, hooks = base(**inputs), FirstToken.of(model, skipped)
+            try:
+                return _agree(base(**inputs), expected)
+            finally:
+                hooks.remove()
         except _RUN:
             return False
-        finally:
-            hooks.remove()
-    return difference <= TOLERANCES[expected.dtype] * max(1.0, float(expected.abs().max()))
 
 
 def narrow(model: nn.Module) -> None:
@@ -145,8 +147,10 @@ def _reads_first_token(base: nn.Module, layer: str, batch: Mapping[str, Tensor])
     handle = base.get_submodule(layer).register_forward_hook(track)
     try:
         with torch.enable_grad():
-            logits = base(**batch).get("logits")
-            grad = None if logits is None else _gradient(logits, states)
+            outputs = base(**batch)
+            if "logits" not in outputs or not all(isinstance(value, Tensor) for value in outputs.values()):
+                return False  # hands out states of layers, or a cache
+            grad = _gradient(outputs.values(), states)
     finally:
         handle.remove()
     if grad is None or grad.dim() != 3:
@@ -155,18 +159,42 @@ def _reads_first_token(base: nn.Module, layer: str, batch: Mapping[str, Tensor])
     return reads.shape[1] > 1 and bool(reads[:, 0].all()) and not bool(reads[:, 1:].any())
 
 
-def _gradient(logits: Tensor, states: list[Tensor]) -> Tensor | None:
+def _gradient(outputs: Iterable[Tensor], states: list[Tensor]) -> Tensor | None:
     """Of a random sum, with regard to the one state there is; None where it says nothing."""
-    if not logits.requires_grad or len(states) != 1:
+    generator = torch.Generator().manual_seed(0)
+    sums = [
+        (value * torch.randn(value.shape, generator=generator).to(value)).sum()
+        for value in outputs
+        if value.requires_grad
+    ]
+    if not sums or len(states) != 1:
         return None
-    weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0)).to(logits)
-    found: Tensor | None = torch.autograd.grad((logits * weights).sum(), states, allow_unused=True)[0]
+    found: Tensor | None = torch.autograd.grad(sums, states, allow_unused=True)[0]
     return found
 
 
+def _few_rows(batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+    count = max((len(value) for value in tensors.values() if value.dim()), default=0)
+    return {
+        name: value[:ROWS] if value.dim() and len(value) == count else value
+        for name, value in tensors.items()
+    }
+
+
 def _has_room(batch: Mapping[str, Tensor], main: str) -> bool:
+    """Whether there is an example of more than one token, at which there is something to see."""
     mask = batch.get("attention_mask")
-    return main in batch and (mask is None or mask.dim() != 2 or bool((mask.sum(1) > 1).all()))
+    return main in batch and (mask is None or mask.dim() != 2 or bool((mask.sum(1) > 1).any()))
+
+
+def _agree(found: Any, expected: Any) -> bool:
+    for name, value in expected.items():
+        scale = max(1.0, float(value.abs().max()))
+        limit = TOLERANCES.get(value.dtype, 0.0) * scale
+        if not float((found[name] - value).abs().max()) <= limit:
+            return False
+    return True
 
 
 def _with_hidden(output: Any, hidden: Tensor) -> Any:

@@ -65,6 +65,21 @@ def padded_batch(model: nn.Module, batch: Mapping[str, Any] | None = None) -> di
     return inputs
 
 
+def labelled(inputs: Batch, batch: Mapping[str, Any] | None) -> Batch:
+    """What of `batch` the model takes, with its labels and all of its rows; `inputs` if there is no batch.
+
+    Args:
+        inputs: what `padded_batch` made of it.
+    """
+    device = next(iter(inputs.values())).device
+    found = {
+        name: value.detach().to(device)
+        for name, value in (batch or {}).items()
+        if isinstance(value, Tensor) and (name in inputs or name == "labels")
+    }
+    return found or inputs
+
+
 def _few_rows(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """The longest row and the shortest, where every tensor but single numbers has one entry per row."""
     counts = {len(value) for value in inputs.values() if value.dim()}

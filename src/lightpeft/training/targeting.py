@@ -17,7 +17,7 @@ from lightpeft.errors import ConfigError
 from lightpeft.latency import cost_table, seconds_of_forward, step_bytes
 from lightpeft.plan import TargetPlan
 from lightpeft.planning import ESTIMATION_COST, Pricing
-from lightpeft.surgery import can_narrow, padded_batch, repeats_layers
+from lightpeft.surgery import can_narrow, labelled, padded_batch, repeats_layers
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +107,9 @@ class Targeting:
         """Whether the cut will let the last layer run for the first token alone, where it is priced."""
         repeats = self.target.quantity != "inference" and repeats_layers(model)
         return (
-            self._config.surgery.first_token and not repeats and can_narrow(model, padded_batch(model, batch))
+            self._config.surgery.first_token
+            and not repeats
+            and can_narrow(model, labelled(padded_batch(model, batch), batch))
         )
 
     def say_after_cut(self, model: nn.Module, batch: Mapping[str, Any], plan: TargetPlan) -> None:
