@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from tests.support.forms import FORM_ROWS
 from tests.support.probing import agree, outputs, random_scores
 from tests.support.zoo import ANIMALS, BY_NAME, Animal
 from torch import Tensor, nn
@@ -95,6 +96,20 @@ def test_losses_and_gradients_are_those_of_all_tokens(animal: Animal, attention:
     expected, theirs = step(full, batch)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
     assert gradients.keys() == theirs.keys()
+    for name, value in theirs.items():
+        torch.testing.assert_close(gradients[name], value, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", FORM_ROWS)
+def test_with_every_form_of_peft(form: str) -> None:
+    animal = BY_NAME["bert"]
+    batch = animal.batch(padded=True, labels=True)
+    narrow, full = (cut_one(animal, model=animal.with_peft(form), config=config) for config in (None, FULL))
+    with tokens_seen(last_down(narrow)) as seen:
+        loss, gradients = step(narrow, batch)
+    assert (seen == [1]) is narrows(narrow)
+    expected, theirs = step(full, batch)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
     for name, value in theirs.items():
         torch.testing.assert_close(gradients[name], value, rtol=1e-3, atol=1e-6)
 
