@@ -13,6 +13,7 @@ from peft import LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, 
 from tests.support.frozen import examples_run, freeze_lowest
 from tests.support.models import load_base, make_batch, save_base, with_lora
 from tests.support.probing import random_scores
+from tests.support.zoo import BY_NAME
 from torch import Tensor, nn
 
 import lightpeft
@@ -147,6 +148,39 @@ def test_no_dropout_and_no_graph_below(model: PeftModel, tmp_path: Path) -> None
     for hidden in seen[1:]:
         torch.testing.assert_close(hidden[real], seen[0][real], rtol=0, atol=0)
     assert prefix.is_attached
+
+
+def test_no_mask_is_drawn_for_what_nobody_reads(model: PeftModel, tmp_path: Path) -> None:
+    """The embeddings' dropout rests while their output is not read, and is back when the prefix is gone."""
+    dropout, batch = model.get_base_model().bert.embeddings.dropout, make_batch("bert", labels=True)
+    drawing: list[bool] = []
+    dropout.register_forward_pre_hook(lambda module, _args: drawing.append(module.training))
+    model(**batch)
+    prefix = cached(model, tmp_path)
+    for _ in range(3):
+        model(**batch)
+        assert dropout.training
+    assert drawing[0]
+    assert not any(drawing[1:])
+    prefix.remove()
+    drawing.clear()
+    model(**batch)
+    assert drawing == [True]
+
+
+def test_a_dropout_that_is_used_again_above_drops_there(tmp_path: Path) -> None:
+    """T5's encoder has one module before its layers and after them."""
+    animal = BY_NAME["t5"]
+    model = animal.with_lora("eager").train()
+    freeze_lowest(model)
+    dropout, batch = model.get_base_model().encoder.dropout, animal.batch(padded=True, labels=True)
+    drawing: list[bool] = []
+    prefix = cached(model, tmp_path)
+    model(**batch)
+    dropout.register_forward_pre_hook(lambda module, _args: drawing.append(module.training))
+    model(**batch)
+    assert drawing == [False, True]
+    prefix.remove()
 
 
 def test_evaluation_uses_it_and_equals_the_model_alone(model: PeftModel, tmp_path: Path) -> None:

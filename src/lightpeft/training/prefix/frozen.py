@@ -70,6 +70,8 @@ class FrozenPrefix:
         self._handles: list[RemovableHandle] = []
         self._journal = Journal()
         self._below: str | None = None
+        self._unread: dict[str, nn.Module] = {}
+        """Dropouts that run before the layers, whose output nobody reads where the layers' own is known."""
         if not self.layers:
             return
         self._stack = stack_of(base, names[0])
@@ -121,6 +123,7 @@ class FrozenPrefix:
             "_cache": None,
             "_handles": [],
             "_hidden": None,
+            "_unread": {},
             "_suspended": True,
             "_is_over": lambda: False,
         }
@@ -144,6 +147,7 @@ class FrozenPrefix:
         try:
             require_constant(stack, inputs)
             self._hidden = self._outputs_for(Batch(inputs, main_input(stack)))
+            self._let_drop(False)
         except UnknownInputError as error:
             self._give_up(str(error))
 
@@ -171,7 +175,7 @@ class FrozenPrefix:
         """Run the layers for some examples of a batch, without graph and dropout."""
         self._computes = True
         try:
-            with evaluating(self._stack), self._noting_what_is_trained_below():
+            with evaluating(self._stack), self._noting_what_is_below():
                 self._stack.forward(**batch.rows(rows))
         except Reached as reached:
             hidden = reached.hidden
@@ -195,13 +199,17 @@ class FrozenPrefix:
         return keeps or PAST in inputs or recorded(self._stack, inputs) is not None
 
     @contextlib.contextmanager
-    def _noting_what_is_trained_below(self) -> Iterator[None]:
-        """Find out, at the first time, whether something is trained that runs before the layers do."""
+    def _noting_what_is_below(self) -> Iterator[None]:
+        """Find out, at the first time, what runs before the layers do: what is trained, and dropouts."""
         if self._outputs[-1] is not None:
             yield
             return
+        inside = {module for layer in self.layers for module in layer.modules()}
         with contextlib.ExitStack() as hooks:
             for name, module in self._stack.named_modules():
+                if isinstance(module, nn.Dropout) and module not in inside:
+                    drops = functools.partial(self._note_dropout, name)
+                    hooks.callback(module.register_forward_pre_hook(drops).remove)
                 if any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
                     note = functools.partial(self._note_trained, name)
                     hooks.callback(module.register_forward_pre_hook(note).remove)
@@ -209,6 +217,14 @@ class FrozenPrefix:
 
     def _note_trained(self, name: str, module: nn.Module, args: Any) -> None:
         self._below = name
+
+    def _note_dropout(self, name: str, module: nn.Module, args: Any) -> None:
+        self._unread[name] = module
+
+    def _let_drop(self, training: bool) -> None:
+        """Drawing a mask that nobody reads takes as long as any other; some models drop by it again above."""
+        for module in self._unread.values():
+            module.training = training
 
     def _unpadded(self, hidden: Tensor, batch: Batch, rows: Sequence[int]) -> Iterator[Tensor]:
         """What is stored of each row: (tokens, width), or all of it where tokens are not known."""
@@ -249,6 +265,8 @@ class FrozenPrefix:
             if last:
                 raise Reached(hidden_of(output))
             return output
+        if number == 0:
+            self._let_drop(self._stack.training)
         outputs, hidden = self._outputs[number], self._hidden
         if hidden is None or outputs is None:
             return layer(*args, **kwargs)
