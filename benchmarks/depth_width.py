@@ -60,9 +60,9 @@ class Cell:
 
 
 CELLS = {
-    "mpnet-sst2": Cell("all-mpnet-base-v2", "sst2", 2000, 3, 5e-4, MIN_WORDS),
-    "mpnet-rte": Cell("all-mpnet-base-v2", "rte", 2000, 5, 5e-4),
-    "gemma-sst2": Cell("gemma-3-270m", "sst2", 2000, 2, 5e-4, MIN_WORDS),
+    "mpnet-sst2": Cell("all-mpnet-base-v2", "sst2", 2000, 2, 5e-4, MIN_WORDS),
+    "mpnet-stsb": Cell("all-mpnet-base-v2", "stsb", 2000, 2, 5e-4),
+    "gemma-sst2": Cell("gemma-3-270m", "sst2", 1000, 2, 5e-4, MIN_WORDS),
 }
 CUTS = [cuts for cuts in get_args(Cuts) if cuts != "auto"]
 
