@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from lightpeft.surgery import AdaptersOn
+from lightpeft.surgery import AdaptersOn, FirstToken
 
 LAYERS, HEADS, WIDTH, NEURONS, VOCABULARY = 3, 4, 32, 64, 99
 
@@ -262,9 +262,9 @@ def checkpoint_activations(base: PreTrainedModel, *, reentrant: bool) -> None:
 
 
 def hook_count(model: nn.Module) -> int:
-    """Forward hooks of all kinds on all modules, but for the one that stays on every cut model."""
+    """Forward hooks of all kinds on all modules, but for those that stay on a cut model."""
     return sum(
-        not isinstance(hook, AdaptersOn)
+        not isinstance(getattr(hook, "__self__", hook), (AdaptersOn, FirstToken))
         for module in model.modules()
         for hook in [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
     )

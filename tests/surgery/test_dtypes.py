@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from tests.support.models import gated, load_base, make_batch, save_base, with_lora
+from tests.support.models import gated, hook_count, load_base, make_batch, save_base, with_lora
 from tests.support.plans import plan_gates, random_plan
 from torch import Tensor, nn
 
@@ -194,8 +194,7 @@ def test_pairs_beside_are_saved_loaded_and_merged(tmp_path: Path) -> None:
     assert record_of(loaded).beside == record_of(model).beside != frozenset()  # type: ignore[union-attr]
     assert torch.equal(logits_of(recipe, loaded), expected)
     fold_beside(loaded.get_base_model())
-    hooks = [m for m in loaded.modules() if m._forward_hooks]
-    assert not hooks
+    assert hook_count(loaded) == 0
     assert float((logits_of(recipe, loaded) - expected).abs().max()) < TOLERANCES[BF16]
 
 
