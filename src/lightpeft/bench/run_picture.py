@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 SIZE = (8.0, 5.4)
 """Inches."""
 
-_PLAIN = (MUTED, "#cc79a7", "#e69f00", INK)
-_LIGHT = ("#009e73", KEPT, "#56b4e9", CUT, "#8b6fd6")
+_PLAIN = (MUTED, "#cc79a7", "#e69f00", INK, "#a6761d")
+_LIGHT = ("#009e73", KEPT, "#56b4e9", CUT, "#8b6fd6", "#1b5e8a")
 
 
 def save_run_picture(path: Path, summary: dict[str, Any]) -> None:
