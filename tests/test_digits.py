@@ -66,7 +66,7 @@ def test_the_cut_is_what_the_default_budget_says(light_run: tuple[PeftModel, Pla
     neurons = [len(layer.neurons) for layer in plan.layers]
     assert sum(neurons) == LAYERS * NEURONS * 2 // 3
     assert all(kept % 32 == 0 for kept in neurons)
-    assert sum(len(module.ranks) for module in plan.modules) == MODULES // 2 * RANK // 2
+    assert sum(len(module.ranks) for module in plan.modules) == MODULES // 2 * RANK * 3 // 4
     assert 0 < len(plan.kept_modules) <= MODULES // 2
 
 
@@ -105,6 +105,6 @@ def test_the_result_has_its_fields_and_its_table(tmp_path: Path) -> None:
     (plain,), (light,) = read["runs"][digits.PLAIN], read["runs"][digits.LIGHT]
     assert light["estimation_steps"] == TINY.steps // 3
     assert 0.6 < light["encoder_parameters"] / plain["encoder_parameters"] < 0.7
-    assert light["peft_parameters"] < 0.3 * plain["peft_parameters"]
+    assert light["peft_parameters"] < 0.4 * plain["peft_parameters"]
     assert 0 <= read["linear_probe_accuracy"] <= 1
     assert len(digits.table(read).splitlines()) == 5

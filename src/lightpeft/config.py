@@ -167,7 +167,7 @@ class Budget:
     modules: float = 0.5
     """Share of PEFT modules to remove."""
 
-    ranks: float = 0.5
+    ranks: float = 0.25
     """Share of the surviving modules' ranks to remove."""
 
     layers: float = 0.0

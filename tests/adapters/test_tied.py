@@ -96,7 +96,7 @@ def plan_of(model: PeftModel, head: str) -> Plan:
         steps=1,
         methods={"base": "fisher", "module": "activation", "rank": "taylor"},
     )
-    return make_plan(scores, anatomy, Budget(heads=0, neurons=0))
+    return make_plan(scores, anatomy, Budget(heads=0, neurons=0, ranks=0.5))
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ def test_demo_puts_both_methods_side_by_side(
     assert main(["demo", "--out", str(tmp_path), *sizes, *short]) == 0
     result = read(tmp_path / "result.json")
     assert result["ratios"]["encoder_parameters"] <= 0.70
-    assert result["ratios"]["peft_parameters"] <= 0.25
+    assert result["ratios"]["peft_parameters"] <= 0.35
     assert result["light"]["estimation_steps"] >= 1
     assert (tmp_path / "report.html").is_file()
     assert (tmp_path / "light" / "pruning.json").is_file()

@@ -40,7 +40,7 @@ class LightCutting(Defence):
 
     budget: BudgetName = "default"
     """How much is cut of heads, neurons, PEFT modules and of the ranks that stay: `gentle` 20 % of each,
-    `default` what the preset says (1/3, 1/3, 1/2, 1/2), `hard` 60 % of each and 75 % of the modules."""
+    `default` what the preset says (1/3, 1/3, 1/2, 1/4), `hard` 60 % of each and 75 % of the modules."""
 
     fold_removed: bool = True
     """Whether LoRA that is cut is merged into the base, as Light-PEFT does, which may keep a backdoor, or
