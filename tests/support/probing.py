@@ -102,3 +102,12 @@ def assert_cache_changes_nothing(model: PeftModel, batch: Mapping[str, Tensor]) 
         for use in (True, False)
     )
     assert torch.equal(with_cache, without)
+
+
+def step(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of a batch, and the gradients that it gives."""
+    model.zero_grad()
+    loss = model(**batch).loss
+    loss.backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return loss.detach(), gradients

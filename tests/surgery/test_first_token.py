@@ -10,7 +10,7 @@ import pytest
 import torch
 from peft import PeftModel
 from tests.support.forms import FORM_ROWS
-from tests.support.probing import agree, outputs, random_scores
+from tests.support.probing import agree, outputs, random_scores, step
 from tests.support.zoo import ANIMALS, BY_NAME, Animal
 from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
@@ -67,12 +67,13 @@ def tokens_seen(module: nn.Module) -> Iterator[list[int]]:
     handle.remove()
 
 
-def step(model: PeftModel, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-    model.zero_grad()
-    loss = model(**batch).loss
-    loss.backward()
-    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    return loss.detach(), found
+def assert_same_step(narrow: PeftModel, full: PeftModel, batch: dict[str, Tensor]) -> None:
+    loss, gradients = step(narrow, batch)
+    expected, theirs = step(full, batch)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
+    assert gradients.keys() == theirs.keys()
+    for name, value in theirs.items():
+        torch.testing.assert_close(gradients[name], value, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("padded", [True, False], ids=["padded", "full"])
@@ -91,13 +92,8 @@ def test_losses_and_gradients_are_those_of_all_tokens(animal: Animal, attention:
     assert narrows(narrow) is (animal.name in READ_FIRST)
     assert not narrows(full)
     with tokens_seen(last_down(narrow)) as seen:
-        loss, gradients = step(narrow, batch)
+        assert_same_step(narrow, full, batch)
     assert (seen == [1]) is narrows(narrow)
-    expected, theirs = step(full, batch)
-    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
-    assert gradients.keys() == theirs.keys()
-    for name, value in theirs.items():
-        torch.testing.assert_close(gradients[name], value, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("form", FORM_ROWS)
@@ -106,12 +102,8 @@ def test_with_every_form_of_peft(form: str) -> None:
     batch = animal.batch(padded=True, labels=True)
     narrow, full = (cut_one(animal, model=animal.with_peft(form), config=config) for config in (None, FULL))
     with tokens_seen(last_down(narrow)) as seen:
-        loss, gradients = step(narrow, batch)
+        assert_same_step(narrow, full, batch)
     assert (seen == [1]) is narrows(narrow)
-    expected, theirs = step(full, batch)
-    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
-    for name, value in theirs.items():
-        torch.testing.assert_close(gradients[name], value, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -290,11 +282,7 @@ def test_with_a_frozen_prefix_from_cache(tmp_path: Path) -> None:
     batch = animal.batch(padded=True, labels=True)
     prefix = FrozenPrefix(narrow, cache=RowCache(2**20, 0, tmp_path))
     for _ in range(2):
-        loss, gradients = step(narrow, batch)
-        expected, theirs = step(full, batch)
-        torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
-        for name, value in theirs.items():
-            torch.testing.assert_close(gradients[name], value, rtol=1e-3, atol=1e-6)
+        assert_same_step(narrow, full, batch)
     assert prefix.is_attached
     prefix.remove()
 

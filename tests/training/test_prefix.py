@@ -162,7 +162,17 @@ def test_no_mask_is_drawn_for_what_nobody_reads(model: PeftModel, tmp_path: Path
         assert dropout.training
     assert drawing[0]
     assert not any(drawing[1:])
+
+    def fails(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    broken = dropout.register_forward_pre_hook(fails)
+    with pytest.raises(KeyboardInterrupt):
+        model(**batch)
+    broken.remove()
+    assert not dropout.training
     prefix.remove()
+    assert dropout.training
     drawing.clear()
     model(**batch)
     assert drawing == [True]

@@ -7,8 +7,9 @@ import pytest
 import torch
 from peft import PeftModel
 from tests.support.frozen import examples_run, freeze_lowest
+from tests.support.probing import step
 from tests.support.zoo import ANIMALS, Animal
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightpeft.anatomy import lowest_stack
 from lightpeft.training.prefix import FrozenPrefix, RowCache, frozen_layer_names
@@ -40,14 +41,6 @@ def reordered(batch: dict[str, Tensor]) -> dict[str, Tensor]:
         name: value[:, :tokens] if value.dim() == 2 and value.shape[1] == mask.shape[1] else value
         for name, value in chosen.items()
     }
-
-
-def step(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-    model.zero_grad()
-    loss = model(**batch).loss
-    loss.backward()
-    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    return loss.detach(), gradients
 
 
 @pytest.mark.parametrize("padded", [False, True], ids=["full", "padded"])

@@ -2,7 +2,7 @@
 
 from lightpeft.anatomy.discovery import FUSED_LAYOUTS, UNPROBED
 from lightpeft.anatomy.families import DECODERS, FAMILIES
-from lightpeft.anatomy.layer_form import LayerForm, hidden_in, hidden_of
+from lightpeft.anatomy.layer_form import LayerForm, hidden_in, hidden_of, with_hidden
 from lightpeft.anatomy.model import (
     attribute_owner,
     base_of,
@@ -42,4 +42,5 @@ __all__ = [
     "part_key",
     "stacks_of",
     "verdict_of",
+    "with_hidden",
 ]

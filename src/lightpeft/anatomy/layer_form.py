@@ -52,6 +52,11 @@ def hidden_of(output: Any) -> Tensor:
     return hidden
 
 
+def with_hidden(output: Any, hidden: Tensor) -> Any:
+    """What a layer returns, with other hidden states."""
+    return hidden if isinstance(output, Tensor) else (hidden, *output[1:])
+
+
 def hidden_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """The hidden states that a layer is given."""
     return next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))

@@ -8,13 +8,7 @@ from peft import PeftModel
 from torch import nn
 
 from lightpeft.anatomy import base_of, find_anatomy, layer_modules, lowest_stack
-from lightpeft.config import (
-    LightConfig,
-    PrefixConfig,
-    SurgeryConfig,
-    check_choice,
-    exact_count,
-)
+from lightpeft.config import LightConfig, PrefixConfig, SurgeryConfig, check_choice, exact_count
 from lightpeft.errors import ConfigError
 from lightpeft.runs import OBJECTIVES, Setting, outline
 from lightpeft.surgery import FirstToken, can_narrow, padded_batch

@@ -14,7 +14,7 @@ from lightpeft.costs import Costs, CostTable, Curve, LayerCosts
 from lightpeft.latency.calls import Call, left_as_it_is, record_calls, without_layers
 from lightpeft.latency.variants import Variant, alike, layers_by_module, variants
 from lightpeft.memory import LiveBytes, peak_bytes, tensor_bytes
-from lightpeft.surgery import FirstToken, last_layer
+from lightpeft.surgery import last_layer, narrowed
 
 REPEATS, WARMUP = 3, 1
 Batch = Mapping[str, Any]
@@ -159,11 +159,8 @@ class _Measured:
         """The same, of a model whose last layer runs for the first token alone."""
 
         def run() -> T:
-            hooks = FirstToken.of(self._model)
-            try:
+            with narrowed(self._model):
                 return action()
-            finally:
-                hooks.remove()
 
         return run
 

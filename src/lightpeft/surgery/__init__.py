@@ -9,7 +9,8 @@ from lightpeft.surgery.first_token import (
     can_narrow,
     last_layer,
     narrow,
-    repeats_layers,
+    narrowed,
+    repeats_layer,
 )
 from lightpeft.surgery.operation import require_allowed
 from lightpeft.surgery.optimizer import require_followable
@@ -56,6 +57,7 @@ __all__ = [
     "last_layer",
     "modes_kept",
     "narrow",
+    "narrowed",
     "observe",
     "other_tensors",
     "padded_batch",
@@ -63,7 +65,7 @@ __all__ = [
     "probe_cuts",
     "reapply",
     "record_of",
-    "repeats_layers",
+    "repeats_layer",
     "require_allowed",
     "require_followable",
     "reshape",

@@ -5,37 +5,39 @@ with the others above its attention is read by nothing then, in training as in i
 projection and the FFN run for one token, and the logits are the same.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lightpeft.anatomy import base_of, find_anatomy, hidden_of
+from lightpeft.anatomy import base_of, find_anatomy, hidden_of, with_hidden
 from lightpeft.calls import inputs_by_name, recorded
+from lightpeft.errors import VerificationError
 from lightpeft.surgery.record import WHEN_CUT, record_of
-from lightpeft.surgery.verify import TOLERANCES, as_computed, evaluating
+from lightpeft.surgery.verify import as_computed, evaluating, few_rows, largest_difference
 
 _HOOKS = "lightpeft_first_token"
-_RUN = (RuntimeError, ValueError, IndexError)
-"""What a model raises whose tensors do not fit."""
-
-ROWS = 4
-"""Of a batch that are looked at."""
+_MISFITS = (RuntimeError, ValueError, IndexError, VerificationError)
+"""What comes of a model that cannot run on one token, or puts out something else then."""
 
 
 class FirstToken:
     """Hooks that narrow a layer, in calls of the whole model; whoever calls a part of it gets all."""
 
-    def __init__(self, layer: nn.Module, linears: Iterable[nn.Module], base: nn.Module | None = None) -> None:
+    def __init__(
+        self, layer: nn.Module, linears: Iterable[nn.Module], base: nn.Module | None = None, name: str = ""
+    ) -> None:
         """Put them in.
 
         Args:
             linears: those of the layer that take each token for itself.
             base: the whole model; without it the layer is narrowed in every call.
+            name: of the layer in the whole model.
         """
-        self._narrows = base is None
+        self._narrows, self._name = base is None, name
         self._handles: list[RemovableHandle] = [
             layer.register_forward_hook(self._narrow_output),
             *(linear.register_forward_pre_hook(self._narrow_input) for linear in linears),
@@ -51,7 +53,7 @@ class FirstToken:
         """For the last layer of a model, those of `skipped` left out."""
         base, last = base_of(model), last_layer(model, skipped)
         linears = [base.get_submodule(name) for name in above_attention(model, last)]
-        return cls(base.get_submodule(last), linears, base)
+        return cls(base.get_submodule(last), linears, base, last)
 
     def remove(self) -> None:
         """Let the last layer run for all tokens again."""
@@ -60,9 +62,8 @@ class FirstToken:
 
     def _enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Not where the states of all tokens are handed out, or layers run once more in the backward pass."""
-        self._narrows = (
-            not repeats_layers(model) and recorded(model, inputs_by_name(model, args, kwargs)) is None
-        )
+        records = recorded(model, inputs_by_name(model, args, kwargs)) is not None
+        self._narrows = not records and not repeats_layer(model, self._name)
 
     def _leave(self, _model: nn.Module, _args: tuple[Any, ...], _output: Any) -> None:
         self._narrows = False
@@ -78,7 +79,7 @@ class FirstToken:
         hidden = hidden_of(output)
         if not self._narrows or hidden.dim() != 3:
             return None
-        return _with_hidden(output, hidden[:, :1])
+        return with_hidden(output, hidden[:, :1])
 
 
 def can_narrow(model: nn.Module, batch: Mapping[str, Any], skipped: Collection[str] = ()) -> bool:
@@ -91,20 +92,30 @@ def can_narrow(model: nn.Module, batch: Mapping[str, Any], skipped: Collection[s
         batch: arguments of the model, best with labels, for a loss that reads more than the logits do.
         skipped: modules of layers that do not run.
     """
-    base, inputs = base_of(model), _few_rows(batch)
+    base = base_of(model)
+    inputs = few_rows({name: value for name, value in batch.items() if isinstance(value, Tensor)})
     if base.config.is_encoder_decoder or not _has_room(inputs, base.main_input_name):
         return False
     with evaluating(base), as_computed(base):
         try:
             if not _reads_first_token(base, last_layer(model, skipped), inputs):
                 return False
-            expected, hooks = base(**inputs), FirstToken.of(model, skipped)
-            try:
-                return _agree(base(**inputs), expected)
-            finally:
-                hooks.remove()
-        except _RUN:
+            expected = base(**inputs)
+            with narrowed(model, skipped):
+                largest_difference(expected, base(**inputs))
+        except _MISFITS:
             return False
+    return True
+
+
+@contextmanager
+def narrowed(model: nn.Module, skipped: Collection[str] = ()) -> Iterator[None]:
+    """Narrow a model for the time of the context."""
+    hooks = FirstToken.of(model, skipped)
+    try:
+        yield
+    finally:
+        hooks.remove()
 
 
 def narrow(model: nn.Module) -> None:
@@ -125,9 +136,15 @@ def last_layer(model: nn.Module, skipped: Collection[str] = ()) -> str:
     return next(name for name in reversed(find_anatomy(model).modules) if name not in skipped)
 
 
-def repeats_layers(model: nn.Module) -> bool:
-    """Whether gradient checkpointing would run layers in the backward pass, with no call of the model."""
-    return model.training and any(getattr(one, "gradient_checkpointing", False) for one in model.modules())
+def repeats_layer(model: nn.Module, layer: str) -> bool:
+    """Whether gradient checkpointing would run a layer in the backward pass, with no call of the model.
+
+    The flag is the layer's own or that of what calls it, so one need not look through the whole model.
+    """
+    base = base_of(model)
+    parts = layer.split(".")
+    path = [base, *(base.get_submodule(".".join(parts[: end + 1])) for end in range(len(parts)))]
+    return base.training and any(getattr(one, "gradient_checkpointing", False) for one in path)
 
 
 def above_attention(model: nn.Module, layer: str) -> list[str]:
@@ -142,13 +159,13 @@ def _reads_first_token(base: nn.Module, layer: str, batch: Mapping[str, Tensor])
 
     def track(_layer: nn.Module, _args: Any, output: Any) -> Any:
         states.append(hidden_of(output).detach().requires_grad_())
-        return _with_hidden(output, states[-1])
+        return with_hidden(output, states[-1])
 
     handle = base.get_submodule(layer).register_forward_hook(track)
     try:
         with torch.enable_grad():
             outputs = base(**batch)
-            if "logits" not in outputs or not all(isinstance(value, Tensor) for value in outputs.values()):
+            if "logits" not in outputs or not all(map(_is_floating, outputs.values())):
                 return False  # hands out states of layers, or a cache
             grad = _gradient(outputs.values(), states)
     finally:
@@ -173,29 +190,11 @@ def _gradient(outputs: Iterable[Tensor], states: list[Tensor]) -> Tensor | None:
     return found
 
 
-def _few_rows(batch: Mapping[str, Any]) -> dict[str, Tensor]:
-    tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
-    count = max((len(value) for value in tensors.values() if value.dim()), default=0)
-    return {
-        name: value[:ROWS] if value.dim() and len(value) == count else value
-        for name, value in tensors.items()
-    }
+def _is_floating(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _has_room(batch: Mapping[str, Tensor], main: str) -> bool:
     """Whether there is an example of more than one token, at which there is something to see."""
     mask = batch.get("attention_mask")
     return main in batch and (mask is None or mask.dim() != 2 or bool((mask.sum(1) > 1).any()))
-
-
-def _agree(found: Any, expected: Any) -> bool:
-    for name, value in expected.items():
-        scale = max(1.0, float(value.abs().max()))
-        limit = TOLERANCES.get(value.dtype, 0.0) * scale
-        if not float((found[name] - value).abs().max()) <= limit:
-            return False
-    return True
-
-
-def _with_hidden(output: Any, hidden: Tensor) -> Any:
-    return hidden if isinstance(output, Tensor) else (hidden, *output[1:])

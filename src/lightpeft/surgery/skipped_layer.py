@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import Cache, EncoderDecoderCache
 
-from lightpeft.anatomy import Anatomy, LayerForm, hidden_in
+from lightpeft.anatomy import Anatomy, LayerForm, hidden_in, with_hidden
 from lightpeft.edits import Journal, index_tensor
 from lightpeft.errors import AnatomyError, PlanError
 from lightpeft.wrapping import added_parameters, tied_parameters
@@ -102,8 +102,7 @@ class _Noted:
         def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
             self.forms[name] = form = LayerForm.of(args, kwargs, output)
             self._made += [(name, value) for value in form.made_in(output)]
-            hidden = hidden_in(args, kwargs)
-            return hidden if form.rest is None else (hidden, *output[1:])
+            return with_hidden(output, hidden_in(args, kwargs))
 
         return hook
 

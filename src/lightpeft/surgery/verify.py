@@ -53,7 +53,7 @@ def padded_batch(model: nn.Module, batch: Mapping[str, Any] | None = None) -> di
             f"without {base.main_input_name}. Call it as model(**batch), with {base.main_input_name} among "
             "the tensors of the batch."
         )
-    inputs = {name: value.to(device, copy=True) for name, value in _few_rows(inputs).items()}
+    inputs = {name: value.to(device, copy=True) for name, value in few_rows(inputs).items()}
     text = inputs.get("input_ids", inputs.get("inputs_embeds"))
     if text is not None:
         tokens = text.shape[1]
@@ -80,7 +80,7 @@ def labelled(inputs: Batch, batch: Mapping[str, Any] | None) -> Batch:
     return found or inputs
 
 
-def _few_rows(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+def few_rows(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """The longest row and the shortest, where every tensor but single numbers has one entry per row."""
     counts = {len(value) for value in inputs.values() if value.dim()}
     if len(counts) != 1 or (count := counts.pop()) <= ROWS:

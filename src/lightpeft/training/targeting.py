@@ -17,7 +17,7 @@ from lightpeft.errors import ConfigError
 from lightpeft.latency import cost_table, seconds_of_forward, step_bytes
 from lightpeft.plan import TargetPlan
 from lightpeft.planning import ESTIMATION_COST, Pricing
-from lightpeft.surgery import can_narrow, labelled, padded_batch, repeats_layers
+from lightpeft.surgery import can_narrow, labelled, last_layer, padded_batch, repeats_layer
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ class Targeting:
 
     def _narrows(self, model: nn.Module, batch: Mapping[str, Any]) -> bool:
         """Whether the cut will let the last layer run for the first token alone, where it is priced."""
-        repeats = self.target.quantity != "inference" and repeats_layers(model)
+        repeats = self.target.quantity != "inference" and repeats_layer(model, last_layer(model))
         return (
             self._config.surgery.first_token
             and not repeats

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lightpeft.anatomy import base_of, layer_modules
+from lightpeft.anatomy import base_of, layer_modules, with_hidden
 from lightpeft.audit.errors import AuditError
 
 
@@ -57,7 +57,7 @@ def _replay(model: nn.Module, batch: Mapping[str, Any], states: list[Tensor]) ->
     first = torch.cat([state[:, :1] for state in states])
 
     def put(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-        return (first, *output[1:]) if isinstance(output, tuple) else first
+        return with_hidden(output, first)
 
     rows = len(states[-1])
     small = {

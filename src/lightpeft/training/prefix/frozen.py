@@ -70,7 +70,7 @@ class FrozenPrefix:
         self._handles: list[RemovableHandle] = []
         self._journal = Journal()
         self._below: str | None = None
-        self._unread: dict[str, nn.Module] = {}
+        self._unread: set[nn.Module] = set()
         """Dropouts that run before the layers, whose output nobody reads where the layers' own is known."""
         if not self.layers:
             return
@@ -97,6 +97,7 @@ class FrozenPrefix:
             self._journal.undo()
             for layer in self.layers:
                 layer.train(self._stack.training)
+            self._let_drop(self._stack.training)
         self._handles, self._hidden = [], None
         self.stop_caching()
 
@@ -123,7 +124,7 @@ class FrozenPrefix:
             "_cache": None,
             "_handles": [],
             "_hidden": None,
-            "_unread": {},
+            "_unread": set(),
             "_suspended": True,
             "_is_over": lambda: False,
         }
@@ -208,8 +209,7 @@ class FrozenPrefix:
         with contextlib.ExitStack() as hooks:
             for name, module in self._stack.named_modules():
                 if isinstance(module, nn.Dropout) and module not in inside:
-                    drops = functools.partial(self._note_dropout, name)
-                    hooks.callback(module.register_forward_pre_hook(drops).remove)
+                    hooks.callback(module.register_forward_pre_hook(self._note_dropout).remove)
                 if any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
                     note = functools.partial(self._note_trained, name)
                     hooks.callback(module.register_forward_pre_hook(note).remove)
@@ -218,12 +218,12 @@ class FrozenPrefix:
     def _note_trained(self, name: str, module: nn.Module, args: Any) -> None:
         self._below = name
 
-    def _note_dropout(self, name: str, module: nn.Module, args: Any) -> None:
-        self._unread[name] = module
+    def _note_dropout(self, module: nn.Module, args: Any) -> None:
+        self._unread.add(module)
 
     def _let_drop(self, training: bool) -> None:
         """Drawing a mask that nobody reads takes as long as any other; some models drop by it again above."""
-        for module in self._unread.values():
+        for module in self._unread:
             module.training = training
 
     def _unpadded(self, hidden: Tensor, batch: Batch, rows: Sequence[int]) -> Iterator[Tensor]:
