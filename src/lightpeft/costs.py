@@ -78,7 +78,7 @@ class CostTable:
     """What the numbers depend on, as JSON values; with another key they mean nothing."""
 
     seconds: float
-    """How long measuring took."""
+    """How long measuring took, by the clock of the costs."""
 
     forward: Costs | None
     """Seconds of a forward pass in eval mode; beside `train`, of that in training."""

@@ -1,5 +1,6 @@
 """What every architecture's layers cost is measured, and the model is left as it was."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import nn
 
 from lightpeft import Budget, find_anatomy
 from lightpeft.costs import Costs, CostTable
-from lightpeft.latency import measure_costs
+from lightpeft.latency import measure, measure_costs
 from lightpeft.latency.file import key_of
 
 
@@ -91,3 +92,17 @@ def test_the_key_knows_model_batch_and_device(tmp_path: Path) -> None:
         key_of(fresh_model(save_base("bert", tmp_path / "other"), rank=2), batch, "inference", Budget()),
     ]
     assert all(other != key for other in others)
+
+
+def test_measuring_is_timed_by_the_clock_of_what_it_measures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run is charged for it in the seconds that its steps are priced in."""
+    ticks = itertools.count()
+    monkeypatch.setattr(measure, "_now", lambda _device: float(next(ticks)))
+    table = measure_costs(
+        tiny_peft("bert", tmp_path), make_batch("bert", labels=True), "training", Budget(), {}
+    )
+    assert table.train is not None
+    assert table.train.whole == 2.0
+    assert table.seconds == next(ticks) - 1

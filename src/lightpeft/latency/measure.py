@@ -44,7 +44,8 @@ def measure_costs(
         budget: says how KV groups are cut.
         narrows: whether the last layer will run for the first token alone.
     """
-    begun = time.perf_counter()
+    device = next(model.parameters()).device
+    begun = _now(device)
     with left_as_it_is(model):
         measured = _Measured(model, batch, budget, narrows)
         if quantity == "memory":
@@ -53,7 +54,7 @@ def measure_costs(
         else:
             forward, train = measured.times(trains=quantity == "training")
             held = None
-    return CostTable(key, time.perf_counter() - begun, forward, train, held, measured.weights())
+    return CostTable(key, _now(device) - begun, forward, train, held, measured.weights())
 
 
 def seconds_of_forward(model: nn.Module, batch: Batch) -> float:
