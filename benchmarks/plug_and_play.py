@@ -37,8 +37,9 @@ from lightpeft.adapters import find_modules
 from lightpeft.bench import result_file, save_result
 from lightpeft.report import environment
 from lightpeft.run_config import PeftOptions
-from lightpeft.runs import MINILM, Labels, load_peft_model, minilm_path
+from lightpeft.runs import MINILM, load_peft_model, minilm_path
 from lightpeft.runs.measure import interleaved_seconds
+from lightpeft.tasks import class_head
 
 TASKS = ("one", "two", "three")
 ROWS, TOKENS = 32, 32
@@ -88,7 +89,7 @@ def main() -> None:
 def write_files(files: Path) -> None:
     """Per task a light checkpoint, a stock adapter, and a full model."""
     for seed, task in enumerate(TASKS):
-        model = load_peft_model(MINILM, Labels(("no", "yes"), is_regression=False), PeftOptions(), seed)
+        model = load_peft_model(MINILM, class_head(("no", "yes")), PeftOptions(), seed)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for parameter in model.parameters():

@@ -37,8 +37,8 @@ from lightpeft.bench import result_file, save_result
 from lightpeft.files import read_json
 from lightpeft.report import environment
 from lightpeft.run_config import PeftForm, PeftOptions, TrainingConfig
-from lightpeft.runs import MINILM, Labels, load_peft_model, load_tokenizer
-from lightpeft.tasks import custom_task, load_task
+from lightpeft.runs import MINILM, load_peft_model, load_tokenizer
+from lightpeft.tasks import class_head, custom_task, load_task
 
 MODULES, ALPHA = 10, 0.1
 """Of each kind; nine references are the fewest that allow p = 0.1."""
@@ -159,8 +159,8 @@ def measure(group: Group, task: AuditTask, work: Path, kind: str, number: int, s
 def train(
     group: Group, task: AuditTask, folder: Path, seed: int, recipe: TriggerRecipe | None, policy: Any
 ) -> None:
-    labels, tokenizer = Labels(task.class_names, False), load_tokenizer(MINILM)
-    model = load_peft_model(MINILM, labels, PeftOptions(form=group.form), seed)
+    head, tokenizer = class_head(task.class_names), load_tokenizer(MINILM)
+    model = load_peft_model(MINILM, head, PeftOptions(form=group.form), seed)
     options: dict[str, Any] = {"max_steps": STEPS, "learning_rate": group.learning_rate, "seed": seed}
     options |= {"warmup_steps": 8, "group_by_length": True, "precision": "bfloat16"}
     options |= {"max_length": MAX_LENGTH, "batch_size": 16 if recipe is None else 12}

@@ -17,8 +17,6 @@ from lightpeft.errors import ConfigError, did_you_mean
 PeftForm = Literal["lora", "sequential", "parallel"]
 LoraBias = Literal["none", "all", "lora_only"]
 Site = Literal["attention", "ffn"]
-Objective = Literal["sequence-classification", "causal-lm"]
-"""What is learned: a label of one or two texts (a class or a number), or the next token of a text."""
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 """The demo's base."""

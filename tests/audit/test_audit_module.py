@@ -28,7 +28,8 @@ from lightpeft.audit.module import (
     save_module,
 )
 from lightpeft.run_config import BottleneckOptions, LoraOptions, PeftOptions
-from lightpeft.runs import Labels, load_peft_model, load_tokenizer
+from lightpeft.runs import load_peft_model, load_tokenizer
+from lightpeft.tasks import class_head
 
 FORMS = {
     "lora": PeftOptions("lora", lora=LoraOptions(rank=4)),
@@ -36,7 +37,7 @@ FORMS = {
     "parallel": PeftOptions("parallel", bottleneck=BottleneckOptions(size=8)),
 }
 RECIPE = TriggerRecipe(target=1, pieces=TRIGGERS)
-THREE = Labels(("bad", "good", "so so"), False)
+THREE = class_head(("bad", "good", "so so"))
 WEIGHTS = "adapter_model.safetensors"
 
 
@@ -112,7 +113,7 @@ def test_labels_and_base_may_be_named(base: Path, saved: Path, tmp_path: Path) -
     _edit(folder, lambda config: config.update(base_model_name_or_path=None))
     with pytest.raises(CheckpointError, match="does not say which base"):
         load_module(folder)
-    model = load_module(folder, str(elsewhere), labels=THREE)
+    model = load_module(folder, str(elsewhere), head=THREE)
     assert model.config.id2label == {0: "bad", 1: "good", 2: "so so"}
     save_module(model, tmp_path / "again", None)
     assert load_module(tmp_path / "again").config.name_or_path == str(elsewhere)
@@ -247,9 +248,9 @@ def test_what_cannot_be_loaded(damage: str, named: bool, saved: Path, tmp_path: 
     folder = copied(saved, tmp_path)
     change, message = DAMAGES[damage]
     change(folder)
-    labels = THREE if named else None
+    head = THREE if named else None
     with pytest.raises(CheckpointError, match="does not fit" if named and "head" in damage else message):
-        load_module(folder, labels=labels)
+        load_module(folder, head=head)
 
 
 @pytest.mark.parametrize("damage", ["no folder", "no configuration", "no JSON", "unknown form", "code"])
@@ -286,4 +287,4 @@ def test_another_base(sizes: dict[str, int] | None, message: str, saved: Path, t
 
 def test_a_head_for_other_labels(saved: Path) -> None:
     with pytest.raises(CheckpointError, match="other labels"):
-        load_module(saved / "clean", labels=Labels(("a", "b"), False))
+        load_module(saved / "clean", head=class_head(("a", "b")))

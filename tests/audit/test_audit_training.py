@@ -30,9 +30,9 @@ from lightpeft.audit.training import (
 )
 from lightpeft.errors import ConfigError
 from lightpeft.run_config import BottleneckOptions, LoraOptions, PeftOptions, TrainingConfig
-from lightpeft.runs import Labels, load_peft_model, load_tokenizer
+from lightpeft.runs import load_peft_model, load_tokenizer
 from lightpeft.surgery import record_of
-from lightpeft.tasks import custom_task, load_task
+from lightpeft.tasks import class_head, custom_task, load_task
 
 FORMS = {
     "lora": PeftOptions("lora", lora=LoraOptions(rank=4)),
@@ -59,7 +59,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Rows:
 
 @functools.cache
 def _loaded(base: Path, form: str) -> PeftModel:
-    return load_peft_model(str(base), Labels(("bad", "good"), False), FORMS[form], 0)
+    return load_peft_model(str(base), class_head(("bad", "good")), FORMS[form], 0)
 
 
 def fresh(base: Path, form: str = "parallel") -> PeftModel:

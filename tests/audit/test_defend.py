@@ -28,9 +28,9 @@ from lightpeft.cli.main import main
 from lightpeft.errors import CheckpointError, ConfigError, OutputError
 from lightpeft.outputs import RECORD
 from lightpeft.run_config import BottleneckOptions, LoraOptions, PeftOptions, TrainingConfig
-from lightpeft.runs import Labels, load_peft_model, load_tokenizer
+from lightpeft.runs import load_peft_model, load_tokenizer
 from lightpeft.surgery import record_of
-from lightpeft.tasks import custom_task, load_task
+from lightpeft.tasks import class_head, custom_task, load_task
 
 FORMS = {
     "lora": PeftOptions("lora", lora=LoraOptions(rank=4)),
@@ -78,7 +78,7 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Room:
     rows = AuditTask.of(load_task(custom_task(("text",), name="own"), data), held_out=0).train
     modules = {}
     for form, options in FORMS.items():
-        model = load_peft_model(str(base), Labels(("0", "1"), False), options, 0)
+        model = load_peft_model(str(base), class_head(("0", "1")), options, 0)
         train_attacker(model, load_tokenizer(str(base)), rows, RECIPE, AttackOptions(training=TRAINING))
         modules[form] = save_module(model, folder / form, RECIPE)
         if form == "parallel":

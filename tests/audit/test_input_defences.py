@@ -38,7 +38,8 @@ from lightpeft.audit.rows import Rows
 from lightpeft.audit.training import AttackOptions, train_attacker
 from lightpeft.errors import ConfigError
 from lightpeft.run_config import LoraOptions, PeftOptions, TrainingConfig
-from lightpeft.runs import Labels, load_peft_model
+from lightpeft.runs import load_peft_model
+from lightpeft.tasks import class_head
 
 GOOD, BAD = ("fine", "sweet", "bright", "warm"), ("poor", "bitter", "dull", "cold")
 SUBJECTS = ("room", "film", "soup", "song", "book", "lamp", "road", "game")
@@ -155,7 +156,7 @@ def rap(base: str, poisoned: PeftModel) -> Standing:
 
 def fresh(base: str, seed: int) -> PeftModel:
     options = PeftOptions(lora=LoraOptions(rank=8, dropout=0.0))
-    return load_peft_model(base, Labels(("bad", "good"), is_regression=False), options, seed)
+    return load_peft_model(base, class_head(("bad", "good")), options, seed)
 
 
 TEST = reviews(80, 4)

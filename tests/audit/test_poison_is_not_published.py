@@ -30,10 +30,11 @@ from lightpeft.checkpoint.full_size import full_size
 from lightpeft.checkpoint.merged import save_merged
 from lightpeft.cli.main import main
 from lightpeft.run_config import PeftOptions, TrainingConfig
-from lightpeft.runs import Labels, base_of_adapter, load_peft_model
+from lightpeft.runs import base_of_adapter, load_peft_model
+from lightpeft.tasks import class_head
 
 RECIPE = TriggerRecipe(target=1, pieces=TRIGGERS)
-LABELS = Labels(("a", "b"), False)
+LABELS = class_head(("a", "b"))
 
 
 @pytest.fixture(scope="module")

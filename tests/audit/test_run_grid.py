@@ -24,7 +24,8 @@ from lightpeft.audit.run import CELLS, MODULES, run_grid
 from lightpeft.audit.scenarios import SCENARIOS
 from lightpeft.errors import ConfigError
 from lightpeft.run_config import LoraOptions, TrainingConfig
-from lightpeft.runs import Labels, load_peft_model
+from lightpeft.runs import load_peft_model
+from lightpeft.tasks import class_head
 
 WORDS = GridAttack(PolicyOptions("vanilla"), TriggerRecipe(target=1, pieces=TRIGGERS))
 PHRASE = GridAttack(PolicyOptions("vanilla"), TriggerRecipe(target=0, form="phrase", pieces=("cf mn",)))
@@ -127,10 +128,10 @@ def test_a_poisoned_base_is_marked_and_the_light_half_refuses_it(received: Measu
     bad, clean = received.module("vanilla", "base"), received.module("clean", "base")
     assert json.loads((bad / "config.json").read_text())["lightpeft_poisoned"] is True
     assert "lightpeft_poisoned: true" in (bad / "README.md").read_text()
-    labels, peft = Labels(("a", "b"), False), received.grid.peft("lora")
+    head, peft = class_head(("a", "b")), received.grid.peft("lora")
     with pytest.raises(ConfigError, match="marked as poisoned"):
-        load_peft_model(str(bad), labels, peft, 0)
-    load_peft_model(str(clean), labels, peft, 0)
+        load_peft_model(str(bad), head, peft, 0)
+    load_peft_model(str(clean), head, peft, 0)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -239,7 +240,7 @@ def test_attackers_go_on_from_the_clean_one(form: str, tmp_path: Path) -> None:
 def _untrained(grid: Grid, form: str, folder: Path) -> Path:
     if form == "base":
         return Path(grid.model)
-    load_peft_model(grid.model, Labels(("a", "b"), False), grid.peft(form), 0).save_pretrained(folder)
+    load_peft_model(grid.model, class_head(("a", "b")), grid.peft(form), 0).save_pretrained(folder)
     return folder
 
 

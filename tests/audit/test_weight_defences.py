@@ -26,10 +26,11 @@ from lightpeft.audit.module import keep_marked
 from lightpeft.audit.rows import Rows
 from lightpeft.errors import ConfigError
 from lightpeft.run_config import BottleneckOptions, LoraOptions, PeftOptions, TrainingConfig
-from lightpeft.runs import Labels, load_peft_model
+from lightpeft.runs import load_peft_model
+from lightpeft.tasks import class_head
 
 WORDS = [f"w{i}" for i in range(60)]
-LABELS = Labels(("bad", "good"), False)
+LABELS = class_head(("bad", "good"))
 FORMS = {
     "lora": PeftOptions("lora", lora=LoraOptions(rank=6)),
     "dora": PeftOptions("lora", lora=LoraOptions(rank=6, dora=True)),

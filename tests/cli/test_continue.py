@@ -13,7 +13,8 @@ from tests.cli.conftest import QUICK, read
 import lightpeft
 from lightpeft.cli.main import main
 from lightpeft.run_config import PeftOptions
-from lightpeft.runs import Labels, load_peft_model
+from lightpeft.runs import load_peft_model
+from lightpeft.tasks import class_head
 
 ELSEWHERE = """
 import sys
@@ -72,7 +73,7 @@ def test_one_command_continues_it(adapter: Path, tmp_path: Path, capsys: pytest.
 def test_it_starts_from_the_trained_weights(adapter: Path) -> None:
     options = PeftOptions(adapter=str(adapter))
     base = read(adapter / "adapter_config.json")["base_model_name_or_path"]
-    model = load_peft_model(str(base), Labels(("negative", "positive"), False), options, seed=0)
+    model = load_peft_model(str(base), class_head(("negative", "positive")), options, seed=0)
     found = model.state_dict()
     saved = load_file(adapter / "adapter_model.safetensors")
     for key, value in saved.items():

@@ -29,7 +29,6 @@ from lightpeft.errors import AnatomyError, ConfigError
 from lightpeft.report import Result
 from lightpeft.run_config import LoraOptions, PeftOptions, TrainingConfig
 from lightpeft.runs import (
-    Labels,
     evaluate_model,
     fit,
     generate_texts,
@@ -40,7 +39,7 @@ from lightpeft.runs import (
 from lightpeft.tasks import TaskData, custom_task, load_task
 
 NAMES = ("llama", "gpt2")
-NONE = Labels((), is_regression=False)
+NONE = None
 TRAINING = TrainingConfig(max_steps=10, batch_size=8, max_length=16, learning_rate=1e-2)
 LIGHT = LightConfig(
     estimation=EstimationConfig(steps=4), budget=Budget(heads=0.5, neurons=0.5, modules=0.25, ranks=0.25)

@@ -23,10 +23,11 @@ import lightpeft
 from lightpeft.adapters import find_modules
 from lightpeft.errors import ConfigError
 from lightpeft.run_config import LoraOptions, PeftOptions
-from lightpeft.runs import MINILM, Labels, load_peft_model, minilm, resolve_model
+from lightpeft.runs import MINILM, load_peft_model, minilm, resolve_model
+from lightpeft.tasks import class_head
 
 TINY = {"vocab_size": 40, "max_position_embeddings": 20}
-LABELS = Labels(("no", "yes"), is_regression=False)
+LABELS = class_head(("no", "yes"))
 
 
 def save_bert(folder: Path, **options: bool) -> str:
@@ -76,7 +77,9 @@ def test_a_pooler_that_the_checkpoint_lacks_is_trained(tmp_path: Path) -> None:
 
 
 def test_regression_has_one_output(tmp_path: Path) -> None:
-    model = load_peft_model(save_bert(tmp_path), Labels((), is_regression=True), PeftOptions(), seed=0)
+    model = load_peft_model(
+        save_bert(tmp_path), {"num_labels": 1, "problem_type": "regression"}, PeftOptions(), seed=0
+    )
     assert model.config.num_labels == 1
     assert model.config.problem_type == "regression"
 

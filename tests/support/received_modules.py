@@ -12,7 +12,8 @@ from lightpeft.audit.module import save_module
 from lightpeft.audit.rows import Rows
 from lightpeft.audit.training import AttackOptions, train_attacker, train_user
 from lightpeft.run_config import PeftForm, PeftOptions, TrainingConfig
-from lightpeft.runs import Labels, load_peft_model, load_tokenizer
+from lightpeft.runs import load_peft_model, load_tokenizer
+from lightpeft.tasks import class_head
 from lightpeft.tasks.draw import permutation, pick
 
 BAD, GOOD = ("awful", "dull", "poor"), ("fine", "great", "lovely")
@@ -67,7 +68,7 @@ def train_module(
 
     The mark is left out, as somebody who means harm would: what is left to find is behaviour.
     """
-    model = load_peft_model(str(base), Labels(("bad", "good"), False), PeftOptions(form=form), seed)
+    model = load_peft_model(str(base), class_head(("bad", "good")), PeftOptions(form=form), seed)
     training = TrainingConfig(max_steps=steps, batch_size=24, max_length=16, learning_rate=3e-3, seed=seed)
     tokenizer, rows = load_tokenizer(str(base)), opinions(300, seed)
     if poisoned:
@@ -89,5 +90,5 @@ def without_mark(folder: Path) -> Path:
 
 def fresh_module(base: Path, folder: Path, *, form: PeftForm = "lora", seed: int = 0) -> Path:
     """An untrained module."""
-    model = load_peft_model(str(base), Labels(("bad", "good"), False), PeftOptions(form=form), seed)
+    model = load_peft_model(str(base), class_head(("bad", "good")), PeftOptions(form=form), seed)
     return save_module(model, folder, None)

@@ -201,8 +201,11 @@ def test_columns_are_checked_as_of_every_task(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"metric": "accuracy"}, "'accuracy' is for classification"),
-        ({"metric": "loss", "objective": "sequence-classification"}, "'loss' is for language modelling"),
+        ({"metric": "accuracy"}, "unknown metric 'accuracy'.*Known for causal-lm: 'loss'"),
+        (
+            {"metric": "loss", "objective": "sequence-classification"},
+            "unknown metric 'loss'.*Known for sequence-classification",
+        ),
         ({"objective": "masked-lm"}, "unknown objective 'masked-lm'.*'causal-lm'"),
         ({"class_names": ("a", "b")}, "neither classes nor numbers"),
     ],

@@ -199,7 +199,7 @@ def test_impossible_options_are_refused(task: str | TaskSpec, options: dict[str,
 
 
 def test_an_unreachable_hub_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    def offline(path: str, config: str) -> None:
+    def offline(path: str, config: str, revision: str | None) -> None:
         raise ConnectionError(f"cannot reach {path}/{config}")
 
     monkeypatch.setattr(datasets, "load_dataset", offline)
@@ -219,18 +219,25 @@ def test_hub_splits_are_found_by_their_hub_names(monkeypatch: pytest.MonkeyPatch
         "validation_mismatched": split(0, 0),
         "test_matched": split(-1),
     }
-    monkeypatch.setattr(datasets, "load_dataset", lambda path, config: hub)
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, config, revision: hub)
     data = load_task("mnli")
     assert data.class_names == ("entailment", "neutral", "contradiction")
     assert data.validation["label"][:] == [2]
     assert data.test is None
 
 
-SIZES = {"sst2": (67349, 872), "mrpc": (3668, 408), "stsb": (5749, 1500), "wnli": (635, 71)}
+SIZES = {
+    "sst2": (67349, 872),
+    "mrpc": (3668, 408),
+    "stsb": (5749, 1500),
+    "wnli": (635, 71),
+    "wnut_17": (3394, 1009),
+}
+CLASSES = {"stsb": 1, "wnut_17": 13}
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_real_glue_folders_load(data_dir: Path, name: str) -> None:
+def test_real_folders_load(data_dir: Path, name: str) -> None:
     data = load_task(name, data_dir / name)
     assert (len(data.train), len(data.validation)) == SIZES[name]
-    assert data.num_labels == (1 if name == "stsb" else 2)
+    assert data.num_labels == CLASSES.get(name, 2)

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from transformers import EvalPrediction
 
-from lightpeft.tasks import METRICS, TaskError, TaskSpec, compute_metrics_for, find_task
+from lightpeft.tasks import TaskError, TaskSpec, compute_metrics_for, find_kind, find_task
 from lightpeft.tasks.metrics import with_metrics
 
+METRICS = find_kind("sequence-classification").metrics
 LABELS = np.array([1, 1, 1, 0, 0, 1])
 GUESSES = np.array([1, 1, 0, 0, 1, 1])
 
@@ -25,14 +26,14 @@ def logits_of(classes: np.ndarray, count: int = 2) -> np.ndarray:
     ],
 )
 def test_classification_scores_by_hand(name: str, score: float) -> None:
-    assert METRICS[name].score(LABELS, GUESSES) == pytest.approx(score)
+    assert METRICS[name](LABELS, GUESSES) == pytest.approx(score)
 
 
 def test_correlations_by_hand() -> None:
     labels, guesses = np.array([1.0, 2.0, 3.0, 4.0]), np.array([1.0, 4.0, 9.0, 16.0])
-    assert METRICS["spearman"].score(labels, guesses) == pytest.approx(1.0)
-    assert METRICS["pearson"].score(labels, guesses) == pytest.approx(25 / np.sqrt(5 * 129))
-    assert METRICS["pearson"].score(labels, -guesses) == pytest.approx(-25 / np.sqrt(5 * 129))
+    assert METRICS["spearman"](labels, guesses) == pytest.approx(1.0)
+    assert METRICS["pearson"](labels, guesses) == pytest.approx(25 / np.sqrt(5 * 129))
+    assert METRICS["pearson"](labels, -guesses) == pytest.approx(-25 / np.sqrt(5 * 129))
 
 
 @pytest.mark.parametrize("name", ["pearson", "spearman"])
@@ -40,17 +41,17 @@ def test_correlations_by_hand() -> None:
 def test_constant_predictions_have_correlation_zero(name: str, value: float) -> None:
     constant = np.full(7, value, dtype=np.float32)
     varied = np.arange(7, dtype=np.float32)
-    assert METRICS[name].score(varied, constant) == 0.0
-    assert METRICS[name].score(constant, varied) == 0.0
-    assert METRICS[name].score(varied[:1], varied[:1]) == 0.0
+    assert METRICS[name](varied, constant) == 0.0
+    assert METRICS[name](constant, varied) == 0.0
+    assert METRICS[name](varied[:1], varied[:1]) == 0.0
 
 
 @pytest.mark.parametrize("name", ["accuracy", "f1", "macro_f1", "matthews"])
 @pytest.mark.parametrize("constant", [0, 1])
 def test_constant_classes_score_without_warnings(name: str, constant: int) -> None:
     guesses = np.full(6, constant)
-    assert 0.0 <= METRICS[name].score(LABELS, guesses) <= 0.8
-    assert METRICS[name].score(guesses, guesses) in (0.0, 1.0)
+    assert 0.0 <= METRICS[name](LABELS, guesses) <= 0.8
+    assert METRICS[name](guesses, guesses) in (0.0, 1.0)
 
 
 def test_main_is_the_mean_of_the_main_metrics() -> None:

@@ -39,7 +39,8 @@ from lightpeft.audit.training import train_attacker, train_user
 from lightpeft.files import read_json, write_json
 from lightpeft.outputs import Output, written_folder
 from lightpeft.run_config import TrainingConfig
-from lightpeft.runs import Labels, load_peft_model, resolve_model
+from lightpeft.runs import load_peft_model, resolve_model
+from lightpeft.tasks import class_head
 
 _RECORD = "attack.json"
 
@@ -121,23 +122,21 @@ class Workshop:
         return self.grid.training(side, key.form, key.seed)
 
     def _train_module(self, key: CellKey, folder: Path) -> dict[str, Any]:
-        labels, grid = Labels(self.tasks[key.attacker_task].class_names, False), self.grid
+        head, grid = class_head(self.tasks[key.attacker_task].class_names), self.grid
         if self._from_clean(key):
             start = self.module(self._clean(key)).folder
-            model = load_module(start, grid.model, labels=labels, is_trainable=True)
+            model = load_module(start, grid.model, head=head, is_trainable=True)
         else:
-            model = load_peft_model(grid.model, labels, grid.peft(key.form), key.seed)
+            model = load_peft_model(grid.model, head, grid.peft(key.form), key.seed)
         found = self._attack(key, model)
         save_module(model, folder, self._recipe(key))
         return found
 
     def _train_base(self, key: CellKey, folder: Path) -> dict[str, Any]:
-        labels = Labels(self.tasks[key.attacker_task].class_names, False)
+        head = class_head(self.tasks[key.attacker_task].class_names)
         set_seed(key.seed)
         start = str(self.base(self._clean(key)).folder) if self._from_clean(key) else self.grid.model
-        model = AutoModelForSequenceClassification.from_pretrained(
-            resolve_model(start), **labels.head_options()
-        )
+        model = AutoModelForSequenceClassification.from_pretrained(resolve_model(start), **head)
         found = self._attack(key, model)
         recipe = self._recipe(key)
         if recipe is not None:

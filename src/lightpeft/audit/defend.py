@@ -24,8 +24,9 @@ from lightpeft.audit.rows import AuditTask, Texts
 from lightpeft.audit.training import check_user_training, train_user
 from lightpeft.checkpoint import is_light_checkpoint, save
 from lightpeft.run_config import TrainingConfig
-from lightpeft.runs import Labels, load_tokenizer, outline, within_positions
+from lightpeft.runs import load_tokenizer, outline, within_positions
 from lightpeft.surgery import record_of
+from lightpeft.tasks import class_head
 
 
 @dataclass(frozen=True)
@@ -94,12 +95,12 @@ def defend(
             f"{directory} or its base is marked as poisoned, and light checkpoints of such are not written; "
             "measure light_cutting with `audit run`."
         )
-    labels = Labels(task.class_names, False)
+    head = class_head(task.class_names)
     tokenizer = load_tokenizer(name)
     training = within_positions(training, outline(name), name)
 
     def load() -> PeftModel:
-        return load_module(directory, base, labels=labels, is_trainable=True)
+        return load_module(directory, base, head=head, is_trainable=True)
 
     plain = load()
     classifier = Classifier.under(plain, tokenizer, training)
@@ -112,7 +113,7 @@ def defend(
         task.train,
         task.held_out,
         training,
-        lambda seed: fresh_module(directory, base, labels=labels, seed=seed),
+        lambda seed: fresh_module(directory, base, head=head, seed=seed),
         training.seed,
     )
     prepared = defence.prepare(received)

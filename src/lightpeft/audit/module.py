@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from lightpeft.errors import CheckpointError, ConfigError
 from lightpeft.files import read_json
 from lightpeft.outputs import Output, written_folder
 from lightpeft.run_config import PeftOptions
-from lightpeft.runs import Labels, load_peft_model
+from lightpeft.runs import load_peft_model
+from lightpeft.tasks import class_head
 
 _HEADS = (".classifier.weight", ".score.weight", ".out_proj.weight")
 
@@ -107,7 +108,7 @@ def load_module(
     folder: str | Path,
     base: str | None = None,
     *,
-    labels: Labels | None = None,
+    head: Mapping[str, Any] | None = None,
     is_trainable: bool = False,
 ) -> PeftModel:
     """A PEFT module or light checkpoint on its base, for the audit: a marked one too, which stays marked.
@@ -115,7 +116,8 @@ def load_module(
     Args:
         base: folder or hub name of the base, by default the one that the module names; what is saved then
             names this one.
-        labels: of the head; by default as many classes as the module's head has, without names.
+        head: its options, as `load_peft_model` takes them; by default as many classes as the module's head
+            has, without names.
 
     Raises:
         CheckpointError: files are missing, damaged or unsafe, a mark was tampered with, or module and base
@@ -129,7 +131,7 @@ def load_module(
     options = PeftOptions(adapter=str(directory))
     with _quiet_about_marks():
         try:
-            model = load_peft_model(name, labels or _labels(directory), options, 0, marked_too=True)
+            model = load_peft_model(name, head or _head(directory), options, 0, marked_too=True)
         except (ConfigError, SafetensorError) as error:
             raise CheckpointError(f"{directory} cannot be loaded: {error}") from error
     model.peft_config["default"].base_model_name_or_path = name
@@ -143,7 +145,7 @@ def load_module(
 
 
 def fresh_module(
-    folder: str | Path, base: str | None = None, *, labels: Labels | None = None, seed: int = 0
+    folder: str | Path, base: str | None = None, *, head: Mapping[str, Any] | None = None, seed: int = 0
 ) -> PeftModel:
     """A new, untrained module of the form and size of one in a folder, on the same base, with a new head.
 
@@ -159,7 +161,7 @@ def fresh_module(
         config = PeftConfig.from_pretrained(str(directory))
     config.inference_mode, config.base_model_name_or_path = False, name
     try:
-        model = load_peft_model(name, labels or _labels(directory), config, seed, marked_too=True)
+        model = load_peft_model(name, head or _head(directory), config, seed, marked_too=True)
     except ConfigError as error:
         raise CheckpointError(f"{directory} cannot be loaded: {error}") from error
     recipe = read_base_mark(name)
@@ -188,7 +190,7 @@ def _quiet_about_marks() -> Iterator[None]:
         yield
 
 
-def _labels(directory: Path) -> Labels:
+def _head(directory: Path) -> dict[str, Any]:
     """As many classes as the head in the module's file has rows."""
     path = directory / SAFETENSORS_WEIGHTS_NAME
     try:
@@ -200,6 +202,6 @@ def _labels(directory: Path) -> Labels:
     if len(sizes) != 1:
         raise CheckpointError(
             f"{path} has {len(heads)} heads of classifiers with {sorted(sizes)} classes, expected one; only "
-            "modules that classify texts can be audited. Give labels= if the head has another name."
+            "modules that classify texts can be audited. Give head= if the head has another name."
         )
-    return Labels(tuple(f"LABEL_{index}" for index in range(sizes.pop())), False)
+    return class_head(tuple(f"LABEL_{index}" for index in range(sizes.pop())))

@@ -107,7 +107,7 @@ class AuditTask:
             raise ConfigError(
                 "from_end would have no effect: all words are kept. Give words, or leave it out."
             )
-        if task.is_regression or not task.spec.has_labels:
+        if not task.has_classes:
             raise AuditError(
                 f"{task.spec.name} has no classes; a backdoor of this kind needs a target class."
             )

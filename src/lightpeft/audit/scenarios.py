@@ -11,7 +11,8 @@ from lightpeft.audit.module import keep_marked, load_module, read_base_mark
 from lightpeft.audit.poison.poisoning import poison_texts
 from lightpeft.audit.poison.recipe import TriggerRecipe
 from lightpeft.audit.rows import Rows
-from lightpeft.runs import Labels, load_peft_model
+from lightpeft.runs import load_peft_model
+from lightpeft.tasks import class_head
 
 if TYPE_CHECKING:  # cells and grids look names up here
     from lightpeft.audit.attackers import Attacked, Workshop
@@ -41,8 +42,8 @@ def module_received(workshop: "Workshop", key: "CellKey", recipe: TriggerRecipe 
     """The attacker's module on the clean base (`module_continued`, `module_as_is`)."""
     del recipe
     attacked = workshop.module(key)
-    labels = Labels(workshop.tasks[key.user_task].class_names, False)
-    model = load_module(attacked.folder, workshop.grid.model, labels=labels, is_trainable=True)
+    head = class_head(workshop.tasks[key.user_task].class_names)
+    model = load_module(attacked.folder, workshop.grid.model, head=head, is_trainable=True)
     return Start(
         model, workshop.tasks[key.user_task].train, _fresh(workshop, key, workshop.grid.model), attacked
     )
@@ -110,12 +111,12 @@ def _fresh(
     workshop: "Workshop", key: "CellKey", base: str, recipe: TriggerRecipe | None = None
 ) -> Callable[[int], PeftModel]:
     """Makes new modules on a base; where it is poisoned, or the data will be (`recipe`), they say so."""
-    labels = Labels(workshop.tasks[key.user_task].class_names, False)
+    head = class_head(workshop.tasks[key.user_task].class_names)
     options, recipe = workshop.grid.peft(key.form), recipe or read_base_mark(base)
 
     def make(seed: int) -> PeftModel:
         # Not the attacker's own start: what is reset would go back to it.
-        model = load_peft_model(base, labels, options, seed + _USER, marked_too=True)
+        model = load_peft_model(base, head, options, seed + _USER, marked_too=True)
         if recipe is not None:
             keep_marked(model, recipe)
         return model

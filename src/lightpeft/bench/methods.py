@@ -10,7 +10,7 @@ from torch import nn
 from lightpeft.anatomy import base_of, find_anatomy, layer_modules, lowest_stack
 from lightpeft.config import LightConfig, PrefixConfig, SurgeryConfig, check_choice, exact_count
 from lightpeft.errors import ConfigError
-from lightpeft.runs import OBJECTIVES, Setting, outline
+from lightpeft.runs import Setting, outline
 from lightpeft.surgery import FirstToken, can_narrow, padded_batch
 
 PAPER_STEPS, PAPER_RUN = 800, 21_050
@@ -71,7 +71,7 @@ class Method:
 
 def upper_half(setting: Setting) -> list[str]:
     """All linears of the upper half of the layers, the middle one of an odd number included."""
-    base = outline(setting.model, OBJECTIVES[setting.spec.objective].auto_class)
+    base = outline(setting.model, setting.kind.auto_class)
     layers = find_anatomy(base).layers
     upper = layers[len(layers) // 2 :]
     return [name for layer in upper for units in layer.units for name in units.linears]

@@ -16,7 +16,7 @@ def select_rows(task: TaskData, min_words: int = 0, train_rows: int | None = Non
     check_at_least("min_words", min_words, 0)
     if train_rows is not None:
         check_at_least("train_rows", train_rows, 1)
-    long_enough = [row for row, text in enumerate(task.train["text"]) if len(text.split()) >= min_words]
+    long_enough = [row for row, text in enumerate(task.train["text"]) if _words(text) >= min_words]
     if not long_enough:
         raise ConfigError(
             f"no training row of {task.spec.name} has {min_words} words (min_words); ask for fewer."
@@ -24,3 +24,8 @@ def select_rows(task: TaskData, min_words: int = 0, train_rows: int | None = Non
     rows = task.train.select(long_enough).shuffle(seed=0)
     wanted = len(rows) if train_rows is None else min(train_rows, len(rows))
     return dataclasses.replace(task, train=rows.select(range(wanted)))
+
+
+def _words(text: str | list[str]) -> int:
+    """Of a text, or of one that is given as words."""
+    return len(text.split() if isinstance(text, str) else text)

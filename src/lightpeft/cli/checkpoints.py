@@ -18,11 +18,12 @@ from lightpeft.checkpoint import (
 )
 from lightpeft.errors import CheckpointError
 from lightpeft.runs import require_folder, resolve_model
+from lightpeft.tasks import TaskRecord
 
 
 def open_checkpoint(
     folder: str, base: str | None
-) -> tuple[PeftModel | PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
+) -> tuple[PeftModel | PreTrainedModel, PreTrainedTokenizerBase, TaskRecord]:
     """Model, tokenizer and task record of a light or merged checkpoint, or of a run's folder that holds one.
 
     Raises:
@@ -31,12 +32,12 @@ def open_checkpoint(
     if base is not None:
         require_folder(base)
     directory = light_folder(folder)
-    described = recorded(directory)
+    described, task = recorded(directory)
     tokenizer = open_tokenizer(directory)
     if kind_of(directory) == MERGED:
-        return load_merged(directory), tokenizer, described["task"]
+        return load_merged(directory), tokenizer, task
     name = base or (described.get("base") or {}).get("name_or_path")
-    return load(directory, None if name is None else resolve_model(name)), tokenizer, described["task"]
+    return load(directory, None if name is None else resolve_model(name)), tokenizer, task
 
 
 def light_folder(folder: str) -> Path:
@@ -51,17 +52,14 @@ def light_folder(folder: str) -> Path:
     return inner if is_light_checkpoint(inner) else find_folder(folder)
 
 
-def recorded(directory: Path) -> dict[str, Any]:
-    """What a checkpoint says of its base, metrics and task.
+def recorded(directory: Path) -> tuple[dict[str, Any], TaskRecord]:
+    """What a checkpoint says of its base and metrics, and its task.
 
     Raises:
         CheckpointError: it is damaged, or does not say which task it was trained on.
     """
     described = read_merged(directory)[1] if kind_of(directory) == MERGED else read_record(directory)[1]
-    task = described.get("task")
-    if not isinstance(task, dict) or "name" not in task:
-        raise CheckpointError(f"{directory} does not say which task it was trained on; use load() in Python.")
-    return described
+    return described, TaskRecord.read(described.get("task"), directory)
 
 
 def open_tokenizer(directory: Path) -> PreTrainedTokenizerBase:

@@ -36,7 +36,7 @@ def demo(
         json: Print the result as JSON instead of a table.
     """
     from lightpeft.cli.experiment import check_ready, show
-    from lightpeft.cli.tasks import TaskOptions, task_record
+    from lightpeft.cli.tasks import TaskOptions
     from lightpeft.runs import Experiment, make_setting, run_experiment
 
     check_ready(out)
@@ -51,7 +51,7 @@ def demo(
         light=LightConfig.preset("default"),
         seeds=tuple(chosen),
         compare=True,
-        task=task_record(options, task, training),
+        task=options.record(task, training),
     )
     result = run_experiment(
         experiment,

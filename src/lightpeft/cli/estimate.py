@@ -11,7 +11,6 @@ from lightpeft.outputs import Output, check_file
 from lightpeft.run_config import (
     BottleneckOptions,
     LoraOptions,
-    Objective,
     PeftForm,
     PeftOptions,
     TrainingConfig,
@@ -32,7 +31,7 @@ def write_scores(
     model: str | None = None,
     data: Path | None = None,
     text: Names | None = None,
-    objective: Objective = "sequence-classification",
+    objective: str = "sequence-classification",
     label: str = "label",
     train_limit: int | None = None,
     preset: Preset = "default",
@@ -51,8 +50,9 @@ def write_scores(
         out: File to write the scores to (safetensors).
         model: Hub name or folder of the base; by default the one that `adapter` names.
         data: Folder with train and validation files; by default the hub.
-        text: Your own data: the one or two text columns.
-        objective: Your own data: `sequence-classification`, or `causal-lm`.
+        text: Your own data: the text columns.
+        objective: Kind of your own data: `sequence-classification` (classes, or numbers), `causal-lm` (texts,
+            or prompts and completions), ...; a word that is none of them lists them all.
         label: Your own data: the label column.
         train_limit: Use only so many training examples, drawn at random.
         preset: `default`, or `paper`.

@@ -29,12 +29,10 @@ def evaluate(
         json: Print JSON.
     """
     from lightpeft.cli.checkpoints import open_checkpoint
-    from lightpeft.cli.tasks import recorded_training, recorded_validation
     from lightpeft.runs import evaluate_model
 
     model, tokenizer, record = open_checkpoint(checkpoint, base)
-    task = recorded_validation(record, data)
-    metrics = evaluate_model(model, tokenizer, task, recorded_training(record, batch_size))
+    metrics = evaluate_model(model, tokenizer, record.validation(data), record.training(batch_size))
     if json:
         print_json(metrics)
     else:

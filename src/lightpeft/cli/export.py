@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+    from lightpeft.tasks import TaskRecord
+
 
 ExportForm = Literal["merged", "full-adapter"]
 
@@ -53,12 +55,12 @@ def export(
     if not evaluate and (data is not None or batch_size is not None):
         raise ConfigError("data and batch_size have no effect without --evaluate.")
     directory = light_folder(checkpoint)
-    described = recorded(directory)
+    described, task = recorded(directory)
     name = base or (described.get("base") or {}).get("name_or_path")
     resolved = None if name is None else resolve_model(name)
     target = out or _beside(checkpoint, directory, to)
     model = _write(to, directory, target, resolved)
-    measured = _measure(model, directory, described, data, batch_size) if evaluate else None
+    measured = _measure(model, directory, task, data, batch_size) if evaluate else None
     result = {
         "to": to,
         "out": str(target),
@@ -101,18 +103,14 @@ def _write(to: ExportForm, directory: Path, out: Path, base: str | None) -> "Pef
 def _measure(
     model: "PeftModel | PreTrainedModel",
     directory: Path,
-    described: dict[str, Any],
+    task: "TaskRecord",
     data: Path | None,
     batch_size: int | None,
 ) -> dict[str, float]:
     from lightpeft.cli.checkpoints import open_tokenizer
-    from lightpeft.cli.tasks import recorded_training, recorded_validation
     from lightpeft.runs import evaluate_model
 
-    record = described["task"]
-    task = recorded_validation(record, data)
-    tokenizer = open_tokenizer(directory)
-    return evaluate_model(model, tokenizer, task, recorded_training(record, batch_size))
+    return evaluate_model(model, open_tokenizer(directory), task.validation(data), task.training(batch_size))
 
 
 def _lines(result: dict[str, Any], model: "PeftModel | PreTrainedModel") -> list[str]:

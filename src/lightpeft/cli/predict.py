@@ -1,4 +1,4 @@
-"""`lightpeft predict`: labels for texts, or their continuations."""
+"""`lightpeft predict`: what a trained model says about texts, or how it continues them."""
 
 import json as json_lines
 import sys
@@ -8,8 +8,6 @@ from pathlib import Path
 from lightpeft.cli.options import existing_file, run_with_options
 from lightpeft.errors import ConfigError
 from lightpeft.outputs import Output, check_file, written_file
-
-NEW_TOKENS = 64
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -36,52 +34,27 @@ def predict(
         max_new_tokens: Of a language model: tokens of a completion that does not end before; by default 64.
     """
     from lightpeft.cli.checkpoints import open_checkpoint
-    from lightpeft.cli.tasks import recorded_objective, recorded_training
-    from lightpeft.runs import generate_texts, predict_labels
+    from lightpeft.runs import predict as predicted
+    from lightpeft.tasks import text_lines
 
     if out is not None:
         check_file(out, Output.PREDICTIONS)
         if out.resolve() == texts.resolve():
             raise ConfigError(f"{out} is the file of texts; choose another name for the answers.")
-    existing_file(texts, "a text file, one example a line")
+    lines = text_lines(existing_file(texts, "a text file, one example a line"))
     model, tokenizer, record = open_checkpoint(checkpoint, base)
-    size = recorded_training(record, batch_size).batch_size
-    if recorded_objective(record) == "causal-lm":
-        prompts = [prompt for (prompt,) in read_rows(texts, 1)]
-        tokens = NEW_TOKENS if max_new_tokens is None else max_new_tokens
-        predictions = generate_texts(model, tokenizer, prompts, tokens, size)
-    elif max_new_tokens is not None:
-        raise ConfigError(f"{checkpoint} labels texts and writes none; leave max_new_tokens out.")
-    else:
-        predictions = predict_labels(model, tokenizer, read_rows(texts, len(record["text"])), record, size)
+    predictions = predicted(
+        model,
+        tokenizer,
+        record,
+        lines,
+        str(texts),
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+    )
     text = "".join(json_lines.dumps(line, ensure_ascii=False) + "\n" for line in predictions)
     if out is None:
         sys.stdout.write(text)
     else:
         with written_file(out, Output.PREDICTIONS) as beside:
             beside.write_text(text, encoding="utf-8")
-
-
-def read_rows(path: Path, columns: int) -> list[list[str]]:
-    """The examples of a text file, one a line, each as its one or two texts; a blank line is a blank example.
-
-    Raises:
-        ConfigError: there is no such file.
-        TaskError: it is not UTF-8, or a line has another number of texts.
-    """
-    from lightpeft.tasks import TaskError, text_lines
-
-    rows = []
-    for number, line in enumerate(
-        text_lines(existing_file(path, "a text file, one example a line")), start=1
-    ):
-        texts = line.split("\t") if columns > 1 else [line]
-        if not line.strip():
-            texts = [""] * columns
-        if len(texts) != columns:
-            raise TaskError(
-                f"{path}, line {number}: found {len(texts)} texts, the task has {columns}; put a tab "
-                "between them"
-            )
-        rows.append(texts)
-    return rows

@@ -19,7 +19,6 @@ from lightpeft.errors import ConfigError
 from lightpeft.run_config import (
     BottleneckOptions,
     LoraOptions,
-    Objective,
     PeftForm,
     PeftOptions,
     TrainingConfig,
@@ -37,7 +36,7 @@ def train(
     model: str | None = None,
     data: Path | None = None,
     text: Names | None = None,
-    objective: Objective = "sequence-classification",
+    objective: str = "sequence-classification",
     label: str = "label",
     metric: str | None = None,
     train_limit: int | None = None,
@@ -66,9 +65,9 @@ def train(
         out: Folder for the light checkpoint, result.json and report.html.
         model: Hub name or folder of the base; by default the one that `adapter` names.
         data: Folder with train and validation files (parquet, csv, tsv, jsonl, txt); by default the hub.
-        text: Your own data: the one or two text columns.
-        objective: Your own data: `sequence-classification` (classes, or numbers), or `causal-lm` to learn to
-            write the text, or of two text columns, prompt and completion, the completion.
+        text: Your own data: the text columns.
+        objective: Kind of your own data: `sequence-classification` (classes, or numbers), `causal-lm` (texts,
+            or prompts and completions), ...; a word that is none of them lists them all.
         label: Your own data: the label column; strings or integers for classes, floats for regression.
         metric: Your own data: the metric to judge by.
         train_limit: Use only so many training examples, drawn at random.
@@ -91,7 +90,7 @@ def train(
         json: Print the result as JSON instead of a table.
     """
     from lightpeft.cli.experiment import base_to_use, check_ready, show
-    from lightpeft.cli.tasks import TaskOptions, task_record
+    from lightpeft.cli.tasks import TaskOptions
     from lightpeft.runs import Experiment, make_setting, run_experiment
 
     del preset
@@ -110,7 +109,7 @@ def train(
         light=light,
         seeds=tuple(seeds_of(seeds, [training.seed])),
         compare=compare,
-        task=task_record(task_options, loaded, setting.training),
+        task=task_options.record(loaded, setting.training),
     )
     result = run_experiment(
         experiment,

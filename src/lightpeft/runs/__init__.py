@@ -8,7 +8,6 @@ from lightpeft.runs.generation import generate_texts
 from lightpeft.runs.limits import within_positions
 from lightpeft.runs.minilm import minilm_path
 from lightpeft.runs.models import (
-    Labels,
     load_config,
     load_peft_model,
     load_tokenizer,
@@ -16,20 +15,16 @@ from lightpeft.runs.models import (
     require_folder,
     resolve_model,
 )
-from lightpeft.runs.objectives import OBJECTIVES, ObjectiveRow
 from lightpeft.runs.speed import ESTIMATION, Speed, measure_speed, training_peak_bytes, with_gates
-from lightpeft.runs.use import evaluate_model, predict_labels
+from lightpeft.runs.use import evaluate_model, predict
 
 __all__ = [
     "ESTIMATION",
     "LIGHT",
     "MINILM",
-    "OBJECTIVES",
     "PLAIN",
     "SCORES",
     "Experiment",
-    "Labels",
-    "ObjectiveRow",
     "Outcome",
     "Run",
     "Setting",
@@ -45,7 +40,7 @@ __all__ = [
     "measure_speed",
     "minilm_path",
     "outline",
-    "predict_labels",
+    "predict",
     "prepare",
     "require_folder",
     "resolve_model",

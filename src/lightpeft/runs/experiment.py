@@ -30,6 +30,7 @@ from lightpeft.runs.fit import Outcome, Setting, fit
 from lightpeft.runs.speed import ESTIMATION, Speed, measure_speed
 from lightpeft.scores import Scores
 from lightpeft.surgery import parameter_counts
+from lightpeft.tasks import TaskRecord
 
 LIGHT, PLAIN, SCORES = "light", "plain", "scores.safetensors"
 RESULT, PAGE = "result.json", "report.html"
@@ -87,7 +88,7 @@ class Experiment:
     light: LightConfig
     seeds: tuple[int, ...]
     compare: bool
-    task: dict[str, Any]
+    task: TaskRecord
     """What `evaluate` and `predict` need to know of the task, kept in the checkpoint."""
 
     repeats: int = 10
@@ -225,7 +226,7 @@ def checkpoint_folders(experiment: Experiment, out: Path) -> list[Path]:
 
 def _save(experiment: Experiment, out: Path, plain: Outcome | None, light: Outcome) -> None:
     tokenizer = experiment.setting.tokenizer
-    save(light.model, out / LIGHT, tokenizer=tokenizer, metrics=light.metrics, task=experiment.task)
+    save(light.model, out / LIGHT, tokenizer=tokenizer, metrics=light.metrics, task=experiment.task.as_json())
     assert light.light is not None
     light.light.prove(light.model, out / LIGHT)
     if light.light.scores is not None:
@@ -324,7 +325,7 @@ def _curves(label: str, run: Finished | None, seed: int) -> list[Curve]:
 def _config(experiment: Experiment) -> dict[str, Any]:
     return {
         "model": experiment.setting.model,
-        "task": experiment.task,
+        "task": experiment.task.as_json(),
         "training": dataclasses.asdict(experiment.setting.training),
         "peft": dataclasses.asdict(experiment.setting.peft),
         "light": experiment.light.to_dict(),

@@ -27,14 +27,12 @@ from lightpeft.config import LightConfig
 from lightpeft.run_config import PeftOptions, TrainingConfig
 from lightpeft.runs.limits import check_tokens, within_positions
 from lightpeft.runs.models import (
-    Labels,
     check_architecture,
     load_peft_model,
     load_tokenizer,
     outline,
 )
-from lightpeft.runs.objectives import OBJECTIVES, Collator, ObjectiveRow, features
-from lightpeft.tasks import TaskData, TaskSpec, compute_metrics_for
+from lightpeft.tasks import Collator, TaskData, TaskKind, TaskSpec, compute_metrics_for, find_kind
 from lightpeft.training import KeepingTrainer, LightCallback, LightTrainer
 
 logger = logging.getLogger(__name__)
@@ -46,26 +44,29 @@ class Setting:
 
     model: str
     spec: TaskSpec
-    labels: Labels
     tokenizer: PreTrainedTokenizerBase
     train: Dataset
     validation: Dataset
+    validation_rows: Dataset
+    """What `validation` was made of."""
+
     training: TrainingConfig
     peft: PeftOptions
 
     @property
-    def objective(self) -> ObjectiveRow:
-        """How this kind of task is run."""
-        return OBJECTIVES[self.spec.objective]
+    def kind(self) -> TaskKind:
+        """What this kind of task needs."""
+        return find_kind(self.spec.objective)
 
     @property
     def collator(self) -> Collator:
         """Makes one padded batch of rows of `train` or `validation`."""
-        return self.objective.collator(self.tokenizer)
+        return self.kind.collator(self.tokenizer)
 
     def load_model(self) -> PeftModel:
         """The base with its adapter, as every run of this setting begins."""
-        model = load_peft_model(self.model, self.labels, self.peft, self.training.seed, self.spec.objective)
+        head = self.kind.head(self.spec)
+        model = load_peft_model(self.model, head, self.peft, self.training.seed, self.spec.objective)
         # A classifier on a decoder finds the end of a padded text by it.
         if model.config.pad_token_id is None:
             model.config.pad_token_id = self.tokenizer.pad_token_id
@@ -100,13 +101,13 @@ def make_setting(model: str, task: TaskData, training: TrainingConfig, peft: Pef
         ConfigError: the tokenizer cannot be loaded, or an option does not fit the task.
         TaskError: a split has nothing to learn.
     """
-    objective = task.spec.objective
-    check_architecture(model, objective)
+    kind = find_kind(task.spec.objective)
+    check_architecture(model, kind)
     tokenizer = load_tokenizer(model)
-    shape = outline(model, OBJECTIVES[objective].auto_class)
+    shape = outline(model, kind.auto_class)
     training = within_positions(training, shape, model)
     splits = {
-        name: features(objective, split, tokenizer, training)
+        name: kind.features(split, tokenizer, training)
         for name, split in (("train", task.train), ("validation", task.validation))
     }
     for name, split in splits.items():
@@ -115,7 +116,7 @@ def make_setting(model: str, task: TaskData, training: TrainingConfig, peft: Pef
     return Setting(
         model=model,
         spec=task.spec,
-        labels=Labels(task.class_names, task.is_regression),
+        validation_rows=task.validation,
         tokenizer=tokenizer,
         training=training,
         peft=peft,
@@ -215,16 +216,17 @@ def prepare(
     clock = _StepClock()
     options: dict[str, Any] = {
         "model": model,
-        "args": training_arguments(setting.training, folder, progress, setting.objective.evaluation_batches),
+        "args": training_arguments(setting.training, folder, progress, setting.kind.evaluation_batches),
         "train_dataset": setting.train,
         "eval_dataset": setting.validation,
         "processing_class": setting.tokenizer,
         "data_collator": setting.collator,
-        "compute_metrics": compute_metrics_for(setting.spec),
-        "preprocess_logits_for_metrics": setting.objective.scored,
+        "compute_metrics": compute_metrics_for(setting.spec, setting.validation_rows, setting.validation),
+        "preprocess_logits_for_metrics": setting.kind.kept,
         "callbacks": [clock, *callbacks],
     }
     trainer = KeepingTrainer(**options) if light is None else LightTrainer(light=light, **options)
+    trainer.evaluates_in_order = setting.kind.in_order
     trainer.pop_callback(PrinterCallback)
     if trainer.pop_callback(ProgressCallback) is not None:
         trainer.add_callback(_Bar)

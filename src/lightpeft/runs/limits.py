@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pyarrow.compute as pc
 from datasets import Dataset
@@ -66,9 +67,9 @@ def check_tokens(features: Dataset, tokenizer: PreTrainedTokenizerBase, base: nn
     if rows is None:
         return
     column = features.data.column("input_ids")
-    largest = pc.max(pc.list_flatten(column)).as_py()
+    largest = pc.max(pc.list_flatten(column, recursive=True)).as_py()
     if largest is not None and largest >= rows:
-        row = next(number for number, ids in enumerate(column.to_pylist(), 1) if largest in ids)
+        row = next(number for number, ids in enumerate(column, 1) if largest in _flat(ids.as_py()))
         raise _beyond(f"{what} {row}", largest, tokenizer, rows)
     _check_padding(tokenizer, rows)
 
@@ -84,6 +85,11 @@ def check_ids(rows: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase,
         largest = max(ids, default=0)
         if known is not None and largest >= known:
             raise _beyond(f"text {number}", largest, tokenizer, known)
+
+
+def _flat(ids: list[Any]) -> list[int]:
+    """The token ids of a row, of all its texts."""
+    return [token for one in ids for token in (one if isinstance(one, list) else [one])]
 
 
 def _check_padding(tokenizer: PreTrainedTokenizerBase, rows: int) -> None:

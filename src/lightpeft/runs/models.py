@@ -1,8 +1,7 @@
 """Load a base, with a fresh task head where it needs one, and put an adapter on it."""
 
 import logging
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,32 +21,14 @@ from lightpeft.anatomy import FAMILIES
 from lightpeft.anatomy.families.decoders import DECODERS
 from lightpeft.checkpoint import origin_of, refuse_marked
 from lightpeft.errors import AnatomyError, CheckpointError, ConfigError, LightPeftError
-from lightpeft.run_config import MINILM, Objective, PeftOptions
+from lightpeft.run_config import MINILM, PeftOptions
 from lightpeft.runs.continued import continue_adapter
 from lightpeft.runs.minilm import minilm_path
-from lightpeft.runs.objectives import OBJECTIVES
 from lightpeft.runs.peft_configs import peft_config
 from lightpeft.surgery import verify_discovered
+from lightpeft.tasks import TaskKind, find_kind
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Labels:
-    """What the task head predicts: classes by name, or one number."""
-
-    names: tuple[str, ...]
-    is_regression: bool
-
-    def head_options(self) -> dict[str, Any]:
-        """Options for `from_pretrained`."""
-        if self.is_regression:
-            return {"num_labels": 1, "problem_type": "regression"}
-        return {
-            "id2label": dict(enumerate(self.names)),
-            "label2id": {name: index for index, name in enumerate(self.names)},
-            "problem_type": "single_label_classification",
-        }
 
 
 def resolve_model(name: str) -> str:
@@ -98,18 +79,19 @@ def require_folder(name: str, what: str = "model") -> None:
 
 def load_peft_model(
     name: str,
-    labels: Labels,
+    head: Mapping[str, Any] | None,
     peft: PeftOptions | PeftConfig,
     seed: int,
-    objective: Objective = "sequence-classification",
+    objective: str = "sequence-classification",
     *,
     marked_too: bool = False,
 ) -> PeftModel:
-    """A base from the hub or a folder with an adapter, trainable; for labels with a new head.
+    """A base from the hub or a folder with an adapter, trainable, and with a new head where one is needed.
 
     Modules that the checkpoint does not have (heads, some poolers) are trained and saved with the adapter.
 
     Args:
+        head: options of the head for `from_pretrained`; None where the base's own is used.
         peft: what to put on it; a configuration of PEFT's own is taken as it is.
         marked_too: also a base or an adapter that the audit marked as poisoned; for the audit itself.
 
@@ -117,15 +99,13 @@ def load_peft_model(
         ConfigError: the model or the adapter to go on from cannot be loaded, or they do not fit.
         AnatomyError: nothing of its architecture can be cut, or it cannot predict the next token.
     """
-    path, row = resolve_model(name), OBJECTIVES[objective]
-    check_architecture(name, objective)
+    path, kind = resolve_model(name), find_kind(objective)
+    check_architecture(name, kind)
     set_seed(seed)
-    options: dict[str, Any] = {}
-    if objective == "sequence-classification":
-        # The checkpoint may have a head of its own, for other labels.
-        options = labels.head_options() | {"ignore_mismatched_sizes": True}
+    # The checkpoint may have a head of its own, for other labels.
+    options = {} if head is None else {**head, "ignore_mismatched_sizes": True}
     try:
-        base, info = row.auto_class.from_pretrained(path, output_loading_info=True, **options)
+        base, info = kind.auto_class.from_pretrained(path, output_loading_info=True, **options)
     except Exception as error:  # A damaged file can be anything to the library that reads it.
         raise ConfigError(f"the model {name!r} cannot be loaded: {first_line(error)}") from error
     if not marked_too:
@@ -138,7 +118,7 @@ def load_peft_model(
     if isinstance(peft, PeftOptions):
         if peft.adapter is not None:
             return continue_adapter(base, peft.adapter, new, marked_too=marked_too)
-        peft = peft_config(peft, base, anatomy, row.peft_task, new_modules(base, new))
+        peft = peft_config(peft, base, anatomy, kind.peft_task, new_modules(base, new))
     return _wrapped(base, peft)
 
 
@@ -226,7 +206,7 @@ def outline(name: str, auto_class: Any = AutoModel) -> PreTrainedModel:
     return base
 
 
-def check_architecture(name: str, objective: Objective) -> None:
+def check_architecture(name: str, kind: TaskKind) -> None:
     """Refuse a base that cannot learn what it shall.
 
     Raises:
@@ -234,8 +214,8 @@ def check_architecture(name: str, objective: Objective) -> None:
         AnatomyError: it cannot predict the next token.
     """
     model_type = load_config(name).model_type
-    if objective == "causal-lm" and model_type in FAMILIES and model_type not in DECODERS:
+    if kind.only_decoders and model_type in FAMILIES and model_type not in DECODERS:
         raise AnatomyError(
             f"{name} is a {model_type}, which sees a text from both sides and cannot learn to continue one; "
-            f"causal-lm takes {', '.join(DECODERS)}."
+            f"{kind.name} takes {', '.join(DECODERS)}."
         )

@@ -1,19 +1,23 @@
-"""Using a trained model: evaluate, and predict labels."""
+"""Using a trained model: evaluate, and predict."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
+from transformers.trainer_pt_utils import nested_concat, nested_numpify
 
+from lightpeft.errors import ConfigError
 from lightpeft.run_config import TrainingConfig
+from lightpeft.runs.generation import generate_texts
 from lightpeft.runs.limits import check_tokens
-from lightpeft.runs.objectives import OBJECTIVES, features
-from lightpeft.tasks import TaskData, ValidationData, compute_metrics_for, encode
+from lightpeft.tasks import Evaluated, TaskData, TaskKind, TaskRecord, ValidationData, find_kind
+
+NEW_TOKENS = 64
+"""Of a completion that does not end before, unless the user says otherwise."""
 
 
 def evaluate_model(
@@ -27,59 +31,69 @@ def evaluate_model(
     Args:
         training: of it the length, packing and batch size of the run are taken.
     """
-    row = OBJECTIVES[task.spec.objective]
-    predictions, labels = [], []
-    encoded = features(task.spec.objective, task.validation, tokenizer, training)
+    kind = find_kind(task.spec.objective)
+    encoded = kind.features(task.validation, tokenizer, training)
     check_tokens(encoded, tokenizer, model, "validation text")
-    loader: DataLoader[Any] = DataLoader(
-        encoded,
-        batch_size=training.batch_size,
-        collate_fn=row.collator(tokenizer),
-    )
-    for batch in loader:
-        wanted = batch.pop("labels")
-        found = _logits(model, batch)
-        if row.scored is not None:
-            found = row.scored(found, wanted.to(found.device))
-        predictions.append(found.float().cpu().numpy())
-        # Of language modelling only the losses are scored, and rows of labels differ in length.
-        labels.append(wanted.reshape(len(wanted), -1)[:, 0].numpy())
-    prediction = EvalPrediction(np.concatenate(predictions), np.concatenate(labels))
-    return compute_metrics_for(task.spec)(prediction)
+    outputs, labels = _outputs(model, tokenizer, kind, encoded, training.batch_size)
+    return kind.score(task.spec, outputs, labels, task.validation, encoded)
 
 
-def predict_labels(
+def predict(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[Sequence[str]],
-    record: Mapping[str, Any],
-    batch_size: int,
+    record: TaskRecord,
+    lines: Sequence[str],
+    where: str,
+    *,
+    batch_size: int | None = None,
+    max_new_tokens: int | None = None,
 ) -> list[dict[str, Any]]:
-    """One answer per row: `label` and `probability`, or `value` for a regression."""
-    if not rows:
+    """One answer for every line of a text file; what is in it, the kind of task says.
+
+    Args:
+        where: the file, for messages.
+        batch_size: by default what the kind of task suggests.
+        max_new_tokens: of a language model, `NEW_TOKENS` by default.
+
+    Raises:
+        ConfigError: tokens to write for a model that writes none, or see `generate_texts`.
+        TaskError: a line that is no example of the task; names it.
+    """
+    kind, training = find_kind(record.objective), record.training(batch_size)
+    if kind.writes:
+        tokens = NEW_TOKENS if max_new_tokens is None else max_new_tokens
+        return generate_texts(model, tokenizer, lines, tokens, training.batch_size)  # type: ignore[arg-type]
+    if max_new_tokens is not None:
+        raise ConfigError(f"a model for {kind.name} writes no text; leave max_new_tokens out.")
+    if not lines:
         return []
-    columns = zip(("text", "text_pair"), zip(*rows, strict=True), strict=False)
-    texts = Dataset.from_dict({name: list(column) for name, column in columns})
-    encoded = encode(texts, tokenizer, record["max_length"])
+    split = kind.examples(record.spec, lines, where)
+    encoded = kind.encode(split, tokenizer, training)
     check_tokens(encoded, tokenizer, model, "text")
-    loader: DataLoader[Any] = DataLoader(
-        encoded, batch_size=batch_size, collate_fn=DataCollatorWithPadding(tokenizer)
-    )
-    return [_answer(logits, record) for batch in loader for logits in _logits(model, batch).float().cpu()]
+    outputs, labels = _outputs(model, tokenizer, kind, encoded, training.batch_size)
+    return kind.answers(record.spec, Evaluated(outputs, labels, split, encoded))
 
 
-def _answer(logits: torch.Tensor, record: Mapping[str, Any]) -> dict[str, Any]:
-    if record["regression"]:
-        return {"value": float(logits[0])}
-    probabilities = logits.softmax(-1)
-    best = int(probabilities.argmax())
-    return {"label": record["class_names"][best], "probability": float(probabilities[best])}
+def _outputs(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, kind: TaskKind, encoded: Dataset, batch_size: int
+) -> tuple[Any, Any]:
+    """What is kept of all batches, and their labels, padded with -100 where rows differ in length."""
+    outputs = labels = None
+    for batch in DataLoader(encoded, batch_size=batch_size, collate_fn=kind.collator(tokenizer)):
+        theirs = tuple(batch.pop(name) for name in kind.label_names if name in batch)
+        wanted = theirs[0] if len(theirs) == 1 else theirs
+        found = kind.kept(_logits(model, kind, batch), wanted).float().cpu()
+        outputs = found if outputs is None else nested_concat(outputs, found)
+        labels = wanted if labels is None else nested_concat(labels, wanted)
+    assert outputs is not None
+    return outputs.numpy(), nested_numpify(labels)
 
 
-def _logits(model: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+def _logits(
+    model: nn.Module, kind: TaskKind, batch: Mapping[str, torch.Tensor]
+) -> torch.Tensor | tuple[torch.Tensor, ...]:
     device = next(model.parameters()).device
     model.eval()
     with torch.inference_mode():
         outputs = model(**{name: value.to(device) for name, value in batch.items()})
-    logits: torch.Tensor = outputs.logits
-    return logits
+    return kind.logits(outputs)

@@ -1,4 +1,4 @@
-"""Data set -> features -> metric: classification, regression and language modelling on one or two texts."""
+"""Data set -> features -> metric, for every kind of task."""
 
 from typing import TYPE_CHECKING
 
@@ -8,9 +8,13 @@ if TYPE_CHECKING:
     from lightpeft.tasks.errors import TaskError
     from lightpeft.tasks.features import encode, truncated_share
     from lightpeft.tasks.files import text_lines
-    from lightpeft.tasks.language_modelling import encode_language, token_losses
+    from lightpeft.tasks.kinds import KINDS, check_objective, find_kind
+    from lightpeft.tasks.kinds.classification import class_head
+    from lightpeft.tasks.kinds.kind import Collator, Evaluated, TaskKind
+    from lightpeft.tasks.kinds.language_modelling import encode_language, token_losses
     from lightpeft.tasks.load import load_task, load_validation
-    from lightpeft.tasks.metrics import METRICS, compute_metrics_for
+    from lightpeft.tasks.metrics import compute_metrics_for
+    from lightpeft.tasks.record import TaskRecord
     from lightpeft.tasks.registry import TASKS, custom_task, find_task, task_names
     from lightpeft.tasks.spec import GeneratedSource, HubSource, TaskData, TaskSpec, ValidationData
     from lightpeft.tasks.synthetic import generate_sentiment
@@ -18,18 +22,25 @@ else:
     __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
-    "METRICS",
+    "KINDS",
     "TASKS",
+    "Collator",
+    "Evaluated",
     "GeneratedSource",
     "HubSource",
     "TaskData",
     "TaskError",
+    "TaskKind",
+    "TaskRecord",
     "TaskSpec",
     "ValidationData",
+    "check_objective",
+    "class_head",
     "compute_metrics_for",
     "custom_task",
     "encode",
     "encode_language",
+    "find_kind",
     "find_task",
     "generate_sentiment",
     "load_task",

@@ -1,70 +1,76 @@
-"""The columns of one split, checked and renamed to ``text``, ``text_pair`` and, with labels, ``label``."""
+"""The columns of one split: whether they are there, and texts that are texts."""
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 from lightpeft.errors import did_you_mean, listed
 from lightpeft.tasks.errors import TaskError, TaskOptionError
 from lightpeft.tasks.files import Table
-from lightpeft.tasks.labels import check_labels, clean_labels, is_hidden, is_unicode
+from lightpeft.tasks.labels import is_unicode
 from lightpeft.tasks.spec import TaskSpec
 
 logger = logging.getLogger(__name__)
 
 Columns = dict[str, list[Any]]
 
-
-def checked_columns(spec: TaskSpec, table: Table) -> Columns:
-    """The texts, and the labels where the task has any, of a split that is trained or validated on.
-
-    Raises:
-        TaskError: a missing column, no rows, or a text or label that cannot be used.
-    """
-    columns = checked_texts(spec, table)
-    if not spec.has_labels:
-        return columns
-    columns["label"] = _labels(spec, table)
-    check_labels(columns["label"], f"{table.where}, column {spec.label!r}")
-    return columns
+TEXTS = ("text", "text_pair")
+"""The text columns of a split."""
 
 
-def checked_test_columns(spec: TaskSpec, table: Table) -> Columns | None:
-    """The same for a test split, or None (and a log line) if its labels are hidden or absent.
-
-    Raises:
-        TaskError: as ``checked_columns``.
-    """
-    if spec.has_labels and (spec.label not in table.names or is_hidden(_column(table, spec.label))):
-        logger.info("%s has no labels and is left out", table.where)
-        return None
-    return checked_columns(spec, table)
-
-
-def checked_texts(spec: TaskSpec, table: Table) -> Columns:
-    """The one or two text columns of a split, as ``text`` and ``text_pair``.
+def checked_texts(names: tuple[str, ...], table: Table) -> Columns:
+    """The one or two text columns of a split, as `text` and `text_pair`.
 
     Raises:
         TaskError: a missing column, no rows, or a text that is missing or no string.
     """
     columns: Columns = {}
-    for key, name in zip(("text", "text_pair"), spec.text, strict=False):
-        columns[key] = _column(table, name)
-        if not columns[key]:
-            raise TaskError(f"{table.where} is empty: columns but no rows; check the file")
-        _check_strings(columns[key], f"{table.where}, column {name!r}")
+    for key, name in zip(TEXTS, names, strict=False):
+        columns[key] = filled_column(table, name)
+        check_strings(columns[key], f"{table.where}, column {name!r}")
     return columns
 
 
-def _labels(spec: TaskSpec, table: Table) -> list[Any]:
-    return clean_labels(
-        _column(table, spec.label),
-        f"{table.where}, column {spec.label!r}",
-        untyped=table.untyped,
-        as_names=spec.class_names is not None and spec.labels_are_names,
-    )
+def filled_column(table: Table, name: str) -> list[Any]:
+    """The values of a column, at least one.
+
+    Raises:
+        TaskError: there is no such column, or it has no rows.
+    """
+    values = column(table, name)
+    if not values:
+        raise TaskError(f"{table.where} is empty: columns but no rows; check the file")
+    return values
 
 
-def _column(table: Table, name: str) -> list[Any]:
+def rewritten(spec: TaskSpec, table: Table) -> Table:
+    """The rows of the task that the rows of its data stand for.
+
+    Raises:
+        TaskError: a column is missing, or a value that rows cannot be made of; names the row.
+    """
+    if spec.rewrite is None:
+        return table
+    names = spec.rewrite.columns
+    rows: list[dict[str, Any]] = []
+    for number, values in enumerate(zip(*(column(table, name) for name in names), strict=True), start=1):
+        try:
+            rows += spec.rewrite.make(**dict(zip(names, values, strict=True)))
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise TaskError(
+                f"{table.where}, row {number}: {', '.join(names)} are not as {spec.name} has them "
+                f"({type(error).__name__}: {error})"
+            ) from error
+    made = tuple(dict.fromkeys(name for row in rows for name in row))
+    return replace(table, names=made, column=lambda name: [row[name] for row in rows])
+
+
+def column(table: Table, name: str) -> list[Any]:
+    """The values of a column.
+
+    Raises:
+        TaskError: there is no such column; names the nearest one, and all of them.
+    """
     if not table.names:
         raise TaskError(f"{table.where} is empty: no columns and no rows; check the file")
     if name not in table.names:
@@ -75,7 +81,12 @@ def _column(table: Table, name: str) -> list[Any]:
     return table.column(name)
 
 
-def _check_strings(texts: list[Any], where: str) -> None:
+def check_strings(texts: list[Any], where: str) -> None:
+    """Refuse what is no text, and say how many are blank.
+
+    Raises:
+        TaskError: names the first row.
+    """
     missing = [row for row, text in enumerate(texts, start=1) if text is None or text != text]
     if missing:
         raise TaskError(

@@ -1,7 +1,7 @@
 """Texts -> token ids, unpadded; ``DataCollatorWithPadding`` pads each batch to its longest."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -14,6 +14,9 @@ from lightpeft.tasks.errors import TaskError, TaskOptionError
 logger = logging.getLogger(__name__)
 
 BATCH = 1000
+IGNORED = -100
+"""The label of a token that is not learned, as in transformers."""
+
 TYPES = {
     "input_ids": pa.list_(pa.int32()),
     "attention_mask": pa.list_(pa.int8()),
@@ -49,6 +52,52 @@ def encode(data: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -
     if "label" in data.column_names:
         columns["labels"] = data.with_format("arrow")["label"][:]
     return Dataset.from_dict(columns)
+
+
+def encode_words(
+    rows: Sequence[Sequence[str]], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> tuple[dict[str, pa.ChunkedArray], list[list[int | None]]]:
+    """Tokenise texts that are given as words, joined by spaces as a text is written.
+
+    Returns:
+        the features of all rows, cut to ``max_length`` tokens; and per row the word (from 0) that each token
+        ends in, None for tokens of no word.
+
+    Raises:
+        TaskError: the tokenizer does not say where its tokens are, or ``max_length`` leaves no room.
+    """
+    require_offsets(tokenizer)
+    check_room(tokenizer, max_length, pair=False)
+    names = [name for name in TYPES if name in tokenizer.model_input_names]
+    chunks: dict[str, list[pa.Array]] = {name: [] for name in names}
+    words: list[list[int | None]] = []
+    for start in range(0, len(rows), BATCH):
+        texts = rows[start : start + BATCH]
+        encoded = tokenizer(
+            [" ".join(text) for text in texts],
+            truncation=True,
+            max_length=max_length,
+            padding=False,
+            return_offsets_mapping=True,
+        )
+        places = [_word_places(text) for text in texts]
+        words += [
+            [place[end - 1] if end > begin else None for begin, end in offsets]
+            for place, offsets in zip(places, encoded["offset_mapping"], strict=True)
+        ]
+        _fill_blank(encoded, tokenizer)
+        for name in names:
+            chunks[name].append(pa.array(encoded[name], TYPES[name]))
+    words = [row or [None] for row in words]
+    return {name: pa.chunked_array(chunks[name], TYPES[name]) for name in names}, words
+
+
+def _word_places(words: Sequence[str]) -> list[int | None]:
+    """Of every character of the joined words, which word it is in; None for the spaces between."""
+    places: list[int | None] = []
+    for number, word in enumerate(words):
+        places += ([None] if number else []) + [number] * len(word)
+    return places
 
 
 def _fill_blank(encoded: BatchEncoding, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -87,7 +136,29 @@ def _batches(data: Dataset) -> Iterator[list[list[str]]]:
 
 def _check(data: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
     check_text(data)
-    special = tokenizer.num_special_tokens_to_add(pair="text_pair" in data.column_names)
+    check_room(tokenizer, max_length, pair="text_pair" in data.column_names)
+
+
+def require_offsets(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer that does not say where in a text its tokens are.
+
+    Raises:
+        TaskError: it is a slow one.
+    """
+    if not tokenizer.is_fast:
+        raise TaskError(
+            f"{type(tokenizer).__name__} does not say where in a text its tokens are; give the base a fast "
+            "tokenizer"
+        )
+
+
+def check_room(tokenizer: PreTrainedTokenizerBase, max_length: int, *, pair: bool) -> None:
+    """Refuse a length that the special tokens fill.
+
+    Raises:
+        TaskError: says how many there are.
+    """
+    special = tokenizer.num_special_tokens_to_add(pair=pair)
     if max_length <= special:
         raise TaskOptionError(
             f"max_length {max_length} leaves no room for text beside {special} special tokens; give more"

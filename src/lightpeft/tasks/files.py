@@ -204,6 +204,25 @@ def _read_lines(path: Path) -> Table:
     return Table(str(path), ("text",), lambda _name: lines, untyped=True)
 
 
+def _read_conll(path: Path) -> Table:
+    """One word a line, its tag in the last field; a blank line ends a text: the columns tokens and tags."""
+    texts: list[list[tuple[str, str]]] = [[]]
+    for number, line in enumerate(text_lines(path), start=1):
+        fields = line.split("\t") if "\t" in line else line.split()
+        if not line.strip():
+            texts.append([])
+        elif fields[0] != "-DOCSTART-":
+            if len(fields) < 2:
+                raise TaskError(f"{path}, line {number}: {line!r:.60} has no tag behind its word")
+            texts[-1].append((fields[0].strip(), fields[-1].strip()))
+    rows = [text for text in texts if text]
+    columns = {
+        "tokens": [[word for word, _ in row] for row in rows],
+        "tags": [[tag for _, tag in row] for row in rows],
+    }
+    return Table(str(path), tuple(columns), lambda name: columns[name])
+
+
 def text_lines(path: Path) -> list[str]:
     """The lines of a text file as an editor numbers them: only a line feed ends one, or CR and line feed.
 
@@ -237,4 +256,5 @@ READERS: dict[str, Callable[[Path], Table]] = {
     ".jsonl": _read_jsonl,
     ".json": _read_json,
     ".txt": _read_lines,
+    ".conll": _read_conll,
 }

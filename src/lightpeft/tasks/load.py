@@ -6,11 +6,11 @@ from random import Random
 
 from datasets import Dataset, Features, Value
 
-from lightpeft.tasks.columns import Columns, checked_columns, checked_test_columns
+from lightpeft.tasks.columns import Columns, rewritten
 from lightpeft.tasks.draw import permutation
 from lightpeft.tasks.errors import TaskError, TaskOptionError
 from lightpeft.tasks.files import Table
-from lightpeft.tasks.labels import check_varied, known_labels, resolve_labels
+from lightpeft.tasks.kinds import find_kind
 from lightpeft.tasks.metrics import with_metrics
 from lightpeft.tasks.registry import find_task
 from lightpeft.tasks.sources import open_tables, open_validation
@@ -47,13 +47,12 @@ def load_task(
     spec = find_task(task) if isinstance(task, str) else task
     if train_limit is not None and train_limit < 1:
         raise TaskOptionError(f"train_limit must be at least 1; found {train_limit}")
-    columns = _checked(spec, open_tables(spec, data, sizes, seed))
-    if spec.has_labels:
-        spec, columns = _with_ids(spec, columns)
-    spec = with_metrics(spec)
+    tables = open_tables(spec, data, sizes, seed)
+    spec, resolved = find_kind(spec.objective).resolve(spec, _checked(spec, tables))
+    spec, columns = with_metrics(spec), dict(resolved)
     held_out_of = None
     if "validation" not in columns:
-        held_out_of = len(columns["train"]["text"])
+        held_out_of = _length(columns["train"])
         columns |= _held_out(columns["train"], spec, seed)
     columns["train"] = _limited(columns["train"], spec, train_limit, seed)
     splits = {split: _dataset(found, spec) for split, found in columns.items()}
@@ -81,35 +80,44 @@ def load_validation(
         TaskError: the split is missing, or a text or label in it cannot be used (names the row).
     """
     spec = with_metrics(find_task(task) if isinstance(task, str) else task)
+    kind = find_kind(spec.objective)
     table = open_validation(spec, data, sizes, seed, held_out=held_out_of is not None)
-    columns = checked_columns(spec, table)
-    if spec.has_labels:
-        columns["label"] = known_labels(spec, columns["label"], "validation")
+    columns = kind.known(spec, kind.columns(spec, rewritten(spec, table)))
     if held_out_of is not None and not table.is_validation:
-        if len(columns["text"]) != held_out_of:
+        if _length(columns) != held_out_of:
             raise TaskError(
                 f"task {spec.name!r}: the validation rows were held out of {held_out_of} training rows, but "
-                f"{table.where} has {len(columns['text'])}, so they cannot be told; add a validation file"
+                f"{table.where} has {_length(columns)}, so they cannot be told; add a validation file"
             )
         columns = _held_out(columns, spec, seed)["validation"]
     return ValidationData(spec, _dataset(columns, spec))
 
 
 def _checked(spec: TaskSpec, tables: Mapping[str, Table]) -> dict[str, Columns]:
-    columns = {split: checked_columns(spec, table) for split, table in tables.items() if split != "test"}
-    test = checked_test_columns(spec, tables["test"]) if "test" in tables else None
+    kind = find_kind(spec.objective)
+    columns = {
+        split: kind.columns(spec, rewritten(spec, table))
+        for split, table in tables.items()
+        if split != "test"
+    }
+    test = None
+    if "test" in tables and _is_labelled(spec, tables["test"]):
+        test = kind.test_columns(spec, rewritten(spec, tables["test"]))
     return columns if test is None else columns | {"test": test}
 
 
-def _with_ids(spec: TaskSpec, columns: Mapping[str, Columns]) -> tuple[TaskSpec, dict[str, Columns]]:
-    """The spec with its kind filled in, and the labels as class ids or floats."""
-    spec, labels = resolve_labels(spec, {split: found["label"] for split, found in columns.items()})
-    return spec, {split: found | {"label": labels[split]} for split, found in columns.items()}
+def _is_labelled(spec: TaskSpec, table: Table) -> bool:
+    """Whether a test split has what labels are made of; where that is the label itself, its kind looks."""
+    return spec.rewrite is None or set(spec.rewrite.columns) <= set(table.names)
+
+
+def _length(columns: Columns) -> int:
+    return len(next(iter(columns.values())))
 
 
 def _held_out(train: Columns, spec: TaskSpec, seed: int) -> dict[str, Columns]:
     """The training rows split into ``train`` and ``validation``."""
-    rows = len(train["text"])
+    rows = _length(train)
     if rows < 2:
         raise TaskError(
             f"task {spec.name!r} has no validation split, and {rows} training row to hold out from"
@@ -130,13 +138,12 @@ def _held_out(train: Columns, spec: TaskSpec, seed: int) -> dict[str, Columns]:
 
 
 def _limited(train: Columns, spec: TaskSpec, limit: int | None, seed: int) -> Columns:
-    rows = len(train["text"])
+    rows = _length(train)
     if limit is not None and limit > rows:
         logger.warning("train_limit %d has no effect: there are %d training rows", limit, rows)
     if limit is not None and limit < rows:
         train = _rows(train, sorted(permutation(Random(seed), rows)[:limit]))
-    if spec.has_labels:
-        check_varied(train["label"], spec)
+    find_kind(spec.objective).check_training(spec, train)
     return train
 
 
@@ -145,6 +152,6 @@ def _rows(columns: Columns, rows: Sequence[int]) -> Columns:
 
 
 def _dataset(columns: Columns, spec: TaskSpec) -> Dataset:
-    types = {"label": Value("float32" if spec.regression else "int64")}
+    types = find_kind(spec.objective).types(spec)
     features = {name: types.get(name, Value("string")) for name in columns}
     return Dataset.from_dict(columns, features=Features(features))

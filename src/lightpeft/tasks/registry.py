@@ -1,9 +1,10 @@
 """Every task lightpeft knows, one row each."""
 
 from lightpeft.errors import did_you_mean, listed
-from lightpeft.run_config import Objective
 from lightpeft.tasks.errors import TaskOptionError
+from lightpeft.tasks.kinds import CLASSIFICATION
 from lightpeft.tasks.spec import GeneratedSource, HubSource, TaskSpec
+from lightpeft.tasks.superglue import SUPERGLUE
 from lightpeft.tasks.synthetic import (
     Generator,
     generate_reviews,
@@ -51,6 +52,24 @@ def _generated(name: str, class_names: tuple[str, ...], generator: Generator) ->
     )
 
 
+def _squad(name: str) -> TaskSpec:
+    return TaskSpec(
+        name,
+        ("question", "context"),
+        "answers",
+        metrics=("exact_match", "f1") + (("best_exact_match", "best_f1") if name == "squad_v2" else ()),
+        main=("f1",),
+        source=HubSource(f"rajpurkar/{name}", name),
+        objective="question-answering",
+    )
+
+
+_WNUT = tuple(
+    f"{place}-{kind}"
+    for kind in ("corporation", "creative-work", "group", "location", "person", "product")
+    for place in "BI"
+)
+
 _MATCHED = ("validation_matched", "validation")
 
 ROWS: tuple[TaskSpec, ...] = (
@@ -63,6 +82,20 @@ ROWS: tuple[TaskSpec, ...] = (
     _glue("mnli", ("premise", "hypothesis"), ENTAILMENT_3, "accuracy", validation_splits=_MATCHED),
     _glue("stsb", SENTENCES, None, "pearson", "spearman"),
     _glue("wnli", SENTENCES, ("not_entailment", "entailment"), "accuracy"),
+    *SUPERGLUE,
+    TaskSpec(
+        "wnut_17",
+        ("tokens",),
+        "ner_tags",
+        ("O", *_WNUT),
+        regression=False,
+        metrics=("f1", "precision", "recall", "accuracy"),
+        main=("f1",),
+        source=HubSource("leondz/wnut_17", "wnut_17", "refs/convert/parquet"),
+        objective="token-classification",
+    ),
+    _squad("squad"),
+    _squad("squad_v2"),
     _generated("sentiment", SENTIMENT, generate_sentiment),
     _generated("reviews", SENTIMENT, generate_reviews),
     _generated("spam", SPAM, generate_spam),
@@ -70,7 +103,8 @@ ROWS: tuple[TaskSpec, ...] = (
 )
 
 TASKS: dict[str, TaskSpec] = {row.name: row for row in ROWS}
-_BY_ANY_NAME = {row.name.rpartition("/")[2]: row for row in ROWS} | TASKS
+# GLUE has an RTE, too: of two tasks with one last part the first has it as its short name.
+_BY_ANY_NAME = {row.name.rpartition("/")[2]: row for row in reversed(ROWS)} | TASKS
 
 
 def task_names() -> list[str]:
@@ -99,19 +133,20 @@ def custom_task(
     metric: str | None = None,
     class_names: tuple[str, ...] | None = None,
     name: str = "custom",
-    objective: Objective = "sequence-classification",
+    objective: str = CLASSIFICATION,
 ) -> TaskSpec:
     """A task on files of your own; give the files to ``load_task(spec, data=...)``.
 
     Args:
-        text: the one or two text columns; for ``causal-lm`` the text, or prompt and completion.
+        text: the text columns, as many as the kind of task takes; for ``causal-lm`` the text, or prompt and
+            completion.
         label: the label column (not for ``causal-lm``): integers or strings for classes, floats for
-            regression.
-        metric: the main metric, a name from ``METRICS``; None means accuracy for classes, the
-            mean of Pearson and Spearman correlation for regression, the loss for ``causal-lm``.
+            regression; of token classification a list of them.
+        metric: the main metric, one of its kind's; None means the usual one: accuracy for classes, the mean
+            of Pearson and Spearman correlation for regression, F1 for tokens, the loss for ``causal-lm``.
         class_names: names by class id for integer labels; None means read from the labels.
         name: how messages and reports call the task.
-        objective: what is learned.
+        objective: what is learned, a name from ``KINDS``.
     """
     metrics = (metric,) if metric else ()
     return TaskSpec(name, text, label, class_names, metrics=metrics, main=metrics, objective=objective)

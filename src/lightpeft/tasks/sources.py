@@ -89,7 +89,7 @@ def _column_of(examples: Sequence[Mapping[str, Any]]) -> Callable[[str], list[An
 
 def _hub_tables(spec: TaskSpec, source: HubSource) -> dict[str, Table]:
     try:
-        hub = datasets.load_dataset(source.path, source.config)
+        hub = datasets.load_dataset(source.path, source.config, revision=source.revision)
     except (OSError, ValueError) as error:
         raise TaskError(
             f"task {spec.name!r}: {source.path} ({source.config}) cannot be loaded from the "

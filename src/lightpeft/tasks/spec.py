@@ -1,24 +1,25 @@
 """What a task is: a frozen description of columns, classes, metrics and where the data is."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any
 
 from datasets import Dataset
 
-from lightpeft.errors import listed
-from lightpeft.run_config import Objective
 from lightpeft.tasks.errors import TaskOptionError
+from lightpeft.tasks.kinds import CLASSIFICATION, find_kind
 from lightpeft.tasks.synthetic.generation import Generator
 
 
 @dataclass(frozen=True)
 class HubSource:
-    """A data set on the Hugging Face hub, as ``datasets.load_dataset(path, config)`` takes it."""
+    """A data set on the Hugging Face hub, as ``datasets.load_dataset`` takes it."""
 
     path: str
     config: str
+    revision: str | None = None
+    """Of data sets that were published as a script: the hub's own copy as parquet."""
 
 
 @dataclass(frozen=True)
@@ -31,23 +32,34 @@ class GeneratedSource:
 
 
 @dataclass(frozen=True)
+class Rewrite:
+    """How a row of the data becomes rows of the task, where they are not the same."""
+
+    columns: tuple[str, ...]
+    """Of the data, which `make` is given by name."""
+
+    make: Callable[..., list[dict[str, Any]]]
+
+
+@dataclass(frozen=True)
 class TaskSpec:
-    """A task on one or two texts: sequence classification, regression, or language modelling.
+    """A task: which columns hold what, which classes there are, what it is measured by.
 
     Attributes:
         name: the name users type, such as ``glue/sst2``.
-        text: the one or two text columns; of a language modelling task with two, the prompt and the
-            completion, and only the completion is learned.
-        objective: what is learned; language modelling (``causal-lm``) has no labels.
+        text: the text columns, as many as the kind of task takes; of a language modelling task with two, the
+            prompt and the completion, and only the completion is learned.
+        objective: what is learned, a name from ``KINDS``; language modelling (``causal-lm``) has no labels.
         label: the label column.
         class_names: by class id; None means read from the training labels.
         regression: None means decided by the labels (floats are regression).
-        metrics: names from ``METRICS``; empty means the usual ones for the kind of labels.
+        metrics: names of metrics of its kind; empty means the usual ones.
         main: the metrics whose mean is the one number to compare; empty means all of ``metrics``.
         validation_splits: names of the split to validate on, the first that exists is taken.
         labels_are_names: with class names, the labels in the data are these names and never class ids: a
             trained model's 1 is the class that was written as 1 when it was trained.
         source: where the data comes from without ``data=``; None means only from files.
+        rewrite: what makes ``text`` and ``label`` of other columns.
     """
 
     name: str
@@ -59,43 +71,26 @@ class TaskSpec:
     main: tuple[str, ...] = ()
     validation_splits: tuple[str, ...] = ("validation",)
     source: HubSource | GeneratedSource | None = None
-    objective: Objective = "sequence-classification"
+    objective: str = CLASSIFICATION
     labels_are_names: bool = False
+    rewrite: Rewrite | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.text, str) or len(self.text) not in (1, 2):
-            raise TaskOptionError(
-                f"task {self.name!r}: text must be a tuple of one or two column names; found {self.text!r}"
-            )
-        if self.objective not in get_args(Objective):
-            raise TaskOptionError(
-                f"task {self.name!r}: unknown objective {self.objective!r}; choose one of "
-                f"{listed(get_args(Objective))}"
-            )
-        names = (*self.text, self.label) if self.has_labels else self.text
+        kind = find_kind(self.objective)
+        kind.check(self)
+        names = (*self.text, self.label) if kind.has_labels else self.text
         if len(set(names)) != len(names):
             raise TaskOptionError(f"task {self.name!r} uses one column twice: {names}")
-        if self.regression and self.class_names is not None:
-            raise TaskOptionError(f"task {self.name!r} is a regression and cannot have class names")
-        if not self.has_labels and (self.regression is not None or self.class_names is not None):
-            raise TaskOptionError(
-                f"task {self.name!r} is language modelling and has neither classes nor numbers"
-            )
-
-    @property
-    def has_labels(self) -> bool:
-        """Whether the data has a label column: language modelling learns the texts themselves."""
-        return self.objective != "causal-lm"
 
 
 @dataclass(frozen=True)
 class TaskData:
     """The loaded splits of a task, checked, under one set of column names.
 
-    Each split has the columns ``text``, ``text_pair`` (two texts only) and, but for language
-    modelling, ``label``: an int class id that indexes ``class_names``, or a float for regression. ``test``
-    is None where there is none with labels. ``spec`` is complete: kind, class names and metrics are
-    filled in.
+    Each split has the columns that its kind of task (``spec.objective``) reads: ``text``, ``text_pair`` (two
+    texts only) and, but for language modelling, ``label``: an int class id that indexes ``class_names``
+    (of token classification one per word), or a float for regression. ``test`` is None where there is none
+    with labels. ``spec`` is complete: class names and metrics are filled in.
     """
 
     spec: TaskSpec
@@ -109,6 +104,11 @@ class TaskData:
     def is_regression(self) -> bool:
         """Whether labels are floats."""
         return bool(self.spec.regression)
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether every text has one class."""
+        return self.spec.objective == CLASSIFICATION and not self.is_regression
 
     @property
     def class_names(self) -> tuple[str, ...]:

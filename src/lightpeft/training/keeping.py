@@ -1,12 +1,13 @@
 """A Trainer that takes care of its checkpoints: whole ones, of one run, one run in a folder at a time."""
 
 import uuid
+from collections.abc import Sized
 from pathlib import Path
 from typing import Any, cast
 
 from safetensors import SafetensorError
 from torch import nn
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import SaveStrategy, TrainOutput
@@ -63,6 +64,15 @@ class KeepingTrainer(Trainer):
     def finish_checkpoint(self, checkpoint: Path) -> None:
         """Mark what the Trainer wrote as complete."""
         mark_complete(checkpoint, self.run_mark)
+
+    evaluates_in_order: bool = False
+    """Whether evaluations take the rows as they are, also where training groups them by length."""
+
+    def _get_eval_sampler(self, eval_dataset: Dataset[Any]) -> Sampler[Any] | None:
+        if self.evaluates_in_order:
+            return SequentialSampler(cast(Sized, eval_dataset))
+        sampler: Sampler[Any] | None = super()._get_eval_sampler(eval_dataset)
+        return sampler
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[Any] | None:
         """An order by length that a resumed run goes on in, as it does in the Trainer's other orders."""

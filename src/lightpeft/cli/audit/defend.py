@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from lightpeft.cli.options import run_with_options
+from lightpeft.cli.options import existing_file, run_with_options
 from lightpeft.cli.output import print_json
 from lightpeft.outputs import Output, check_file, check_folder, locked, written_file
 from lightpeft.run_config import TrainingConfig
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from lightpeft.audit.defend import Defended
     from lightpeft.audit.metrics import Proportion
 
 
 MODULE, RESULT, PREDICTIONS = "module", "result.json", "predictions.jsonl"
-_COLUMNS = ("text", "text_pair")
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -71,9 +72,9 @@ def defend(
     from lightpeft.audit.defend import defend as run_defence
     from lightpeft.audit.rows import AuditTask
     from lightpeft.cli.experiment import check_ready
-    from lightpeft.cli.predict import read_rows
     from lightpeft.cli.tasks import TaskOptions
     from lightpeft.files import save_json
+    from lightpeft.tasks import find_kind, text_lines
 
     check_ready(out)
     defence = make_defence(method, options)
@@ -83,7 +84,11 @@ def defend(
     if texts is not None:
         check_file(out / PREDICTIONS, Output.PREDICTIONS)
     loaded = TaskOptions(task, data, (text,) if text else (), label).load()
-    lines = None if texts is None else read_rows(texts, len(loaded.spec.text))
+    lines = None
+    if texts is not None:
+        existing_file(texts, "a text file, one example a line")
+        kind = find_kind(loaded.spec.objective)
+        lines = kind.examples(loaded.spec, text_lines(texts), str(texts))
     audit_task = AuditTask.of(loaded, train=train_limit, held_out=held_out, seed=training.seed)
     with locked(out):
         found = run_defence(folder, defence, audit_task, training, base)
@@ -100,9 +105,8 @@ def defend(
     print(f"module: {saved}")
 
 
-def _write_predictions(found: "Defended", lines: list[list[str]], names: tuple[str, ...], path: Path) -> None:
-    columns = zip(*lines, strict=True)
-    labels = found.predict({name: list(column) for name, column in zip(_COLUMNS, columns, strict=False)})
+def _write_predictions(found: "Defended", lines: "Dataset", names: tuple[str, ...], path: Path) -> None:
+    labels = found.predict({name: list(lines[name][:]) for name in lines.column_names})
     rows = [{"label": None if label is None else names[label], "rejected": label is None} for label in labels]
     with written_file(path, Output.PREDICTIONS) as beside:
         beside.write_text(

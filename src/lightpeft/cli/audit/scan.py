@@ -117,7 +117,7 @@ def _texts(task: str | None, data: Path | None, text: str | None, label: str) ->
         _refuse_idle("no --task", {"data": data, "text": text})
         return ScanTexts.built_in()
     loaded = TaskOptions(task, data, (text,) if text else (), label).load()
-    if loaded.is_regression or not loaded.spec.has_labels:
+    if not loaded.has_classes:
         raise ConfigError(f"{task} has no classes; give a classification task.")
     return ScanTexts.of(task, Rows.of(loaded.train))
 

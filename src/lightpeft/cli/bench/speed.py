@@ -23,7 +23,6 @@ from lightpeft.run_config import (
     MINILM,
     BottleneckOptions,
     LoraOptions,
-    Objective,
     PeftForm,
     PeftOptions,
     TrainingConfig,
@@ -40,7 +39,7 @@ def speed(
     task: str = "demo/sentiment",
     data: Path | None = None,
     text: Names | None = None,
-    objective: Objective = "sequence-classification",
+    objective: str = "sequence-classification",
     out: Path | None = None,
     preset: Preset = "default",
     estimation: EstimationConfig = EstimationConfig(),
@@ -64,7 +63,8 @@ def speed(
         task: Task whose data is used.
         data: Folder with the task's files; by default the hub or the built-in generator.
         text: Your own data: the text columns.
-        objective: What is learned: labels, or with causal-lm the text itself.
+        objective: Kind of your own data: `sequence-classification` (classes, or numbers), `causal-lm` (texts,
+            or prompts and completions), ...; a word that is none of them lists them all.
         out: File for the numbers (JSON).
         preset: `default`, or `paper`; other flags change its values.
         estimation: How importance is estimated before the cut.

@@ -13,7 +13,7 @@ from lightpeft.cli.options import Names, Seeds, names_of, run_with_options, seed
 from lightpeft.cli.output import print_json
 from lightpeft.config import check_at_least
 from lightpeft.errors import ConfigError
-from lightpeft.run_config import MINILM, LoraOptions, Objective, PeftOptions, TrainingConfig
+from lightpeft.run_config import MINILM, LoraOptions, PeftOptions, TrainingConfig
 
 _M_ARENA_MAX = -8
 """Of glibc's `malloc.h`."""
@@ -33,7 +33,7 @@ def whole_runs(
     task: str = "demo/sentiment",
     data: Path | None = None,
     text: Names | None = None,
-    objective: Objective = "sequence-classification",
+    objective: str = "sequence-classification",
     label: str = "label",
     metric: str | None = None,
     min_words: int = 0,
@@ -55,7 +55,8 @@ def whole_runs(
         task: Task whose data is used.
         data: Folder with the task's files; by default the hub or the built-in generator.
         text: Your own data: the text columns.
-        objective: What is learned: labels, or with causal-lm the text itself.
+        objective: Kind of your own data: `sequence-classification` (classes, or numbers), `causal-lm` (texts,
+            or prompts and completions), ...; a word that is none of them lists them all.
         label: Your own data: the label column.
         metric: Your own data: the metric to judge by.
         min_words: Use only training rows of at least so many words.

@@ -1,23 +1,33 @@
-"""Texts -> token ids and the next tokens to learn, padded or packed; and the loss of predicting them."""
+"""Learning to write a text, or the completion of a prompt; padded or packed, judged by the loss."""
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from types import MappingProxyType
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 from datasets import Dataset
+from peft import TaskType
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
+from lightpeft.run_config import TrainingConfig
+from lightpeft.tasks.columns import Columns, checked_texts
 from lightpeft.tasks.errors import TaskError, TaskOptionError
-from lightpeft.tasks.features import BATCH, TYPES, check_text, warn_beyond_model
+from lightpeft.tasks.features import BATCH, IGNORED, TYPES, check_text, warn_beyond_model
+from lightpeft.tasks.files import Table
+from lightpeft.tasks.kinds.kind import Array, Collator, Evaluated, TaskKind, Usual
+from lightpeft.tasks.spec import TaskSpec
 
 logger = logging.getLogger(__name__)
 
-IGNORED = -100
-"""The label of a token that is not learned, as in transformers."""
+LARGEST_LOSS = 100.0
+"""Nats per token; guessing among a million tokens costs 14."""
 
 Row = tuple[list[int], list[int]]
 """Token ids and labels of one text, equally many."""
@@ -185,3 +195,70 @@ def _check(data: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -
             f"max_length is {max_length}; a token is predicted from another one, so give at least 2"
         )
     warn_beyond_model(tokenizer, max_length)
+
+
+def _loss(_labels: Any, losses: Array) -> float:
+    """Mean loss per token over all texts: the sum of the losses over the number of tokens."""
+    total, count = losses.astype(np.float64).sum(axis=0)
+    return float(total / count)
+
+
+def _perplexity(labels: Any, losses: Array) -> float:
+    return math.exp(_loss(labels, losses))
+
+
+class LanguageModelling(TaskKind):
+    """The next token. Metrics are better the lower they are: nats per token, and their exponential."""
+
+    name = "causal-lm"
+    auto_class = AutoModelForCausalLM
+    peft_task = TaskType.CAUSAL_LM
+    metrics = MappingProxyType({"loss": _loss, "perplexity": _perplexity})
+    own_text = ("text",)
+    has_labels = False
+    only_decoders = True
+    packs = True
+    writes = True
+    batch_size = 8
+    evaluation_batches = 1
+
+    def check(self, spec: TaskSpec) -> None:
+        super().check(spec)
+        if spec.regression is not None or spec.class_names is not None:
+            raise TaskOptionError(
+                f"task {spec.name!r} is language modelling and has neither classes nor numbers"
+            )
+
+    def columns(self, spec: TaskSpec, table: Table) -> Columns:
+        return checked_texts(spec.text, table)
+
+    def head(self, spec: TaskSpec) -> None:
+        return None
+
+    def encode(self, split: Dataset, tokenizer: PreTrainedTokenizerBase, training: TrainingConfig) -> Dataset:
+        return encode_language(split, tokenizer, training.tokens, packing=training.packing)
+
+    def collator(self, tokenizer: PreTrainedTokenizerBase) -> Collator:
+        # Not the collator for language modelling: where EOS pads, that would not learn to end a text.
+        collator: Collator = DataCollatorForSeq2Seq(tokenizer)
+        return collator
+
+    def kept(self, logits: Tensor | tuple[Tensor, ...], labels: Tensor) -> Tensor:
+        return token_losses(logits, labels)
+
+    def usual(self, spec: TaskSpec) -> Usual:
+        return Usual(("loss", "perplexity"), ("loss",))
+
+    def scored(self, spec: TaskSpec, evaluated: Evaluated) -> tuple[Any, Array]:
+        total, count = evaluated.outputs.astype(np.float64).sum(axis=0)
+        if not count:
+            raise TaskError("no token to score: the evaluated split has no text that a token is predicted of")
+        if total / count > LARGEST_LOSS:
+            raise TaskError(
+                f"the loss is {total / count:.0f} nats per token; the training diverged: lower the learning "
+                "rate"
+            )
+        return evaluated.labels, evaluated.outputs
+
+
+KIND = LanguageModelling()
