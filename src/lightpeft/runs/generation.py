@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightpeft.errors import ConfigError
 from lightpeft.runs.limits import check_ids
+from lightpeft.tasks import find_kind
 
 Generating = PeftModel | PreTrainedModel
 
@@ -19,19 +20,22 @@ def generate_texts(
     prompts: Sequence[str],
     max_new_tokens: int,
     batch_size: int,
+    objective: str = "causal-lm",
 ) -> list[dict[str, Any]]:
     """One `completion` per prompt: the likeliest next token, again and again, until the EOS token.
 
     Args:
         max_new_tokens: where a completion without an EOS token ends.
         batch_size: prompts that are continued at once, padded on their left.
+        objective: what the model learned, which says what a prompt becomes.
 
     Raises:
         ConfigError: no new tokens, or a prompt that with them is longer than the model's positions.
     """
     if max_new_tokens < 1:
         raise ConfigError(f"max_new_tokens is {max_new_tokens}; give at least 1.")
-    ids = [_prompt_ids(tokenizer, prompt) for prompt in prompts]
+    kind = find_kind(objective)
+    ids = [kind.prompt_ids(tokenizer, prompt) for prompt in prompts]
     check_ids(ids, tokenizer, model)
     _check_lengths(model, ids, max_new_tokens)
     answers: list[dict[str, Any]] = []
@@ -40,13 +44,6 @@ def generate_texts(
         texts = tokenizer.batch_decode(continued, skip_special_tokens=True)
         answers += [{"completion": text} for text in texts]
     return answers
-
-
-def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """The tokens that a text begins with in training: without an EOS token behind them."""
-    ids: list[int] = tokenizer(prompt, verbose=False)["input_ids"]
-    ids = ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
-    return ids or [tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id]
 
 
 def _check_lengths(model: Generating, ids: Sequence[Sequence[int]], max_new_tokens: int) -> None:

@@ -1,7 +1,7 @@
 """Using a trained model: evaluate, and predict."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
@@ -12,7 +12,7 @@ from transformers.trainer_pt_utils import nested_concat, nested_numpify
 
 from lightpeft.errors import ConfigError
 from lightpeft.run_config import TrainingConfig
-from lightpeft.runs.generation import generate_texts
+from lightpeft.runs.generation import Generating, generate_texts
 from lightpeft.runs.limits import check_tokens
 from lightpeft.tasks import Evaluated, TaskData, TaskKind, TaskRecord, ValidationData, find_kind
 
@@ -62,7 +62,8 @@ def predict(
     kind, training = find_kind(record.objective), record.training(batch_size)
     if kind.writes:
         tokens = NEW_TOKENS if max_new_tokens is None else max_new_tokens
-        return generate_texts(model, tokenizer, lines, tokens, training.batch_size)  # type: ignore[arg-type]
+        size, writer = training.batch_size, cast(Generating, model)
+        return generate_texts(writer, tokenizer, lines, tokens, size, record.objective)
     if max_new_tokens is not None:
         raise ConfigError(f"a model for {kind.name} writes no text; leave max_new_tokens out.")
     if not lines:

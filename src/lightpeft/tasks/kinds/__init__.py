@@ -20,6 +20,7 @@ KINDS: dict[str, str] = {
     "question-answering": "lightpeft.tasks.kinds.question_answering",
     "candidate-classification": "lightpeft.tasks.kinds.candidates",
     "causal-lm": "lightpeft.tasks.kinds.language_modelling",
+    "chat": "lightpeft.tasks.kinds.chat",
 }
 """By the name of the objective the module with its `KIND`. Imported when a task of it is used, not before."""
 

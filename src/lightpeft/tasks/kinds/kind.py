@@ -190,6 +190,10 @@ class TaskKind(ABC):
         """What is kept of a batch until it is scored: the Trainer's `preprocess_logits_for_metrics`."""
         return logits[0] if isinstance(logits, tuple) else logits
 
+    def prompt_ids(self, tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+        """The tokens of a line of a text file that is to be continued; of kinds that write."""
+        raise NotImplementedError(f"{self.name} writes no text")
+
     @abstractmethod
     def usual(self, spec: TaskSpec) -> Usual:
         """The metrics of a task that names none."""

@@ -55,13 +55,24 @@ def encode_language(
     Raises:
         TaskError: no ``text`` column, no EOS token, ``max_length`` below 2, or no row is left.
     """
-    _check(data, tokenizer, max_length)
-    texts = _rows(data, tokenizer)
+    check_text(data)
+    check_tokenizer(tokenizer, max_length)
+    return encode_rows(_rows(data, tokenizer), len(data), tokenizer, max_length, packing=packing)
+
+
+def encode_rows(
+    texts: Iterator[Row], count: int, tokenizer: PreTrainedTokenizerBase, max_length: int, *, packing: bool
+) -> Dataset:
+    """The features of `count` whole texts, cut or packed; see `encode_language`.
+
+    Raises:
+        TaskError: no row is left.
+    """
     rows = _packed(texts, max_length) if packing else _shortened(texts, max_length, tokenizer)
     encoded = _dataset(_learnable(rows))
     if not len(encoded):
         raise TaskError(
-            f"{len(data)} texts give no row of {max_length} tokens to learn from; give more or longer texts, "
+            f"{count} texts give no row of {max_length} tokens to learn from; give more or longer texts, "
             "or, with packing, a smaller max_length"
         )
     return encoded
@@ -183,8 +194,12 @@ def _dataset(rows: Iterator[Row]) -> Dataset:
     return Dataset.from_dict({name: pa.chunked_array(chunks[name], types[name]) for name in types})
 
 
-def _check(data: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-    check_text(data)
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+    """Refuse a tokenizer that cannot end a text, and a length that leaves nothing to predict.
+
+    Raises:
+        TaskError: says which.
+    """
     if tokenizer.eos_token_id is None:
         raise TaskError(
             "the tokenizer has no EOS token, which ends every text; set tokenizer.eos_token, or take a model "
@@ -245,6 +260,13 @@ class LanguageModelling(TaskKind):
 
     def kept(self, logits: Tensor | tuple[Tensor, ...], labels: Tensor) -> Tensor:
         return token_losses(logits, labels)
+
+    def prompt_ids(self, tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+        """The tokens that a text begins with in training: without an EOS token behind them."""
+        ids: list[int] = tokenizer(prompt, verbose=False)["input_ids"]
+        ids = ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
+        first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        return ids or [first]
 
     def usual(self, spec: TaskSpec) -> Usual:
         return Usual(("loss", "perplexity"), ("loss",))
