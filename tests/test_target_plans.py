@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lightpeft import Anatomy, Budget, Plan, PlanError, Scores, Target, make_plan
+from lightpeft.config import Cuts
 from lightpeft.costs import Costs, CostTable, Curve, LayerCosts, Schedule
 from lightpeft.planning import ESTIMATION_COST, Pricing
 from tests.test_plan import anatomy_of, head_counts, neuron_counts, scores_of
@@ -212,3 +213,15 @@ def test_a_table_of_another_model(anatomy: Anatomy, match: str) -> None:
     )
     with pytest.raises(PlanError, match=match):
         make_plan(scores, anatomy, GLOBAL, target=Pricing(Target(inference=0.5), table()))
+
+
+@pytest.mark.parametrize("cuts", ["width", "mixed"])
+@pytest.mark.parametrize(("base", "same"), [("fluctuation", True), ("magnitude", True), ("fisher", False)])
+def test_only_scores_of_the_loss_are_compared_between_heads_and_neurons(
+    base: str, same: bool, cuts: Cuts
+) -> None:
+    scores = replace(drawn(), methods=drawn().methods | {"base": base})
+    large = replace(scores, heads=tuple(values * 1e3 for values in scores.heads))
+    pricing = Pricing(Target(inference=0.6, cuts=cuts), table())
+    plans = [make_plan(one, ANATOMY, GLOBAL, target=pricing) for one in (scores, large)]
+    assert (head_counts(plans[0]) == head_counts(plans[1])) == same

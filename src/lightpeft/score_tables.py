@@ -105,6 +105,9 @@ class Score(Generic[Known]):
     trains_gates: bool = False
     """Heads and neurons only: gates that multiply, trained beside the PEFT modules."""
 
+    of_loss: bool = False
+    """Heads and neurons only: the score is of the loss, so that those of both kinds can be added up."""
+
     def __post_init__(self) -> None:
         known = (*GRADIENT_STATISTICS, FLUCTUATION, SHARE, SIMILARITY)
         for name in self.statistics:
@@ -139,8 +142,8 @@ BASE_SCORES: dict[str, Score[Units]] = _table(
     Score("mask", lambda units: units.gates.abs(), trains_gates=True),
     # FLAP (An et al. 2024), here relative to the hidden states, so that layers can be compared.
     Score("fluctuation", lambda units: units.means[FLUCTUATION], (FLUCTUATION,)),
-    Score("taylor", lambda units: units.means["gradient"].abs(), ("gradient",)),
-    Score("fisher", lambda units: units.means["square"], ("square",)),
+    Score("taylor", lambda units: units.means["gradient"].abs(), ("gradient",), of_loss=True),
+    Score("fisher", lambda units: units.means["square"], ("square",), of_loss=True),
     Score("magnitude", lambda units: units.norms()),
     Score("random", _random),
 )

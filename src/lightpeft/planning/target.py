@@ -1,5 +1,7 @@
 """Plans for a target: the least score lost at a share of what plain PEFT costs."""
 
+import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +13,7 @@ from lightpeft.planning.blocks import Blocks, blocks_of
 from lightpeft.planning.prices import Prices
 from lightpeft.planning.skips import layer_losses
 from lightpeft.planning.solver import Choice, Dial, Problem, cheapest, solve, solve_depth
+from lightpeft.score_tables import BASE_SCORES
 from lightpeft.scores import Scores
 
 Kept = list[tuple[int, ...]]
@@ -44,7 +47,7 @@ def choose_for_target(
     scores: Scores, anatomy: Anatomy, budget: Budget, prices: Prices, share: float, cuts: Cuts
 ) -> Found | float:
     """The least score lost at `share` of plain PEFT's cost, or, if no cut goes so far, the least share."""
-    cuts = cuts_for(anatomy, cuts)
+    cuts, scores = cuts_for(anatomy, cuts), on_one_scale(scores)
     knobs = [] if cuts == "depth" else _knobs(scores, anatomy, budget)
     place = {module: number for number, module in enumerate(anatomy.modules)}
     of_modules = [place[layer.module] for layer in anatomy.layers]
@@ -64,6 +67,25 @@ def choose_for_target(
     if choice is None:
         return cheapest(problem).cost / prices.plain
     return _found(scores, anatomy, knobs, choice, prices)
+
+
+def on_one_scale(scores: Scores) -> Scores:
+    """Scores of which heads' and neurons' can be added up.
+
+    Those of the loss are left as they are; others become shares of the sums of their kinds.
+    """
+    row = BASE_SCORES.get(scores.methods.get("base", ""))
+    if row is None or row.of_loss:
+        return scores
+    heads, neurons = (
+        tuple(values / (total if total > 0 else 1.0) for values in kind)
+        for kind in (scores.heads, scores.neurons)
+        for total in [math.fsum(float(values.double().sum()) for values in kind)]
+    )
+    is_sum = scores.methods.get("layer", "sum") == "sum"
+    return dataclasses.replace(
+        scores, heads=heads, neurons=neurons, layers=() if is_sum else scores.layers, halves=()
+    )
 
 
 def _found(
