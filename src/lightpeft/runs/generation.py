@@ -48,8 +48,12 @@ def generate_texts(
 
 def _check_lengths(model: Generating, ids: Sequence[Sequence[int]], max_new_tokens: int) -> None:
     limit = getattr(model.config, "max_position_embeddings", None)
+    if limit is None:
+        return
+    reads_first = bool(model.config.is_encoder_decoder)
     for number, prompt in enumerate(ids, start=1):
-        if limit is not None and len(prompt) + max_new_tokens > limit:
+        needed = max(len(prompt), max_new_tokens + 1) if reads_first else len(prompt) + max_new_tokens
+        if needed > limit:
             raise ConfigError(
                 f"prompt {number} has {len(prompt)} tokens; with {max_new_tokens} new ones that is more than "
                 f"the {limit} positions of the model. Shorten it, or give a smaller max_new_tokens."
@@ -63,7 +67,9 @@ def _continue(
     max_new_tokens: int,
 ) -> torch.Tensor:
     """New token ids (prompts, at most `max_new_tokens`), padded on the right after an EOS token."""
-    batch = tokenizer.pad({"input_ids": list(ids)}, padding_side="left", return_tensors="pt")
+    reads_first = bool(model.config.is_encoder_decoder)
+    side = "right" if reads_first else "left"
+    batch = tokenizer.pad({"input_ids": list(ids)}, padding_side=side, return_tensors="pt")
     device, generating = next(model.parameters()).device, cast(Any, model)
     model.eval()
     with torch.inference_mode():
@@ -77,8 +83,8 @@ def _continue(
             eos_token_id=_ends(model, tokenizer),
             pad_token_id=tokenizer.pad_token_id,
         )
-    width = batch["input_ids"].shape[1]
-    return found[:, width:].cpu()
+    prompts = 0 if reads_first else batch["input_ids"].shape[1]
+    return found[:, prompts:].cpu()
 
 
 def _ends(model: Generating, tokenizer: PreTrainedTokenizerBase) -> list[int]:

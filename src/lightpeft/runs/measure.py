@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lightpeft.calls import without_labels
+
 Action = Callable[[], None]
 
 
@@ -61,7 +63,7 @@ def training_action(
 
 def inference_action(model: nn.Module, batch: Mapping[str, Tensor]) -> Action:
     """One forward pass in eval mode without gradients."""
-    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    inputs = without_labels(model, batch)
 
     def forward() -> None:
         model.eval()

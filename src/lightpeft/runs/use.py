@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
+from accelerate.utils import send_to_device
 from datasets import Dataset
 from torch import nn
 from torch.utils.data import DataLoader
@@ -35,7 +36,7 @@ def evaluate_model(
     encoded = kind.features(task.validation, tokenizer, training)
     check_tokens(encoded, tokenizer, model, "validation text")
     outputs, labels = _outputs(model, tokenizer, kind, encoded, training.batch_size)
-    return kind.score(task.spec, outputs, labels, task.validation, encoded)
+    return kind.score(task.spec, outputs, labels, task.validation, encoded, tokenizer)
 
 
 def predict(
@@ -83,18 +84,16 @@ def _outputs(
     for batch in DataLoader(encoded, batch_size=batch_size, collate_fn=kind.collator(tokenizer)):
         theirs = tuple(batch.pop(name) for name in kind.label_names if name in batch)
         wanted = theirs[0] if len(theirs) == 1 else theirs
-        found = kind.kept(_logits(model, kind, batch), wanted).float().cpu()
+        found = _run(model, kind, batch, wanted).float().cpu()
         outputs = found if outputs is None else nested_concat(outputs, found)
         labels = wanted if labels is None else nested_concat(labels, wanted)
     assert outputs is not None
     return outputs.numpy(), nested_numpify(labels)
 
 
-def _logits(
-    model: nn.Module, kind: TaskKind, batch: Mapping[str, torch.Tensor]
-) -> torch.Tensor | tuple[torch.Tensor, ...]:
+def _run(model: nn.Module, kind: TaskKind, batch: Mapping[str, Any], labels: Any) -> torch.Tensor:
     device = next(model.parameters()).device
+    inputs, wanted = send_to_device(dict(batch), device), send_to_device(labels, device)
     model.eval()
     with torch.inference_mode():
-        outputs = model(**{name: value.to(device) for name, value in batch.items()})
-    return kind.logits(outputs)
+        return kind.outputs(model, inputs, wanted)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightpeft.anatomy import base_of, layer_modules
+from lightpeft.calls import without_labels
 from lightpeft.errors import AnatomyError, VerificationError
 from lightpeft.estimation import fixed_gates
 from lightpeft.surgery.inputs import random_batch
@@ -42,11 +43,9 @@ def padded_batch(model: nn.Module, batch: Mapping[str, Any] | None = None) -> di
         batch = random_batch(base)
     inputs = {
         name: value.detach()
-        for name, value in batch.items()
+        for name, value in without_labels(base, batch).items()
         if isinstance(value, Tensor) and name not in ("label", "label_ids", "return_loss")
     }
-    if not base.config.is_encoder_decoder or "decoder_input_ids" in inputs:
-        inputs.pop("labels", None)
     if base.main_input_name not in inputs and "inputs_embeds" not in inputs:
         raise AnatomyError(
             f"the cut is verified on a training batch, but the model was called with {sorted(inputs)}, "

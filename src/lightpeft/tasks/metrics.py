@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from datasets import Dataset
-from transformers import EvalPrediction
+from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 from lightpeft.tasks.kinds import find_kind
 from lightpeft.tasks.spec import TaskSpec
@@ -30,7 +30,10 @@ def with_metrics(spec: TaskSpec) -> TaskSpec:
 
 
 def compute_metrics_for(
-    spec: TaskSpec, split: Dataset | None = None, features: Dataset | None = None
+    spec: TaskSpec,
+    split: Dataset | None = None,
+    features: Dataset | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Callable[[EvalPrediction], dict[str, float]]:
     """A ``compute_metrics`` for ``transformers.Trainer``.
 
@@ -41,7 +44,8 @@ def compute_metrics_for(
     the mean of the task's main metrics.
 
     Args:
-        split, features: what is evaluated, and what was made of it; of question answering alone.
+        split, features, tokenizer: what is evaluated, what was made of it, and by what; of kinds that are
+            scored by what is in the split (answers in contexts, candidates, texts that are written).
 
     Raises:
         TaskError: the spec is not resolved (take ``load_task(...).spec``) or a metric does not
@@ -50,6 +54,6 @@ def compute_metrics_for(
     spec, kind = with_metrics(spec), find_kind(spec.objective)
 
     def compute_metrics(evaluated: EvalPrediction) -> dict[str, float]:
-        return kind.score(spec, evaluated.predictions, evaluated.label_ids, split, features)
+        return kind.score(spec, evaluated.predictions, evaluated.label_ids, split, features, tokenizer)
 
     return compute_metrics

@@ -1,12 +1,13 @@
 """A Trainer that takes care of its checkpoints: whole ones, of one run, one run in a folder at a time."""
 
 import uuid
-from collections.abc import Sized
+from collections.abc import Callable, Mapping, Sized
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -67,6 +68,27 @@ class KeepingTrainer(Trainer):
 
     evaluates_in_order: bool = False
     """Whether evaluations take the rows as they are, also where training groups them by length."""
+
+    written: Callable[[nn.Module, Mapping[str, Tensor], Any], Tensor] | None = None
+    """(model, inputs, labels) -> what is scored in the place of the logits: what the model writes."""
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Any, Any]:
+        if self.written is None or prediction_loss_only:
+            step: tuple[Tensor | None, Any, Any] = super().prediction_step(
+                model, inputs, prediction_loss_only, ignore_keys
+            )
+            return step
+        inputs = self._prepare_inputs(inputs)
+        loss, _, _ = super().prediction_step(model, inputs, prediction_loss_only=True)
+        labels = inputs.get("labels")
+        with torch.no_grad():
+            return loss, self.written(model, inputs, labels), labels
 
     def _get_eval_sampler(self, eval_dataset: Dataset[Any]) -> Sampler[Any] | None:
         if self.evaluates_in_order:

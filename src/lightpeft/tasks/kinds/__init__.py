@@ -21,6 +21,7 @@ KINDS: dict[str, str] = {
     "candidate-classification": "lightpeft.tasks.kinds.candidates",
     "causal-lm": "lightpeft.tasks.kinds.language_modelling",
     "chat": "lightpeft.tasks.kinds.chat",
+    "seq2seq-lm": "lightpeft.tasks.kinds.sequence_to_sequence",
 }
 """By the name of the objective the module with its `KIND`. Imported when a task of it is used, not before."""
 

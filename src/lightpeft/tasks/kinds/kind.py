@@ -50,6 +50,9 @@ class Evaluated:
     features: Dataset | None = None
     """What `encode` made of them."""
 
+    tokenizer: PreTrainedTokenizerBase | None = None
+    """What outputs are read with where they are tokens."""
+
 
 class TaskKind(ABC):
     """One kind of task.
@@ -88,6 +91,9 @@ class TaskKind(ABC):
 
     writes: ClassVar[bool] = False
     """Whether `predict` continues texts, instead of saying something about them."""
+
+    writes_to_be_scored: ClassVar[bool] = False
+    """Whether `outputs` are what the model writes, which takes more than a forward pass."""
 
     batch_size: ClassVar[int] = 128
     """Rows at once when a trained model is used, unless the user says otherwise."""
@@ -218,6 +224,10 @@ class TaskKind(ABC):
                 f"{self.name}: {listed(self.metrics)}"
             )
 
+    def outputs(self, model: Any, inputs: Mapping[str, Tensor], labels: Any) -> Tensor:
+        """What `Evaluated.outputs` has of a batch, by a model in eval mode; labels are on its device."""
+        return self.kept(self.logits(model(**inputs)), labels)
+
     @abstractmethod
     def scored(self, spec: TaskSpec, evaluated: Evaluated) -> tuple[Any, Any]:
         """What the metrics compare: labels and predictions."""
@@ -229,13 +239,14 @@ class TaskKind(ABC):
         labels: Any,
         split: Dataset | None = None,
         features: Dataset | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> dict[str, float]:
         """Every metric of a resolved task by name, and `main`, the mean of its main ones; see `Evaluated`.
 
         Raises:
             TaskError: no rows, or outputs that are NaN or infinite.
         """
-        compared = self.scored(spec, Evaluated(finite(outputs), labels, split, features))
+        compared = self.scored(spec, Evaluated(finite(outputs), labels, split, features, tokenizer))
         names = dict.fromkeys((*spec.metrics, *spec.main))
         scores = {name: self.metrics[name](*compared) for name in names}
         return scores | {"main": sum(scores[name] for name in spec.main) / len(spec.main)}
