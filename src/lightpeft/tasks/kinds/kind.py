@@ -173,12 +173,12 @@ class TaskKind(ABC):
         """`encode`, of options that fit.
 
         Raises:
-            ConfigError: packing, where every text has a label.
+            ConfigError: packing, where every text is learned by itself.
             TaskError: see `encode`.
         """
         if training.packing and not self.packs:
             raise ConfigError(
-                f"training.packing joins texts, but {self.name} learns a label for each; leave it out."
+                f"training.packing joins texts, but {self.name} learns something of each; leave it out."
             )
         return self.encode(split, tokenizer, training)
 
