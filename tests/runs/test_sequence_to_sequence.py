@@ -6,9 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from tests.support.language import VOCABULARY, word_tokenizer
-from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration
+from tests.support.language import VOCABULARY, save_encoder_decoder, word_tokenizer
 
 from lightpeft.cli.main import main
 from lightpeft.errors import ConfigError
@@ -21,30 +19,6 @@ OWN = custom_task(("source", "target"), objective="seq2seq-lm")
 TARGETS = {"cat": "a small tree", "dog": "the red house", "bird": "old old"}
 
 
-def save_base(name: str, folder: Path) -> Path:
-    """A tiny random T5 or BART with its tokenizer."""
-    folder.mkdir()
-    ids = {"pad_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 0, "vocab_size": len(VOCABULARY)}
-    torch.manual_seed(0)
-    if name == "t5":
-        sizes = {"d_model": 32, "d_ff": 64, "num_layers": 2, "num_heads": 4, "d_kv": 8}
-        model = T5ForConditionalGeneration(T5Config(**sizes, **ids))
-    else:
-        parts = {
-            f"{part}_{what}": size
-            for part in ("encoder", "decoder")
-            for what, size in (("layers", 2), ("ffn_dim", 64), ("attention_heads", 4))
-        }
-        model = BartForConditionalGeneration(
-            BartConfig(d_model=32, max_position_embeddings=64, bos_token_id=1, **parts, **ids)
-        )
-    model.save_pretrained(folder)
-    tokenizer = word_tokenizer(bos=False, template_eos=True)
-    tokenizer.pad_token = "<unk>"
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 def write(folder: Path) -> Path:
     folder.mkdir(exist_ok=True)
     for split, times in (("train", 16), ("validation", 2)):
@@ -55,7 +29,11 @@ def write(folder: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["t5", "bart"])
 def test_what_is_written_is_scored(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    base, data, out = save_base(name, tmp_path / "base"), write(tmp_path / "data"), tmp_path / "out"
+    base, data, out = (
+        save_encoder_decoder(name, tmp_path / "base"),
+        write(tmp_path / "data"),
+        tmp_path / "out",
+    )
     quick = ["--estimation.steps", "4", "--training.max_steps", "60", "--training.batch_size", "8"]
     quick += ["--training.learning_rate", "3e-2", "--training.max_length", "16", "--lora.targets", "all"]
     task = ["--task", "own", "--data", str(data), "--objective", "seq2seq-lm"]

@@ -6,7 +6,17 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 WORDS = ("the", "cat", "dog", "bird", "sees", "likes", "hears", "a", "red", "small", "old", "tree", "house")
 BOS, EOS, UNK = "<s>", "</s>", "<unk>"
@@ -72,6 +82,36 @@ def _gpt2() -> GPT2LMHeadModel:
             bos_token_id=1,
             eos_token_id=2,
         )
+    )
+
+
+def save_encoder_decoder(name: str, folder: Path) -> Path:
+    """A random `t5` or `bart` of two and two layers, with its tokenizer."""
+    folder.mkdir()
+    ids = {"pad_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 0, "vocab_size": len(VOCABULARY)}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = _t5(ids) if name == "t5" else _bart(ids)
+    model.save_pretrained(folder)
+    tokenizer = word_tokenizer(bos=False, template_eos=True)
+    tokenizer.pad_token = "<unk>"
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _t5(ids: dict[str, int]) -> T5ForConditionalGeneration:
+    sizes = {"d_model": 32, "d_ff": 64, "num_layers": 2, "num_heads": 4, "d_kv": 8}
+    return T5ForConditionalGeneration(T5Config(**sizes, **ids))
+
+
+def _bart(ids: dict[str, int]) -> BartForConditionalGeneration:
+    parts = {
+        f"{part}_{what}": size
+        for part in ("encoder", "decoder")
+        for what, size in (("layers", 2), ("ffn_dim", 64), ("attention_heads", 4))
+    }
+    return BartForConditionalGeneration(
+        BartConfig(d_model=32, max_position_embeddings=POSITIONS, bos_token_id=1, **parts, **ids)
     )
 
 
