@@ -187,7 +187,7 @@ def test_estimate_then_many_plans(
         base = ["plan", "--scores", str(scores), "--model", str(tiny_model), "--json"]
         assert main([*base, "--target.parameters", share]) == 0
         plan = lightpeft.Plan.from_json(capsys.readouterr().out)
-        kept.append(sum(len(layer.neurons) for layer in plan.layers))
+        kept.append(sum(len(layer.neurons) + len(layer.heads) for layer in plan.layers))
         assert plan.evidence is not None
         assert plan.evidence.scored_steps == lightpeft.Scores.load(scores).scored_steps
     assert kept[0] > kept[1]

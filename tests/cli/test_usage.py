@@ -83,7 +83,7 @@ OPTIONS: list[tuple[str, str]] = [
     ("--training.max_length 0", "training.max_length is 0"),
     ("--training.max_length 2", "leaves no room for text beside 2 special tokens"),
     (f"--training.max_length {POSITIONS + 1}", f"has only {POSITIONS} positions; give at most"),
-    ("--training.packing true", "learns a label for each"),
+    ("--training.packing true", "learns something of each"),
     ("--training 3", "Unable to load config"),
     ("--config absent.yaml", "config: File does not exist: "),
     ("--budget.heads 2", "budget.heads is 2"),

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from datasets import Value
 
+from lightpeft.errors import listed
 from lightpeft.tasks.columns import Columns, checked_texts
 from lightpeft.tasks.errors import TaskError, TaskOptionError
 from lightpeft.tasks.files import Table
@@ -76,20 +77,14 @@ class CandidateClassification(SequenceClassification):
     def check(self, spec: TaskSpec) -> None:
         super().check(spec)
         if spec.regression or (spec.class_names is not None and len(spec.class_names) != 2):
-            raise TaskOptionError(f"task {spec.name!r} says yes or no to candidates: give it two classes")
+            found = "numbers" if spec.regression else listed(spec.class_names or ())
+            raise TaskOptionError(
+                f"task {spec.name!r} says yes or no to candidates: give it two classes, found {found}"
+            )
 
     def columns(self, spec: TaskSpec, table: Table) -> Columns:
         groups, candidates = (checked_texts((name,), table)["text"] for name in (GROUP, CANDIDATE))
         return super().columns(spec, table) | {GROUP: groups, CANDIDATE: candidates}
-
-    def resolve(self, spec: TaskSpec, splits: Any) -> Any:
-        spec, splits = super().resolve(spec, splits)
-        if spec.regression or len(spec.class_names or ()) != 2:
-            raise TaskError(
-                f"task {spec.name!r}: candidates are right or not, and there are "
-                f"{len(spec.class_names or ())} classes; give the column {spec.label!r} two"
-            )
-        return spec, splits
 
     def types(self, spec: TaskSpec) -> dict[str, Any]:
         return super().types(spec) | {GROUP: Value("string"), CANDIDATE: Value("string")}
