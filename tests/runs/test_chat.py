@@ -126,8 +126,10 @@ def test_a_run_learns_answers_and_gives_them(tmp_path: Path, capsys: pytest.Capt
     quick += ["--training.learning_rate", "1e-2", "--training.max_length", "16"]
     task = ["--task", "own", "--data", str(data), "--objective", "chat"]
     assert main(["train", "--model", str(base), "--out", str(tmp_path / "out"), *task, *quick]) == 0
-    (tmp_path / "asked.txt").write_text("dog\n")
+    (tmp_path / "asked.txt").write_text("dog\n\n   \n")
     capsys.readouterr()
     asked = str(tmp_path / "asked.txt")
     assert main(["predict", str(tmp_path / "out"), asked, "--max-new-tokens", "8"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"completion": "a tree"}
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert answers[0] == {"completion": "a tree"}
+    assert answers[1] == answers[2]  # a line of spaces is a blank one

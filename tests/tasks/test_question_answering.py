@@ -208,6 +208,12 @@ def test_what_cannot_be_learned_is_refused(label: Any, message: str, tmp_path: P
         load_task(OWN, write(tmp_path, train=[one], validation=[row("who", CONTEXT, "ann")]))
 
 
+def test_a_test_split_without_answers_is_left_out(tmp_path: Path) -> None:
+    one = row("who", CONTEXT, "ann")
+    hidden = {name: one[name] for name in ("question", "context")}
+    assert load_task(OWN, write(tmp_path, train=[one], validation=[one], test=[hidden])).test is None
+
+
 def test_scoring_needs_what_is_scored() -> None:
     with pytest.raises(TaskError, match="give compute_metrics_for the split"):
         compute_metrics_for(OWN)(EvalPrediction(np.zeros((1, 2, 2)), ()))

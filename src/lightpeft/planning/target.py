@@ -77,15 +77,19 @@ def on_one_scale(scores: Scores) -> Scores:
     row = BASE_SCORES.get(scores.methods.get("base", ""))
     if row is None or row.of_loss:
         return scores
-    heads, neurons = (
-        tuple(values / (total if total > 0 else 1.0) for values in kind)
-        for kind in (scores.heads, scores.neurons)
-        for total in [math.fsum(float(values.double().sum()) for values in kind)]
-    )
     is_sum = scores.methods.get("layer", "sum") == "sum"
     return dataclasses.replace(
-        scores, heads=heads, neurons=neurons, layers=() if is_sum else scores.layers, halves=()
+        scores,
+        heads=_shares(scores.heads),
+        neurons=_shares(scores.neurons),
+        layers=() if is_sum else scores.layers,
     )
+
+
+def _shares(kind: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """Scores of one kind of units over their sum."""
+    total = math.fsum(float(values.double().sum()) for values in kind)
+    return tuple(values / total for values in kind) if total > 0 else kind
 
 
 def _found(

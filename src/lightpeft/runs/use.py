@@ -9,7 +9,7 @@ from datasets import Dataset
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
-from transformers.trainer_pt_utils import nested_concat, nested_numpify
+from transformers.trainer_pt_utils import EvalLoopContainer
 
 from lightpeft.errors import ConfigError
 from lightpeft.run_config import TrainingConfig
@@ -64,7 +64,8 @@ def predict(
     if kind.writes:
         tokens = NEW_TOKENS if max_new_tokens is None else max_new_tokens
         size, writer = training.batch_size, cast(Generating, model)
-        return generate_texts(writer, tokenizer, lines, tokens, size, record.objective)
+        prompts = [line if line.strip() else "" for line in lines]
+        return generate_texts(writer, tokenizer, prompts, tokens, size, record.objective)
     if max_new_tokens is not None:
         raise ConfigError(f"a model for {kind.name} writes no text; leave max_new_tokens out.")
     if not lines:
@@ -80,15 +81,13 @@ def _outputs(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, kind: TaskKind, encoded: Dataset, batch_size: int
 ) -> tuple[Any, Any]:
     """What is kept of all batches, and their labels, padded with -100 where rows differ in length."""
-    outputs = labels = None
+    outputs, labels = EvalLoopContainer(), EvalLoopContainer()
     for batch in DataLoader(encoded, batch_size=batch_size, collate_fn=kind.collator(tokenizer)):
         theirs = tuple(batch.pop(name) for name in kind.label_names if name in batch)
         wanted = theirs[0] if len(theirs) == 1 else theirs
-        found = _run(model, kind, batch, wanted).float().cpu()
-        outputs = found if outputs is None else nested_concat(outputs, found)
-        labels = wanted if labels is None else nested_concat(labels, wanted)
-    assert outputs is not None
-    return outputs.numpy(), nested_numpify(labels)
+        outputs.add(_run(model, kind, batch, wanted).float().cpu())
+        labels.add(wanted)
+    return outputs.get_arrays(), labels.get_arrays()
 
 
 def _run(model: nn.Module, kind: TaskKind, batch: Mapping[str, Any], labels: Any) -> torch.Tensor:

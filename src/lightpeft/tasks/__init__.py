@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from lightpeft.tasks.errors import TaskError
     from lightpeft.tasks.features import encode, truncated_share
     from lightpeft.tasks.files import text_lines
-    from lightpeft.tasks.kinds import KINDS, check_objective, find_kind
+    from lightpeft.tasks.kinds import KINDS, find_kind
     from lightpeft.tasks.kinds.classification import class_head
     from lightpeft.tasks.kinds.kind import Collator, Evaluated, TaskKind
     from lightpeft.tasks.kinds.language_modelling import encode_language, token_losses
@@ -34,7 +34,6 @@ __all__ = [
     "TaskRecord",
     "TaskSpec",
     "ValidationData",
-    "check_objective",
     "class_head",
     "compute_metrics_for",
     "custom_task",

@@ -1,7 +1,7 @@
 """Texts -> token ids, unpadded; ``DataCollatorWithPadding`` pads each batch to its longest."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -41,14 +41,10 @@ def encode(data: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -
         TaskError: no ``text`` column, or ``max_length`` leaves no room for text.
     """
     _check(data, tokenizer, max_length)
-    names = [name for name in TYPES if name in tokenizer.model_input_names]
-    chunks: dict[str, list[pa.Array]] = {name: [] for name in names}
-    for texts in _batches(data):
-        encoded = tokenizer(*texts, truncation=True, max_length=max_length, padding=False)
-        _fill_blank(encoded, tokenizer)
-        for name in names:
-            chunks[name].append(pa.array(encoded[name], TYPES[name]))
-    columns = {name: pa.chunked_array(chunks[name], TYPES[name]) for name in names}
+    batches = (
+        tokenizer(*texts, truncation=True, max_length=max_length, padding=False) for texts in _batches(data)
+    )
+    columns = _columns(batches, tokenizer)
     if "label" in data.column_names:
         columns["labels"] = data.with_format("arrow")["label"][:]
     return Dataset.from_dict(columns)
@@ -68,28 +64,38 @@ def encode_words(
     """
     require_offsets(tokenizer)
     check_room(tokenizer, max_length, pair=False)
+    words: list[list[int | None]] = []
+
+    def batches() -> Iterator[BatchEncoding]:
+        for start in range(0, len(rows), BATCH):
+            texts = rows[start : start + BATCH]
+            encoded = tokenizer(
+                [" ".join(text) for text in texts],
+                truncation=True,
+                max_length=max_length,
+                padding=False,
+                return_offsets_mapping=True,
+            )
+            for text, offsets in zip(texts, encoded["offset_mapping"], strict=True):
+                place = _word_places(text)
+                found = [place[end - 1] if end > begin else None for begin, end in offsets]
+                words.append(found or [None])
+            yield encoded
+
+    return _columns(batches(), tokenizer), words
+
+
+def _columns(
+    batches: Iterable[BatchEncoding], tokenizer: PreTrainedTokenizerBase
+) -> dict[str, pa.ChunkedArray]:
+    """Tokenised batches as the columns of one split."""
     names = [name for name in TYPES if name in tokenizer.model_input_names]
     chunks: dict[str, list[pa.Array]] = {name: [] for name in names}
-    words: list[list[int | None]] = []
-    for start in range(0, len(rows), BATCH):
-        texts = rows[start : start + BATCH]
-        encoded = tokenizer(
-            [" ".join(text) for text in texts],
-            truncation=True,
-            max_length=max_length,
-            padding=False,
-            return_offsets_mapping=True,
-        )
-        places = [_word_places(text) for text in texts]
-        words += [
-            [place[end - 1] if end > begin else None for begin, end in offsets]
-            for place, offsets in zip(places, encoded["offset_mapping"], strict=True)
-        ]
+    for encoded in batches:
         _fill_blank(encoded, tokenizer)
         for name in names:
             chunks[name].append(pa.array(encoded[name], TYPES[name]))
-    words = [row or [None] for row in words]
-    return {name: pa.chunked_array(chunks[name], TYPES[name]) for name in names}, words
+    return {name: pa.chunked_array(chunks[name], TYPES[name]) for name in names}
 
 
 def _word_places(words: Sequence[str]) -> list[int | None]:

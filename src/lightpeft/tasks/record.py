@@ -107,7 +107,7 @@ class TaskRecord:
         spec = TaskSpec(
             self.name, self.text, self.label, metrics=metrics, main=metrics, objective=self.objective
         )
-        if not find_kind(self.objective).has_labels:
+        if not find_kind(self.objective).takes_classes:
             return spec
         names = self.class_names or None
         return replace(

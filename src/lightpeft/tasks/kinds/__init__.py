@@ -26,24 +26,15 @@ KINDS: dict[str, str] = {
 """By the name of the objective the module with its `KIND`. Imported when a task of it is used, not before."""
 
 
-def check_objective(objective: str) -> None:
-    """Refuse an objective that is no kind of task.
+def find_kind(objective: str) -> "TaskKind":
+    """The kind of an objective.
 
     Raises:
-        TaskError: names the nearest one, and all of them.
+        TaskError: there is none of this name; names the nearest one, and all of them.
     """
     if objective not in KINDS:
         raise TaskOptionError(
             f"unknown objective {objective!r}.{did_you_mean(objective, KINDS)} Known: {listed(KINDS)}"
         )
-
-
-def find_kind(objective: str) -> "TaskKind":
-    """The kind of an objective.
-
-    Raises:
-        TaskError: there is none of this name.
-    """
-    check_objective(objective)
     kind: TaskKind = import_module(KINDS[objective]).KIND
     return kind

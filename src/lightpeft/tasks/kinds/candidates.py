@@ -13,7 +13,7 @@ from lightpeft.tasks.columns import Columns, checked_texts
 from lightpeft.tasks.errors import TaskError, TaskOptionError
 from lightpeft.tasks.files import Table
 from lightpeft.tasks.kinds.classification import OF_CLASSES, SequenceClassification
-from lightpeft.tasks.kinds.kind import Array, Evaluated, Metric, Usual
+from lightpeft.tasks.kinds.kind import Array, Evaluated, Metric, TaskKind, Usual
 from lightpeft.tasks.kinds.question_answering import exact_match, token_f1
 from lightpeft.tasks.spec import TaskSpec
 
@@ -93,7 +93,7 @@ class CandidateClassification(SequenceClassification):
         return Usual(("f1", "exact_match", "accuracy"), ("f1", "exact_match"))
 
     def check_metric(self, spec: TaskSpec, name: str) -> None:
-        self.check_known(spec, name)
+        TaskKind.check_metric(self, spec, name)  # not by what classes alone are measured by
 
     def scored(self, spec: TaskSpec, evaluated: Evaluated) -> tuple[Array, Any]:
         if evaluated.split is None:

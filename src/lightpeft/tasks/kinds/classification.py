@@ -1,6 +1,5 @@
 """One label for one or two texts: a class, or a number."""
 
-import logging
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -17,29 +16,22 @@ from lightpeft.tasks.columns import Columns, checked_texts, column
 from lightpeft.tasks.errors import TaskError, TaskOptionError
 from lightpeft.tasks.features import encode
 from lightpeft.tasks.files import Table
-from lightpeft.tasks.kinds.kind import Array, Evaluated, Metric, TaskKind, Usual
+from lightpeft.tasks.kinds.kind import Array, Evaluated, Metric, TaskKind, Usual, class_names_options
 from lightpeft.tasks.labels import (
     check_labels,
     check_varied,
     clean_labels,
-    is_hidden,
     known_labels,
     resolve_labels,
 )
 from lightpeft.tasks.spec import TaskSpec
-
-logger = logging.getLogger(__name__)
 
 RELATIVE_ROUNDING = 1e-13
 
 
 def class_head(names: tuple[str, ...]) -> dict[str, Any]:
     """Options of a head for classes, by id, for `from_pretrained`."""
-    return {
-        "id2label": dict(enumerate(names)),
-        "label2id": {name: index for index, name in enumerate(names)},
-        "problem_type": "single_label_classification",
-    }
+    return class_names_options(names) | {"problem_type": "single_label_classification"}
 
 
 def _binary_f1(labels: Array, predictions: Array) -> float:
@@ -115,12 +107,6 @@ class SequenceClassification(TaskKind):
         )
         check_labels(labels, where)
         return texts | {"label": labels}
-
-    def test_columns(self, spec: TaskSpec, table: Table) -> Columns | None:
-        if spec.label not in table.names or is_hidden(column(table, spec.label)):
-            logger.info("%s has no labels and is left out", table.where)
-            return None
-        return self.columns(spec, table)
 
     def resolve(
         self, spec: TaskSpec, splits: Mapping[str, Columns]

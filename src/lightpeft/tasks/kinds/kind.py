@@ -1,5 +1,6 @@
 """What a kind of task says about itself, from the columns of a file to the answers of `predict`."""
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +15,13 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from lightpeft.errors import ConfigError, did_you_mean, listed
 from lightpeft.run_config import TrainingConfig
-from lightpeft.tasks.columns import TEXTS, Columns
+from lightpeft.tasks.columns import TEXTS, Columns, column
 from lightpeft.tasks.errors import TaskError, TaskOptionError
 from lightpeft.tasks.files import Table
+from lightpeft.tasks.labels import is_hidden
 from lightpeft.tasks.spec import TaskSpec
+
+logger = logging.getLogger(__name__)
 
 Array = NDArray[Any]
 Collator = Callable[[list[dict[str, Any]]], Mapping[str, Any]]
@@ -77,6 +81,9 @@ class TaskKind(ABC):
     has_labels: ClassVar[bool] = True
     """Whether there is a label column."""
 
+    takes_classes: ClassVar[bool] = True
+    """Whether labels are classes, or numbers, so that a task says which."""
+
     label_names: ClassVar[tuple[str, ...]] = ("labels",)
     """The columns of the features that are labels to the model."""
 
@@ -107,8 +114,17 @@ class TaskKind(ABC):
         Raises:
             TaskError: says why.
         """
-        count = len(spec.text)
-        if isinstance(spec.text, str) or count not in self.texts:
+        self.check_texts(spec)
+        if not self.takes_classes and (spec.regression is not None or spec.class_names is not None):
+            raise TaskOptionError(f"task {spec.name!r} is {self.name} and has neither classes nor numbers")
+
+    def check_texts(self, spec: TaskSpec) -> None:
+        """Refuse a number of text columns that the kind does not take.
+
+        Raises:
+            TaskError: says how many it takes.
+        """
+        if isinstance(spec.text, str) or len(spec.text) not in self.texts:
             wanted = _COUNTS[self.texts]
             raise TaskOptionError(
                 f"task {spec.name!r}: text must be a tuple of {wanted}; found {spec.text!r}"
@@ -124,6 +140,9 @@ class TaskKind(ABC):
 
     def test_columns(self, spec: TaskSpec, table: Table) -> Columns | None:
         """The same of a test split; None (and a log line) if its labels are hidden or absent."""
+        if self.has_labels and (spec.label not in table.names or is_hidden(column(table, spec.label))):
+            logger.info("%s has no labels and is left out", table.where)
+            return None
         return self.columns(spec, table)
 
     def resolve(
@@ -210,14 +229,6 @@ class TaskKind(ABC):
         Raises:
             TaskError: it is unknown, or does not fit the labels.
         """
-        self.check_known(spec, name)
-
-    def check_known(self, spec: TaskSpec, name: str) -> None:
-        """Refuse a metric that the kind does not have.
-
-        Raises:
-            TaskError: names the nearest, and all of them.
-        """
         if name not in self.metrics:
             raise TaskOptionError(
                 f"task {spec.name!r}: unknown metric {name!r}.{did_you_mean(name, self.metrics)} Known for "
@@ -285,6 +296,11 @@ _COUNTS = {
     (2,): "two column names",
     (1, 2): "one or two column names",
 }
+
+
+def class_names_options(names: Sequence[str]) -> dict[str, Any]:
+    """The names of a head's classes, by id and back, for `from_pretrained`."""
+    return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
 
 
 def finite(outputs: Any) -> Array:

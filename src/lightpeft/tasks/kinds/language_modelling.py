@@ -231,18 +231,12 @@ class LanguageModelling(TaskKind):
     metrics = MappingProxyType({"loss": _loss, "perplexity": _perplexity})
     own_text = ("text",)
     has_labels = False
+    takes_classes = False
     only_decoders = True
     packs = True
     writes = True
     batch_size = 8
     evaluation_batches = 1
-
-    def check(self, spec: TaskSpec) -> None:
-        super().check(spec)
-        if spec.regression is not None or spec.class_names is not None:
-            raise TaskOptionError(
-                f"task {spec.name!r} is language modelling and has neither classes nor numbers"
-            )
 
     def columns(self, spec: TaskSpec, table: Table) -> Columns:
         return checked_texts(spec.text, table)

@@ -1,6 +1,5 @@
 """Any number of classes for one or two texts."""
 
-import logging
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -18,10 +17,8 @@ from lightpeft.tasks.columns import Columns, checked_texts, column
 from lightpeft.tasks.errors import TaskError, TaskOptionError
 from lightpeft.tasks.features import encode
 from lightpeft.tasks.files import Table
-from lightpeft.tasks.kinds.kind import Array, Evaluated, Metric, TaskKind, Usual
+from lightpeft.tasks.kinds.kind import Array, Evaluated, Metric, TaskKind, Usual, class_names_options
 from lightpeft.tasks.spec import TaskSpec
-
-logger = logging.getLogger(__name__)
 
 
 def _f1(average: str) -> Metric:
@@ -57,12 +54,6 @@ class MultiLabelClassification(TaskKind):
                 raise TaskError(f"{where}: {classes!r:.60} has one class twice")
         return checked_texts(spec.text, table) | {"label": labels}
 
-    def test_columns(self, spec: TaskSpec, table: Table) -> Columns | None:
-        if spec.label not in table.names:
-            logger.info("%s has no labels and is left out", table.where)
-            return None
-        return self.columns(spec, table)
-
     def resolve(
         self, spec: TaskSpec, splits: Mapping[str, Columns]
     ) -> tuple[TaskSpec, Mapping[str, Columns]]:
@@ -83,12 +74,8 @@ class MultiLabelClassification(TaskKind):
         return {"label": List(Value("float32"))}
 
     def head(self, spec: TaskSpec) -> dict[str, Any]:
-        names = spec.class_names or ()
-        return {
-            "id2label": dict(enumerate(names)),
-            "label2id": {name: number for number, name in enumerate(names)},
-            "problem_type": "multi_label_classification",
-        }
+        options = class_names_options(spec.class_names or ())
+        return options | {"problem_type": "multi_label_classification"}
 
     def encode(self, split: Dataset, tokenizer: PreTrainedTokenizerBase, training: TrainingConfig) -> Dataset:
         return encode(split, tokenizer, training.tokens)

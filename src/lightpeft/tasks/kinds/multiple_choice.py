@@ -1,6 +1,5 @@
 """The right one of some texts that could follow a context (COPA, SWAG, HellaSwag)."""
 
-import logging
 from collections.abc import Sequence
 from types import MappingProxyType
 from typing import Any
@@ -23,10 +22,7 @@ from lightpeft.tasks.errors import TaskError, TaskOptionError
 from lightpeft.tasks.features import TYPES, encode
 from lightpeft.tasks.files import Table
 from lightpeft.tasks.kinds.kind import Array, Collator, Evaluated, TaskKind, Usual
-from lightpeft.tasks.labels import is_hidden
 from lightpeft.tasks.spec import TaskSpec
-
-logger = logging.getLogger(__name__)
 
 
 def _accuracy(labels: Array, predictions: Array) -> float:
@@ -44,17 +40,14 @@ class MultipleChoice(TaskKind):
     # PEFT has no name of its own for it; this one keeps the head beside the adapter.
     peft_task = TaskType.SEQ_CLS
     metrics = MappingProxyType({"accuracy": _accuracy})
+    takes_classes = False
     batch_size = 32
 
-    def check(self, spec: TaskSpec) -> None:
+    def check_texts(self, spec: TaskSpec) -> None:
         if isinstance(spec.text, str) or len(spec.text) < 2:
             raise TaskOptionError(
                 f"task {spec.name!r}: text must be a tuple of the context's column and those of the choices, "
                 f"or one column of lists; found {spec.text!r}"
-            )
-        if spec.regression or spec.class_names is not None:
-            raise TaskOptionError(
-                f"task {spec.name!r} is multiple choice and has neither classes nor numbers"
             )
 
     def columns(self, spec: TaskSpec, table: Table) -> Columns:
@@ -66,12 +59,6 @@ class MultipleChoice(TaskKind):
             for row, value in enumerate(column(table, spec.label), start=1)
         ]
         return contexts | {"choices": choices, "label": labels}
-
-    def test_columns(self, spec: TaskSpec, table: Table) -> Columns | None:
-        if spec.label not in table.names or is_hidden(column(table, spec.label)):
-            logger.info("%s has no labels and is left out", table.where)
-            return None
-        return self.columns(spec, table)
 
     def check_training(self, spec: TaskSpec, columns: Columns) -> None:
         if len(set(columns["label"])) < 2:

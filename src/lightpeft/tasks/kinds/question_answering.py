@@ -18,7 +18,7 @@ from transformers import AutoModelForQuestionAnswering, DataCollatorWithPadding,
 
 from lightpeft.run_config import TrainingConfig
 from lightpeft.tasks.columns import Columns, checked_texts, column
-from lightpeft.tasks.errors import TaskError, TaskOptionError
+from lightpeft.tasks.errors import TaskError
 from lightpeft.tasks.features import TYPES, check_room, check_text, require_offsets
 from lightpeft.tasks.files import Table
 from lightpeft.tasks.kinds.kind import Collator, Evaluated, TaskKind, Usual
@@ -127,16 +127,10 @@ class QuestionAnswering(TaskKind):
     )
     texts = (2,)
     own_text = ("question", "context")
+    takes_classes = False
     label_names = ("start_positions", "end_positions")
     in_order = True
     batch_size = 32
-
-    def check(self, spec: TaskSpec) -> None:
-        super().check(spec)
-        if spec.regression or spec.class_names is not None:
-            raise TaskOptionError(
-                f"task {spec.name!r} is question answering and has neither classes nor numbers"
-            )
 
     def columns(self, spec: TaskSpec, table: Table) -> Columns:
         texts = checked_texts(spec.text, table)

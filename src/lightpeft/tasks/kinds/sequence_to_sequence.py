@@ -14,7 +14,7 @@ from transformers import AutoModelForSeq2SeqLM, DataCollatorForSeq2Seq, PreTrain
 from lightpeft.errors import ConfigError
 from lightpeft.run_config import TrainingConfig
 from lightpeft.tasks.columns import Columns, checked_texts
-from lightpeft.tasks.errors import TaskError, TaskOptionError
+from lightpeft.tasks.errors import TaskError
 from lightpeft.tasks.features import TYPES, encode
 from lightpeft.tasks.files import Table
 from lightpeft.tasks.kinds.kind import Collator, Evaluated, Metric, TaskKind, Usual
@@ -72,16 +72,12 @@ class SequenceToSequence(TaskKind):
     texts = (2,)
     own_text = ("source", "target")
     has_labels = False
+    takes_classes = False
     in_order = True
     writes = True
     writes_to_be_scored = True
     batch_size = 16
     evaluation_batches = 1
-
-    def check(self, spec: TaskSpec) -> None:
-        super().check(spec)
-        if spec.regression is not None or spec.class_names is not None:
-            raise TaskOptionError(f"task {spec.name!r} writes texts and has neither classes nor numbers")
 
     def columns(self, spec: TaskSpec, table: Table) -> Columns:
         return checked_texts(spec.text, table)

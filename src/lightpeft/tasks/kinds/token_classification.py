@@ -24,7 +24,7 @@ from lightpeft.tasks.columns import Columns, column, filled_column
 from lightpeft.tasks.errors import TaskError, TaskOptionError
 from lightpeft.tasks.features import IGNORED, encode_words
 from lightpeft.tasks.files import Table
-from lightpeft.tasks.kinds.kind import Collator, Evaluated, Metric, TaskKind, Usual
+from lightpeft.tasks.kinds.kind import Collator, Evaluated, Metric, TaskKind, Usual, class_names_options
 from lightpeft.tasks.spec import TaskSpec
 
 logger = logging.getLogger(__name__)
@@ -81,12 +81,6 @@ class TokenClassification(TaskKind):
                 raise TaskError(f"{where}: {len(some)} words, but {len(theirs)} tags; give every word one")
         return {"text": words, "label": tags}
 
-    def test_columns(self, spec: TaskSpec, table: Table) -> Columns | None:
-        if spec.label not in table.names:
-            logger.info("%s has no tags and is left out", table.where)
-            return None
-        return self.columns(spec, table)
-
     def resolve(
         self, spec: TaskSpec, splits: Mapping[str, Columns]
     ) -> tuple[TaskSpec, Mapping[str, Columns]]:
@@ -108,18 +102,15 @@ class TokenClassification(TaskKind):
         return {"text": List(Value("string")), "label": List(Value("int64"))}
 
     def head(self, spec: TaskSpec) -> dict[str, Any]:
-        names = spec.class_names or ()
-        return {
-            "id2label": dict(enumerate(names)),
-            "label2id": {name: number for number, name in enumerate(names)},
-        }
+        return class_names_options(spec.class_names or ())
 
     def encode(self, split: Dataset, tokenizer: PreTrainedTokenizerBase, training: TrainingConfig) -> Dataset:
         """Of a split without labels, the labels are the numbers of the words."""
-        features, of_words = encode_words(split["text"][:], tokenizer, training.tokens)
+        rows = split["text"][:]
+        features, of_words = encode_words(rows, tokenizer, training.tokens)
         given = split["label"][:] if "label" in split.column_names else None
         labels: list[list[int]] = []
-        seen = words = 0
+        seen, words = 0, sum(map(len, rows))
         for row, tokens in enumerate(of_words):
             first: dict[int, int] = {}
             for place, word in enumerate(tokens):
@@ -129,7 +120,7 @@ class TokenClassification(TaskKind):
             for word, place in first.items():
                 learned[place] = word if given is None else given[row][word]
             labels.append(learned)
-            seen, words = seen + len(first), words + len(split["text"][row])
+            seen += len(first)
         if seen < words:
             logger.warning(
                 "%d of %d words are beyond %d tokens, or have none, and are neither learned nor scored",
