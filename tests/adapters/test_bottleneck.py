@@ -22,6 +22,7 @@ from peft.utils.save_and_load import get_peft_model_state_dict
 from tests.support.models import checkpoint_activations, hook_count
 from tests.support.zoo import ANIMALS, BERT, BY_NAME, NEURONS, WIDTH, Animal
 from torch import Tensor, nn
+from transformers import BertConfig, BertForQuestionAnswering, BertForTokenClassification
 
 from lightpeft.adapters.bottleneck import BottleneckConfig, BottleneckLayer, BottleneckModel, targets
 from lightpeft.adapters.bottleneck import _register as register_again
@@ -466,6 +467,32 @@ def test_a_classification_head_is_trained_and_saved(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(build(animal), tmp_path).eval()
     assert torch.equal(outputs(loaded, animal), outputs(model, animal))
+
+
+HEADS_NAMED_LATE = {
+    "TOKEN_CLS": (BertForTokenClassification, "classifier"),
+    "QUESTION_ANS": (BertForQuestionAnswering, "qa_outputs"),
+}
+
+
+@pytest.mark.parametrize("given", [None, []], ids=str)
+@pytest.mark.parametrize("task", HEADS_NAMED_LATE)
+def test_a_head_that_peft_names_late_is_trained_and_saved(
+    task: str, given: list[str] | None, tmp_path: Path
+) -> None:
+    kind, head = HEADS_NAMED_LATE[task]
+    base, ids = kind(BertConfig(**BERT)), torch.tensor([[1, 2, 3]])
+    saved = copy.deepcopy(base)
+    model = get_peft_model(base, BottleneckConfig(task_type=task, modules_to_save=given)).eval()
+    heads = [name for name, p in model.named_parameters() if p.requires_grad and "modules_to_save" in name]
+    assert {name.split(".modules_to_save")[0].rpartition(".")[2] for name in heads} == {head}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(saved, tmp_path).eval()
+    assert all(map(torch.equal, loaded(ids).to_tuple(), model(ids).to_tuple()))
 
 
 @in_both_forms

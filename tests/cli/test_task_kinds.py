@@ -149,16 +149,22 @@ def write(folder: Path, example: Callable[[int], Record]) -> Path:
     return folder
 
 
+OTHER_FORMS = [(name, "parallel") for name in ("several classes", "tags", "answers")] + [
+    ("tags", "sequential")
+]
+
+
 @pytest.mark.usefixtures("stars")
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize(("name", "form"), [(name, "lora") for name in ROWS] + OTHER_FORMS)
 def test_a_kind_is_trained_evaluated_and_used(
-    name: str, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, form: str, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     row, out = ROWS[name], tmp_path / "out"
     data = write(tmp_path / "data", row.example)
     quick = ["--estimation.steps", "4", "--training.max_steps", "9", "--training.batch_size", "8"]
     quick += ["--training.max_length", "32"]
     task = ["--task", "own", "--data", str(data), "--objective", row.objective, *row.options]
+    quick += ["--peft", form]
     assert main(["train", "--model", str(tiny_model), "--out", str(out), *task, *quick, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert main(["evaluate", str(out), "--json"]) == 0

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from peft import PeftConfig
+from peft import PeftConfig, TaskType
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
@@ -13,6 +13,9 @@ from lightpeft.adapters.bottleneck.config import BottleneckConfig
 from lightpeft.adapters.bottleneck.layer import NOT_MERGEABLE, BottleneckLayer
 from lightpeft.adapters.bottleneck.targets import complete, named_input
 from lightpeft.errors import ConfigError
+
+_HEAD_LATER = (TaskType.TOKEN_CLS, TaskType.QUESTION_ANS)
+"""Tasks whose head peft adds to the given configuration's `modules_to_save` once the adapters are in."""
 
 
 class BottleneckModel(BaseTuner):
@@ -34,7 +37,10 @@ class BottleneckModel(BaseTuner):
         """
         given = self.peft_config[adapter_name]
         assert isinstance(given, BottleneckConfig)
+        if given.modules_to_save is None and given.task_type in _HEAD_LATER:
+            given.modules_to_save = []
         completed = copy.deepcopy(given)  # the user's object may serve other models
+        completed.modules_to_save = given.modules_to_save  # peft adds to this list when it has the other
         complete(completed, model)
         config = given if completed == given else completed
         self.peft_config[adapter_name] = config
