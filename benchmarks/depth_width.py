@@ -22,7 +22,7 @@ from targets import (
     MIN_WORDS,
     cell_options,
     chosen_cells,
-    inference_share,
+    inference_share_of,
     setting_of,
     training_of,
 )
@@ -87,11 +87,13 @@ def run_cell(name: str, seed: int, options: argparse.Namespace) -> None:
     training = training_of(cell.epochs, cell.learning_rate, seed, options)
     with in_float32(BASES / cell.model) as base:
         setting = setting_of(base, task, training, options, cell.rows, cell.min_words)
-        plain = trained(setting, None)
+        with tempfile.TemporaryDirectory() as folder:
+            plain = fit(setting, None, Path(folder), progress=False)
         for method, path in paths.items():
             if path.is_file():
                 continue
-            value = at_wanted_share(setting, method, plain)
+            with tempfile.TemporaryDirectory() as folder:  # one for all tries: what layers cost stays in it
+                value = at_wanted_share(setting, method, plain, Path(folder))
             save_result(path, value | {"cell": name, "seed": seed, "environment": environment()})
             told = ("cuts", "main", "plain_main", "target", "predicted", "inference_share")
             print(path, {key: read_json(path)[key] for key in told}, flush=True)
@@ -109,24 +111,29 @@ def in_float32(base: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-def at_wanted_share(setting: Setting, cuts: Cuts, plain: Outcome) -> dict[str, Any]:
+def at_wanted_share(setting: Setting, cuts: Cuts, plain: Outcome, folder: Path) -> dict[str, Any]:
     """A whole run under the target, of a few tried short, whose measured share is nearest the wanted one."""
+
+    def run(setting: Setting, share: float, estimation: int | Literal["auto"]) -> Outcome:
+        light = LightConfig(EstimationConfig(steps=estimation), target=Target(inference=share, cuts=cuts))
+        return fit(setting, light, folder, progress=False)
+
     target, tries = WANTED, []
     for _ in range(TRIES):
         try:
-            outcome = trained(shortened(setting), Target(inference=round(target, 4), cuts=cuts), SHORT - 1)
+            outcome = run(shortened(setting), round(target, 4), SHORT - 1)
         except PlanError:  # what may go by these cuts does not reach so far
             if not tries:
                 raise
             break
-        share = inference_share(outcome, plain, setting, FEW)
+        share = inference_share_of(outcome, plain, setting, FEW)
         print(cuts, {"target": round(target, 4), "share": round(share, 3)}, flush=True)
         tries.append({"target": round(target, 4), "share": share})
         if abs(share - WANTED) <= NEAR:
             break
         target = min(0.95, max(0.1, target * WANTED / share))
     best = min(tries, key=lambda one: abs(one["share"] - WANTED))
-    outcome = trained(setting, Target(inference=best["target"], cuts=cuts))
+    outcome = run(setting, best["target"], "auto")
     return {"cuts": cuts, "wanted": WANTED, **numbers(outcome, plain, setting), "tries": tries}
 
 
@@ -135,13 +142,6 @@ def shortened(setting: Setting) -> Setting:
     training = dataclasses.replace(setting.training, max_steps=SHORT, eval_steps=None)
     few = setting.validation.select(range(min(32, len(setting.validation))))
     return dataclasses.replace(setting, training=training, validation=few)
-
-
-def trained(setting: Setting, target: Target | None, estimation: int | Literal["auto"] = "auto") -> Outcome:
-    estimating = EstimationConfig(steps=estimation)
-    light = None if target is None else LightConfig(estimating, target=target)
-    with tempfile.TemporaryDirectory() as folder:
-        return fit(setting, light, Path(folder), progress=False)
 
 
 def numbers(outcome: Outcome, plain: Outcome, setting: Setting) -> dict[str, Any]:
@@ -154,7 +154,7 @@ def numbers(outcome: Outcome, plain: Outcome, setting: Setting) -> dict[str, Any
         "plain_main": plain.main,
         "target": plan.target.share,
         "predicted": plan.target.predicted,
-        "inference_share": inference_share(outcome, plain, setting),
+        "inference_share": inference_share_of(outcome, plain, setting, FEW),
         "kept": {kind: count.kept for kind, count in plan.counts._asdict().items()},
         "run_seconds": outcome.seconds,
         "plain_seconds": plain.seconds,

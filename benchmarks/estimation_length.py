@@ -7,7 +7,7 @@ python benchmarks/estimation_length.py benchmarks/configs/estimation-length.yaml
 
 Each seed draws its own adapter, head and order of the data. What each of the first 160 steps of its run adds
 to the scores is recorded once; plans are then made of these records, for every length and every choice of
-steps. The accuracy after whole runs is what quality.py measures of the same configuration.
+steps. The accuracy after whole runs is what `lightpeft bench quality` measures of the same configuration.
 """
 
 import argparse
@@ -20,21 +20,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from peft import PeftModel
-from quality import peft_options, task_options
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lightpeft import LightConfig, Plan, make_plan
-from lightpeft.bench import result_file, save_result, select_rows
+from lightpeft.bench import result_file, save_result
+from lightpeft.bench.grid import PLAIN, CellKey, QualityGrid
+from lightpeft.cli.options import run_with_options
 from lightpeft.estimation import Estimator
 from lightpeft.evidence import Agreement
 from lightpeft.files import read_json
 from lightpeft.planning import agreements
 from lightpeft.report import environment
-from lightpeft.run_config import TrainingConfig
-from lightpeft.runs import Setting, make_setting, prepare
+from lightpeft.runs import Setting, prepare
 
 LENGTHS = (2, 4, 8, 10, 16, 20, 24, 32, 40, 80, 160)
 SCORES = LightConfig().estimation
@@ -134,30 +133,32 @@ def table(rows: Sequence[Row], against: str, measure: str) -> str:
     return "\n".join(lines)
 
 
-def measured(config: dict[str, Any], data: Path | None) -> Row:
-    """All rows, and where they come from."""
-    task = select_rows(task_options(config, data).load(), config["min_words"], config["train_rows"])
-    training = TrainingConfig(**config["training"])
-    records = []
-    for seed in config["seeds"]:
-        of_seed = dataclasses.replace(training, seed=seed)
-        setting = make_setting(config["model"], task, of_seed, peft_options(config))
-        records.append(recorded(setting))
-    rows = [row(records, length, window) for window in WINDOWS for length in LENGTHS]
-    return {"config": config, "rows": rows, "environment": environment()}
+def measured(grid: QualityGrid, data: Path) -> Row:
+    """All rows, and where they come from; of the grid's first model and task."""
+    model, task = next(iter(grid.models)), next(iter(grid.tasks))
+    rows = grid.tasks[task].load(data)
+    keys = [CellKey(model, task, PLAIN, seed) for seed in grid.seeds]
+    records = [recorded(grid.setting(key, rows, None)) for key in keys]
+    found = [row(records, length, window) for window in WINDOWS for length in LENGTHS]
+    return {"settings": [grid.record(key) for key in keys], "rows": found, "environment": environment()}
+
+
+def read_grid(grid: QualityGrid) -> QualityGrid:
+    """The grid of a configuration file."""
+    return grid
 
 
 def main() -> None:
     """Measure and write, or only print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("config", type=Path)
-    parser.add_argument("--data", type=Path, help="folder with the task's files")
+    parser.add_argument("--data", type=Path, default=Path(), help="folder that the grid's data starts from")
     parser.add_argument("--out", type=result_file, required=True)
     parser.add_argument("--table", action="store_true", help="only print what was measured")
     options = parser.parse_args()
     if not options.table:
-        config = yaml.safe_load(options.config.read_text(encoding="utf-8"))
-        save_result(options.out, measured(config, options.data))
+        grid = run_with_options(read_grid, "bench quality", ["--config", str(options.config)])
+        save_result(options.out, measured(grid, options.data))
     rows = read_json(options.out)["rows"]
     for against, measure in itertools.product(("halves", "longest", "seeds"), ("overlap", "kappa")):
         print(f"\n{against}, {measure}\n\n{table(rows, against, measure)}")

@@ -6,7 +6,6 @@ python benchmarks/targets.py --data FOLDER/sst2 --out DIR --only minilm --seed 0
 
 import argparse
 import itertools
-import statistics
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,13 +13,12 @@ from typing import Any
 
 from lightpeft import LightConfig, Target
 from lightpeft.bench import save_result, select_rows
-from lightpeft.bench.speed import batches
+from lightpeft.bench.speed import batches, inference_share
 from lightpeft.cli.tasks import TaskOptions
 from lightpeft.outputs import check_room
 from lightpeft.report import environment
 from lightpeft.run_config import LoraOptions, PeftOptions, TrainingConfig
 from lightpeft.runs import Outcome, Setting, fit, make_setting
-from lightpeft.runs.measure import inference_action, interleaved_seconds
 from lightpeft.runs.minilm import minilm_path
 from lightpeft.tasks import TaskData
 
@@ -141,21 +139,14 @@ def numbers(outcome: Outcome, plain: Outcome, setting: Setting) -> dict[str, Any
         "kept": None if plan is None else {kind: count.kept for kind, count in plan.counts._asdict().items()},
         "run_seconds": outcome.seconds,
         "run_share": outcome.seconds / plain.seconds,
-        "inference_share": inference_share(outcome, plain, setting),
+        "inference_share": inference_share_of(outcome, plain, setting),
     }
 
 
-def inference_share(outcome: Outcome, plain: Outcome, setting: Setting, repeats: int = REPEATS) -> float:
-    """Seconds of a forward pass over plain PEFT's, in turns; the median over some batches."""
-    shares = []
-    for batch in itertools.islice(batches(setting, setting.validation), 3):
-        actions = {
-            "light": inference_action(outcome.model, batch),
-            "plain": inference_action(plain.model, batch),
-        }
-        spread = interleaved_seconds(actions, repeats, next(iter(batch.values())).device)
-        shares.append(spread["light"].median / spread["plain"].median)
-    return statistics.median(shares)
+def inference_share_of(outcome: Outcome, plain: Outcome, setting: Setting, repeats: int = REPEATS) -> float:
+    """Of plain PEFT's inference time, over three batches."""
+    some = itertools.islice(batches(setting, setting.validation), 3)
+    return inference_share(outcome.model, plain.model, some, repeats)
 
 
 if __name__ == "__main__":

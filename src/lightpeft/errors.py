@@ -42,6 +42,10 @@ class OutputError(CheckpointError):
     """A place that cannot be written to, or that holds what writing would destroy. Nothing was changed."""
 
 
+class InUseError(OutputError):
+    """A folder that another run has. It can be had when that run ends."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`` Did you mean 'sst2'?`` for the nearest known name, or an empty string."""
     by_lowercase = {candidate.lower(): candidate for candidate in known}

@@ -356,6 +356,8 @@ VERBS: list[tuple[str, int, str]] = [
     ("export {run} --to oonx", USAGE, "give one of merged, full-adapter"),
     ("bench speed --repeats 1", USAGE, "repeats is 1"),
     ("bench speed --estimation-steps 0", USAGE, "estimation_steps is 0"),
+    ("bench quality --out o", USAGE, "grid.models"),
+    ("bench quality nowhere.yaml --out o", USAGE, "nowhere.yaml"),
     ("bench run --out o --chunk 0", USAGE, "chunk is 0"),
     ("bench run --out o --methods plain,defualt", USAGE, "methods is 'defualt'"),
     ("bench run --out o --min-words 999", USAGE, "has 999 words"),

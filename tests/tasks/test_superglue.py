@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 from transformers import EvalPrediction
 
-from lightpeft.tasks import TaskError, compute_metrics_for, custom_task, find_task, load_task
+from lightpeft.tasks import (
+    Evaluated,
+    TaskError,
+    compute_metrics_for,
+    custom_task,
+    find_kind,
+    find_task,
+    load_task,
+)
 from lightpeft.tasks.metrics import with_metrics
 
 COPA = {"premise": "The man fell.", "choice1": "He ran.", "choice2": "It hurt.", "idx": 0}
@@ -143,6 +151,16 @@ def test_candidates_are_scored_by_question(
     labels = np.array(data.validation["label"][:])
     scores = compute_metrics_for(spec, data.validation)(EvalPrediction(logits, labels))
     assert {name: scores[name] for name in expected} == pytest.approx(expected)
+
+
+def test_a_part_left_out_is_a_whole_question(tmp_path: Path) -> None:
+    data = candidates(tmp_path)
+    spec = with_metrics(custom_like(data.spec, ("f1", "selected_f1")))
+    logits = np.stack([np.zeros(5), np.array([-1, 1, 2, -1, 1.0])], axis=1)
+    labels = np.array(data.validation["label"][:])
+    evaluated = Evaluated(logits, labels, data.validation)
+    # Without the first question the second, all right; without it the first, one of two found and one wrong.
+    assert find_kind(spec.objective).mains_without(spec, evaluated, 2) == [1.0, pytest.approx((0.5 + 0) / 2)]
 
 
 def custom_like(spec: Any, metrics: tuple[str, ...]) -> Any:

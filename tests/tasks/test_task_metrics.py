@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from transformers import EvalPrediction
 
-from lightpeft.tasks import TaskError, TaskSpec, compute_metrics_for, find_kind, find_task
+from lightpeft.tasks import Evaluated, TaskError, TaskSpec, compute_metrics_for, find_kind, find_task
 from lightpeft.tasks.metrics import with_metrics
 
 METRICS = find_kind("sequence-classification").metrics
@@ -114,3 +114,22 @@ def test_own_tasks_get_the_usual_metrics_beside_their_own() -> None:
 def test_metrics_that_do_not_fit_are_refused(spec: TaskSpec, message: str) -> None:
     with pytest.raises(TaskError, match=message):
         compute_metrics_for(spec)
+
+
+def _accuracy_of(rows: list[int]) -> float:
+    return float((LABELS[rows] == GUESSES[rows]).mean())
+
+
+@pytest.mark.parametrize("parts", [2, 3, 6, 20])
+def test_parts_left_out_are_scored_as_the_rest_alone(parts: int) -> None:
+    spec, evaluated = with_metrics(find_task("sst2")), Evaluated(logits_of(GUESSES), LABELS)
+    found = find_kind(spec.objective).mains_without(spec, evaluated, parts)
+    rests = [[row for row in range(6) if row % parts != part] for part in range(min(parts, 6))]
+    assert found == [pytest.approx(_accuracy_of(rest)) for rest in rests]
+
+
+def test_parts_of_what_cannot_be_scored_are_refused() -> None:
+    outputs = logits_of(GUESSES)
+    outputs[0, 0] = np.nan
+    with pytest.raises(TaskError, match="1 of 6 predictions are NaN"):
+        find_kind("sequence-classification").mains_without(find_task("sst2"), Evaluated(outputs, LABELS), 3)

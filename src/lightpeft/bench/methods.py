@@ -8,7 +8,15 @@ from peft import PeftModel
 from torch import nn
 
 from lightpeft.anatomy import base_of, find_anatomy, layer_modules, lowest_stack
-from lightpeft.config import LightConfig, PrefixConfig, SurgeryConfig, check_choice, exact_count
+from lightpeft.config import (
+    Budget,
+    EstimationConfig,
+    LightConfig,
+    PrefixConfig,
+    SurgeryConfig,
+    check_choice,
+    exact_count,
+)
 from lightpeft.errors import ConfigError
 from lightpeft.runs import Setting, outline
 from lightpeft.surgery import FirstToken, can_narrow, padded_batch
@@ -149,6 +157,36 @@ METHODS = {
     )
 }
 """All methods by key, in the order of tables."""
+
+
+def scored_by(score: str) -> Callable[[int], LightConfig]:
+    """The preset `default` with another score of heads and neurons."""
+    return lambda steps: replace(DEFAULT, estimation=replace(DEFAULT.estimation, base_score=score))
+
+
+def layers_by_gradient(steps: int) -> LightConfig:
+    """A third of the layers goes as a whole, those with the smallest squared gradients in the first 1 % of
+    the run (GradPruner, 2026, whose weights of a layer these gates stand for); nothing else."""
+    return LightConfig(
+        EstimationConfig(steps=max(1, round(steps / 100)), base_score="fisher", layer_score="sum"),
+        Budget(heads=0, neurons=0, modules=0, ranks=0, layers=1 / 3),
+        prefix=PrefixConfig(frozen=False),
+        learning_rate_factor=1.0,
+    )
+
+
+RIVALS = {
+    method.key: method
+    for method in (
+        Method("magnitude", "default, heads and neurons by magnitude", light=scored_by("magnitude")),
+        Method("random", "default, heads and neurons drawn", light=scored_by("random")),
+        Method("gradient-layers", "a third of the layers by squared gradients", light=layers_by_gradient),
+    )
+}
+"""More methods, of `bench quality`: what `default` is judged beside where it is accuracy that counts."""
+
+KNOWN = METHODS | RIVALS
+"""The methods that a grid of `bench quality` can have, or make others of."""
 
 
 def chosen_methods(keys: Sequence[str]) -> tuple[Method, ...]:

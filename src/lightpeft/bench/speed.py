@@ -1,7 +1,8 @@
 """`bench speed`: what a step, an inference and memory cost, plain and light."""
 
 import dataclasses
-from collections.abc import Iterator
+import statistics
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from lightpeft.planning import make_plan
 from lightpeft.report import environment
 from lightpeft.run_config import TrainingConfig
 from lightpeft.runs import Setting, Speed, measure_speed
+from lightpeft.runs.measure import inference_action, interleaved_seconds
 from lightpeft.surgery import cut, parameter_counts
 
 QUERY_VALUE = "plain LoRA, query and value"
@@ -71,6 +73,25 @@ def batches(setting: Setting, rows: Dataset) -> Iterator[dict[str, Tensor]]:
         for start in range(0, len(rows), size):
             chosen = [rows[i] for i in range(start, min(start + size, len(rows)))]
             yield {name: torch.as_tensor(value) for name, value in collate(chosen).items()}
+
+
+def inference_share(
+    model: PeftModel, plain: PeftModel, some: Iterable[Mapping[str, Tensor]], repeats: int
+) -> float:
+    """Seconds of a forward pass over plain PEFT's, in turns; the median over some batches.
+
+    Args:
+        model, plain: on one device.
+        repeats: of each, at least 2; medians count.
+    """
+    shares = []
+    device = next(plain.parameters()).device
+    for batch in some:
+        here = {name: value.to(device) for name, value in batch.items()}
+        actions = {name: inference_action(one, here) for name, one in (("own", model), ("plain", plain))}
+        spread = interleaved_seconds(actions, repeats, device)
+        shares.append(spread["own"].median / spread["plain"].median)
+    return statistics.median(shares)
 
 
 def _cut_model(benchmark: SpeedBenchmark) -> PeftModel:

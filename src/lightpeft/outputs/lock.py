@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from lightpeft.errors import OutputError
+from lightpeft.errors import InUseError, OutputError
 
 try:
     import fcntl
@@ -31,7 +31,8 @@ def locked(folder: Path, wait: float = 0.0) -> Iterator[None]:
         wait: seconds to wait for another run to leave it.
 
     Raises:
-        OutputError: another run has it, or it cannot be made.
+        InUseError: another run has it.
+        OutputError: it cannot be made.
     """
     place, made = Path(os.path.realpath(folder)), not folder.exists()
     if place in _held:
@@ -47,7 +48,7 @@ def locked(folder: Path, wait: float = 0.0) -> Iterator[None]:
     except OSError as error:
         raise OutputError(f"{folder} cannot be used as a run's folder: {error}") from error
     if handle is None:
-        raise OutputError(
+        raise InUseError(
             f"another run ({_owner(folder / LOCK)}) is writing into {folder}; wait for it, or choose another "
             "folder."
         )

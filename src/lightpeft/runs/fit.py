@@ -170,7 +170,7 @@ class Run:
 
     setting: Setting
     model: PeftModel
-    trainer: Trainer
+    trainer: KeepingTrainer
     clock: "_StepClock"
 
     def train(self, *, resume: bool = False) -> Outcome:

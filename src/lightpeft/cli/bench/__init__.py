@@ -8,6 +8,7 @@ from lightpeft.errors import ConfigError
 BENCHMARKS = {
     "speed": "a step and an inference: seconds and peak memory",
     "run": "whole runs of several methods in turns: seconds, metric over time, peak memory; resumable",
+    "quality": "the metric of methods on tasks: a grid of models, tasks, methods and seeds; resumable",
 }
 _MODULES = {"run": "whole_runs"}
 """Where the benchmark's own name will not do: a module `run` would take the place of the function below."""

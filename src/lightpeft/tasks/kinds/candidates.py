@@ -27,12 +27,18 @@ class Judged:
     """What was made of the candidates of all questions."""
 
     def __init__(self, groups: list[str], candidates: list[str], logits: Array) -> None:
+        self._groups, self._logits = groups, logits
         self.said = logits.argmax(axis=-1)
         self.preference = logits[:, 1] - logits[:, 0]
         self.candidates = candidates
         self.questions: Groups = defaultdict(list)
         for row, group in enumerate(groups):
             self.questions[group].append(row)
+
+    def of(self, rows: Array) -> "Judged":
+        """Of these rows alone."""
+        groups, candidates = ([values[row] for row in rows] for values in (self._groups, self.candidates))
+        return Judged(groups, candidates, self._logits[rows])
 
 
 def _over_rows(metric: Metric) -> Metric:
@@ -103,6 +109,16 @@ class CandidateClassification(SequenceClassification):
             )
         groups, candidates = evaluated.split[GROUP][:], evaluated.split[CANDIDATE][:]
         return np.asarray(evaluated.labels).reshape(-1), Judged(groups, candidates, evaluated.outputs)
+
+    def count(self, compared: tuple[Array, Judged]) -> int:
+        """Whole questions."""
+        return len(compared[1].questions)
+
+    def rows_of(self, compared: tuple[Array, Judged], rows: Array) -> tuple[Array, Judged]:
+        labels, judged = compared
+        questions = list(judged.questions.values())
+        chosen = np.concatenate([questions[row] for row in rows])
+        return labels[chosen], judged.of(chosen)
 
 
 KIND = CandidateClassification()

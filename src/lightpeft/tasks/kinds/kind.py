@@ -1,5 +1,6 @@
 """What a kind of task says about itself, from the columns of a file to the answers of `predict`."""
 
+import dataclasses
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -261,6 +262,35 @@ class TaskKind(ABC):
         names = dict.fromkeys((*spec.metrics, *spec.main))
         scores = {name: self.metrics[name](*compared) for name in names}
         return scores | {"main": sum(scores[name] for name in spec.main) / len(spec.main)}
+
+    def mains_without(self, spec: TaskSpec, evaluated: Evaluated, parts: int) -> list[float]:
+        """`main` of a resolved task as often as there are parts, each time without one part of the rows.
+
+        By how much they differ says how exactly so many rows tell what is measured (the jackknife). Part 0
+        has row 0, part 1 row 1, and so on round and round: the same for every model on these rows.
+
+        Raises:
+            TaskError: see `score`.
+        """
+        compared = self.scored(spec, dataclasses.replace(evaluated, outputs=finite(evaluated.outputs)))
+        part_of = np.arange(self.count(compared)) % parts
+        mains = []
+        for part in range(min(parts, len(part_of))):
+            rest = self.rows_of(compared, np.flatnonzero(part_of != part))
+            mains.append(sum(self.metrics[name](*rest) for name in spec.main) / len(spec.main))
+        return mains
+
+    def count(self, compared: tuple[Any, Any]) -> int:
+        """Of how many rows `scored` says something."""
+        return len(compared[1])
+
+    def rows_of(self, compared: tuple[Any, Any], rows: Array) -> tuple[Any, Any]:
+        """What `scored` gives, of these of its rows."""
+        labels, predictions = (
+            values[rows] if isinstance(values, np.ndarray) else [values[row] for row in rows]
+            for values in compared
+        )
+        return labels, predictions
 
     def examples(self, spec: TaskSpec, lines: Sequence[str], where: str) -> Dataset:
         """The lines of a text file as a split without labels; two texts of a line have a tab between.
