@@ -34,9 +34,8 @@ def require_peft_model(model: nn.Module) -> "PeftModel":
     for name, module in model.named_modules():
         if isinstance(module, PeftModel):
             raise ConfigError(
-                f"the model is a {kind} with a PeftModel at {name!r} in it; lightpeft cuts a PeftModel that "
-                "is trained by itself, and not one inside another model. Give that one to a Trainer, with a "
-                f"loss of its own, and put it back into the {kind} when it is trained."
+                f"the model is a {kind} with a PeftModel at {name!r} in it; give that one. (A Trainer may "
+                f"have the whole {kind}: with lightpeft's callback, not as a LightTrainer.)"
             )
         if isinstance(module, BaseTunerLayer):
             raise ConfigError(
@@ -46,6 +45,27 @@ def require_peft_model(model: nn.Module) -> "PeftModel":
     raise ConfigError(
         f"the model is a {kind} without PEFT; wrap it with peft.get_peft_model(model, LoraConfig(...)) first."
     )
+
+
+def peft_model_in(model: nn.Module) -> "PeftModel":
+    """The PeftModel in training: the model itself, or the only one inside it, as in a SentenceTransformer.
+
+    Raises:
+        ConfigError: there is none, or more than one.
+    """
+    from peft import PeftModel
+
+    if isinstance(model, PeftModel):
+        return model
+    found = {name: module for name, module in model.named_modules() if isinstance(module, PeftModel)}
+    if not found:
+        return require_peft_model(model)
+    if len(found) > 1:
+        raise ConfigError(
+            f"the model is a {type(model).__name__} with {len(found)} PeftModels in it "
+            f"({', '.join(found)}); lightpeft cuts one. Put PEFT on one of them only."
+        )
+    return next(iter(found.values()))
 
 
 def unwrapped(module: nn.Module) -> nn.Module:

@@ -15,7 +15,14 @@ from lightpeft.cli.main import main
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 EXAMPLE = EXAMPLES / "callback.py"
-BASES = {"accelerate_loop": "bert", "callback": "bert", "dpo": "llama", "seq2seq": "t5", "sft": "llama"}
+BASES = {
+    "accelerate_loop": "bert",
+    "callback": "bert",
+    "dpo": "llama",
+    "sentence_embeddings": "bert",
+    "seq2seq": "t5",
+    "sft": "llama",
+}
 """What each runs on."""
 
 AUTO = {

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tests.support.models import ROWS, load_base, save_base, snapshot, tiny_peft, with_lora
+from tests.support.models import ROWS, load_base, make_batch, save_base, snapshot, tiny_peft, with_lora
 from tests.support.plans import random_plan
 from tests.support.runs import DEFAULT, STEPS, NoStep, Sentences, arguments, fresh_model, trainer
-from torch import nn
+from torch import Tensor, nn
 from transformers import MambaConfig, MambaForCausalLM, Trainer
 
 import lightpeft
@@ -27,7 +27,7 @@ from lightpeft import (
     Target,
 )
 from lightpeft.training.callback import _require_one_process
-from lightpeft.wrapping import require_peft_model
+from lightpeft.wrapping import peft_model_in, require_peft_model
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +237,7 @@ def _with_add_adapter(base: Path) -> nn.Module:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (_inside, r"a _Holder with a PeftModel at 'auto_model' in it; .*put it back into the _Holder"),
+        (_inside, r"a _Holder with a PeftModel at 'auto_model' in it; give that one"),
         (_with_add_adapter, r"is no PeftModel \(add_adapter makes it so\)"),
         (load_base, r"without PEFT; wrap it with peft\.get_peft_model"),
     ],
@@ -247,6 +247,59 @@ def test_what_is_no_peft_model_is_told_what_it_is(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         require_peft_model(make(base))
+
+
+class _Classifier(nn.Module):
+    """A model of one's own around a PeftModel: what it trains itself stays as it is."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.scale = inner, nn.Parameter(torch.ones(2))
+
+    def forward(self, labels: Tensor, **inputs: Tensor) -> dict[str, Tensor]:
+        logits = self.inner(**inputs).logits * self.scale
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+def _run_of(whole: nn.Module, folder: Path, light: LightCallback, **options: Any) -> Trainer:
+    data = Sentences()
+    settings = arguments(folder, save_strategy="steps", save_steps=2, remove_unused_columns=False, **options)
+    return Trainer(whole, settings, train_dataset=data, eval_dataset=data, callbacks=[light])
+
+
+def test_a_peft_model_inside_another_model_is_cut(base: Path, tmp_path: Path) -> None:
+    whole, light = _Classifier(fresh_model(base)), LightCallback(DEFAULT)
+    run = _run_of(whole, tmp_path / "run", light)
+    run.train()
+    assert light.report is not None
+    assert light.report.encoder_after < light.report.encoder_before
+    assert not torch.equal(whole.scale, torch.ones(2))
+    folder = lightpeft.save(whole.inner, tmp_path / "light")
+    inputs = make_batch("bert")
+    loaded = lightpeft.load(folder, base)
+    with torch.inference_mode():
+        assert torch.allclose(loaded.eval()(**inputs).logits, whole.inner.eval()(**inputs).logits, atol=1e-6)
+
+
+def test_what_would_load_a_checkpoint_of_the_outer_model_is_refused(base: Path, tmp_path: Path) -> None:
+    best = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2}
+    run = _run_of(_Classifier(fresh_model(base)), tmp_path / "best", LightCallback(DEFAULT), **best)
+    with pytest.raises(
+        ConfigError, match=r"load_best_model_at_end: the PeftModel .* is inside a _Classifier"
+    ):
+        run.train()
+    _run_of(_Classifier(fresh_model(base)), tmp_path / "run", LightCallback(DEFAULT)).train()
+    again = _run_of(_Classifier(fresh_model(base)), tmp_path / "run", LightCallback(DEFAULT))
+    with pytest.raises(
+        ConfigError, match=r"resume_from_checkpoint: the PeftModel .* is inside a _Classifier"
+    ):
+        again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+
+
+def test_two_peft_models_in_one_model_are_refused(base: Path) -> None:
+    pair = nn.ModuleDict({"one": fresh_model(base), "other": fresh_model(base)})
+    with pytest.raises(ConfigError, match=r"a ModuleDict with 2 PeftModels in it \(one, other\)"):
+        peft_model_in(pair)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ from lightpeft.training.schedule import (
 )
 from lightpeft.training.session import LightSession, is_of_light_run
 from lightpeft.training.targeting import Pace
-from lightpeft.wrapping import require_peft_model
+from lightpeft.wrapping import peft_model_in, require_peft_model
 
 
 class LightCallback(TrainerCallback):
@@ -100,7 +100,7 @@ class LightCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        model, scheduler = require_peft_model(kwargs["model"]), kwargs["lr_scheduler"]
+        model, scheduler = self._cuttable(kwargs["model"], args, state), kwargs["lr_scheduler"]
         vars(model).pop("load_adapter", None)
         resumed = self._restored_from or (_checkpoint(args, state) if state.global_step else None)
         _require_one_process(args)
@@ -145,7 +145,7 @@ class LightCallback(TrainerCallback):
         optimizer = kwargs["optimizer"]
         if control.should_save and not state.is_hyper_param_search:
             unmark(_checkpoint(args, state))
-        model = require_peft_model(kwargs["model"])
+        model = peft_model_in(kwargs["model"])
         if not self.session.end_step(model, optimizer, state.global_step):
             return
         self.session.freeze(model, _ahead(args, state, kwargs.get("train_dataloader")))
@@ -165,7 +165,8 @@ class LightCallback(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.finish_checkpoint(require_peft_model(kwargs["model"]), _checkpoint(args, state), self._run)
+        if isinstance(kwargs["model"], PeftModel):
+            self.finish_checkpoint(kwargs["model"], _checkpoint(args, state), self._run)
 
     def prove(self, model: nn.Module, folder: Path) -> None:
         """Load a light checkpoint that was just written, and compare outputs on the verification batch.
@@ -182,6 +183,27 @@ class LightCallback(TrainerCallback):
         if (checkpoint / TRAINER_STATE_NAME).is_file() and not is_complete(checkpoint):
             self.session.save(model, checkpoint)
             mark_complete(checkpoint, run)
+
+    def _cuttable(self, model: nn.Module, args: TrainingArguments, state: TrainerState) -> PeftModel:
+        """The PeftModel of this run, which may be inside the Trainer's model.
+
+        Raises:
+            ConfigError: there is none, or it is inside another model in a run that loads checkpoints.
+        """
+        if self.is_kept:
+            return require_peft_model(model)
+        inner = peft_model_in(model)
+        loads = {
+            "load_best_model_at_end": args.load_best_model_at_end,
+            "resume_from_checkpoint": bool(state.global_step) or self._restored_from is not None,
+        }
+        if inner is not model and any(loads.values()):
+            raise ConfigError(
+                f"{' and '.join(name for name, asked in loads.items() if asked)}: the PeftModel that is cut "
+                f"is inside a {type(model).__name__}, whose checkpoints know nothing of a cut and cannot be "
+                "loaded in a run. Leave that out; lightpeft.save(the PeftModel, folder) keeps the result."
+            )
+        return inner
 
     def _begin_run(
         self, args: TrainingArguments, model: PeftModel, batches: Any, resumed: Path | None
@@ -200,7 +222,7 @@ class LightCallback(TrainerCallback):
         self._lock.close()
         self._trains = False
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
-            self.session.restore_own(require_peft_model(kwargs["model"]), Path(state.best_model_checkpoint))
+            self.session.restore_own(peft_model_in(kwargs["model"]), Path(state.best_model_checkpoint))
         if self.session.plan is None:
             warnings.warn(
                 f"NOTHING WAS CUT: training ended after {state.global_step} steps, before estimation was "

@@ -1,5 +1,6 @@
 """`torch.compile` in a light run: what is compiled is the small model, once."""
 
+import sys
 from contextlib import ExitStack
 
 import torch
@@ -29,5 +30,6 @@ class NothingCompiled:
                 self._stance.close()
 
     def __del__(self) -> None:
-        # A run that was broken off has nobody who would take it out.
-        self.remove()
+        # A run that was broken off has nobody who would take it out; at Python's end it does not matter.
+        if not sys.is_finalizing():
+            self.remove()

@@ -4,9 +4,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.markdown import Markdown
-
 from lightpeft.bench.grid import QualityGrid
 from lightpeft.cli.options import Names, Seeds, names_of, run_with_options, seeds_of
 from lightpeft.config import check_choice
@@ -71,9 +68,8 @@ def quality(
     wanted = _chosen(grid, only_models, only_tasks, only_methods, seeds)
     failed = {} if report else measure_cells(grid, out, data=data, models=bases, only=wanted)
     path, picture = write_page(grid, out), write_frontier(grid, out)
-    console = Console()
-    console.print(Markdown(path.read_text(encoding="utf-8")))
-    console.print(f"Tables: {path}" + ("" if picture is None else f"   picture: {picture}"))
+    print(path.read_text(encoding="utf-8"))
+    print(f"Tables: {path}" + ("" if picture is None else f"   picture: {picture}"))
     if failed:
         raise CellsFailedError(
             f"{len(failed)} cells failed ({', '.join(key.name for key in failed)}); the first: "
