@@ -196,7 +196,7 @@ class Budget:
     frozen_layers: int | Literal["auto"] = 0
     """How many of the lowest layers (of an encoder-decoder: of the encoder) train no PEFT module after the
     cut, so that they need no backward pass; their modules go first, within the share `modules` or beyond it.
-    `auto`: at most a third of the layers, as many as leave most of the module score trainable."""
+    `auto`: at most a third of the layers, as many as hold little of the module score."""
 
     def __post_init__(self) -> None:
         for name in ("heads", "neurons", "modules", "ranks", "layers"):

@@ -446,7 +446,7 @@ def _frozen_reason(plan: Plan) -> list[str]:
     """How many layers train no PEFT module, and why."""
     auto = plan.budget.frozen_layers == "auto"
     if plan.frozen_layers:
-        why = "as many, up to half, as leave most of the module score above them"
+        why = "as many, up to a third, as hold little of the module score"
         said = why if auto else "as budget.frozen_layers asks"
         return [f"frozen layers: the lowest {plan.frozen_layers}, {said}"]
     if auto:

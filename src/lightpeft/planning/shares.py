@@ -22,8 +22,9 @@ from lightpeft.scores import Scores
 Kept = list[tuple[int, ...]]
 
 
-FROZEN_KEEP = 0.95
-"""What `frozen_layers="auto"` keeps of the module score that would stay with every layer trained."""
+FROZEN_LOSS = 0.25
+"""What `frozen_layers="auto"` may lose of the module score that would stay with every layer trained: so much of
+what the frozen layers would have if all had alike."""
 
 
 def make_plan(
@@ -264,9 +265,10 @@ def _idle_linears(anatomy: Anatomy, heads: Kept, neurons: Kept) -> set[str]:
 def _choose_frozen(scores: Scores, anatomy: Anatomy, budget: Budget, idle: set[str], pays: bool) -> int:
     """How many of the lowest layers train no PEFT module."""
     choices = _frozen_choices(anatomy, budget, pays)
-    least = FROZEN_KEEP * _kept_score(scores, anatomy, budget, idle, choices[0])
-    enough = (k for k in reversed(choices) if _kept_score(scores, anatomy, budget, idle, k) >= least)
-    return next(enough, choices[0])
+    kept = {count: _kept_score(scores, anatomy, budget, idle, count) for count in choices}
+    alike = kept[choices[0]] / len(anatomy.layers)
+    fit = (count for count in choices if kept[choices[0]] - kept[count] <= FROZEN_LOSS * alike * count)
+    return max(fit, default=choices[0])
 
 
 def _frozen_choices(anatomy: Anatomy, budget: Budget, pays: bool) -> range:
