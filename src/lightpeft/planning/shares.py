@@ -23,8 +23,8 @@ Kept = list[tuple[int, ...]]
 
 
 FROZEN_LOSS = 0.25
-"""What `frozen_layers="auto"` may lose of the module score that would stay with every layer trained: so much of
-what the frozen layers would have if all had alike."""
+"""What `frozen_layers="auto"` may lose of the module score that stays with every layer trained, over what the
+frozen layers would have of it if all had alike."""
 
 
 def make_plan(
