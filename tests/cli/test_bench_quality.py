@@ -14,16 +14,18 @@ import yaml
 from tests.cli.test_task_kinds import ROWS, write
 
 from lightpeft.bench.cells import CELLS, PARTS, Cell
-from lightpeft.bench.grid import CellKey, GridMethod, GridModel, GridTask, QualityGrid
+from lightpeft.bench.grid import PLAIN, CellKey, GridMethod, GridModel, GridTask, QualityGrid
 from lightpeft.bench.methods import KNOWN
 from lightpeft.bench.quality_report import difference, page
 from lightpeft.bench.rows import select_rows
 from lightpeft.cli.main import main
+from lightpeft.cli.options import run_with_options
 from lightpeft.config import LightConfig
 from lightpeft.errors import ConfigError
 from lightpeft.outputs import LOCK
 from lightpeft.tasks import custom_task, load_task
 
+CONFIGS = Path(__file__).parents[2] / "benchmarks" / "configs"
 GRID = {
     "models": {"tiny": {"model": "somebody/tiny", "training": {"learning_rate": 1e-2}}},
     "tasks": {
@@ -266,3 +268,19 @@ def test_cells_on_other_rows_are_not_compared(tmp_path: Path) -> None:
         own.save(tmp_path / CELLS / f"{key.name}.json")
     with pytest.raises(Exception, match="was measured on other rows of t"):
         page(grid, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted(path for path in CONFIGS.glob("*.yaml") if not path.stem.startswith("audit")),
+    ids=lambda path: path.stem,
+)
+def test_the_grids_of_the_project_can_be_measured(path: Path) -> None:
+    grid = run_with_options(read_grid, "bench quality", ["--config", str(path)])
+    assert PLAIN in grid.methods
+    assert sum(1 for _ in grid.keys()) > 5  # noqa: SIM118
+
+
+def read_grid(grid: QualityGrid) -> QualityGrid:
+    """What a configuration file says."""
+    return grid
