@@ -118,6 +118,9 @@ def test_other_settings_are_refused_before_anything_runs(
     only = ["--only-methods", "plain", "--only-tasks", "mood", "--seeds", "0"]
     assert main([*command, *only]) == 0
     save(tmp_path, GRID | {"training": {"max_steps": 5, "batch_size": 4, "max_length": 24}})
+    assert main([*command, "--report"]) == 0
+    told = (tmp_path / "out" / "report.md").read_text()
+    assert f"Measured with other settings than the grid has now: {NAMES[0]}." in told
     assert main(command) == 1
     assert (
         "other settings than the grid has now (training.max_steps 4 instead of 5)" in capsys.readouterr().err

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -149,8 +149,6 @@ def _is_loss(row: dict[str, Entry]) -> bool:
 
 def _summary(entries: dict[str, Entry]) -> Summary:
     found = {task: entry.difference for task, entry in entries.items() if entry.difference is not None}
-    cells = [cell for entry in entries.values() for cell in entry.cells]
-    inference = [cell.inference for cell in cells if cell.inference is not None]
     average = worst = None
     if len(found) == len(entries):
         error = math.sqrt(sum(one.error**2 for one in found.values())) / len(found)
@@ -160,10 +158,17 @@ def _summary(entries: dict[str, Entry]) -> Summary:
         statistics.fmean(entry.mean for entry in entries.values()),
         average,
         worst,
-        statistics.fmean(cell.encoder for cell in cells),
-        statistics.fmean(cell.peft for cell in cells),
-        statistics.fmean(inference) if inference else None,
+        _over_tasks(entries, lambda cell: cell.encoder),
+        _over_tasks(entries, lambda cell: cell.peft),
+        None
+        if any(cell.inference is None for entry in entries.values() for cell in entry.cells)
+        else _over_tasks(entries, lambda cell: cell.inference or 0.0),
     )
+
+
+def _over_tasks(entries: dict[str, Entry], part: Callable[[Cell], float]) -> float:
+    """The mean over tasks of the means over seeds."""
+    return statistics.fmean(statistics.fmean(map(part, entry.cells)) for entry in entries.values())
 
 
 def write_page(grid: QualityGrid, out: Path) -> Path:
@@ -176,12 +181,22 @@ def write_page(grid: QualityGrid, out: Path) -> Path:
 
 def page(grid: QualityGrid, out: Path) -> str:
     """The tables of what is finished, model by model, as Markdown."""
-    parts = [_EXPLANATION]
+    parts = [_EXPLANATION, *_of_other_settings(grid, out)]
     for model in grid.models:
         entries = entries_of(grid, model, out)
         if entries:
             parts += [f"**{model}** ({grid.models[model].model})", _overall(entries), _by_task(entries)]
     return "\n\n".join(parts) + "\n"
+
+
+def _of_other_settings(grid: QualityGrid, out: Path) -> list[str]:
+    """What to know of cells that this version, or the grid as it is now, would measure otherwise."""
+    names = [
+        key.name
+        for key in grid.keys()  # noqa: SIM118
+        if cell_path(out, key).exists() and Cell.load(cell_path(out, key)).setting != grid.record(key)
+    ]
+    return [f"Measured with other settings than the grid has now: {', '.join(names)}."] if names else []
 
 
 _EXPLANATION = (
