@@ -1,5 +1,6 @@
 """Opening a checkpoint for the verbs that use one."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ from lightpeft.checkpoint import (
     read_merged,
     read_record,
 )
-from lightpeft.errors import CheckpointError
+from lightpeft.errors import CheckpointError, ConfigError
 from lightpeft.runs import require_folder, resolve_model
 from lightpeft.tasks import TaskRecord
+
+CAUSAL = "AutoModelForCausalLM"
 
 
 def open_checkpoint(
@@ -34,10 +37,46 @@ def open_checkpoint(
     directory = light_folder(folder)
     described, task = recorded(directory)
     tokenizer = open_tokenizer(directory)
+    return open_model(directory, described, base), tokenizer, task
+
+
+def open_model(
+    directory: Path, described: Mapping[str, Any], base: str | None
+) -> PeftModel | PreTrainedModel:
+    """The model of a light or merged checkpoint.
+
+    Args:
+        described: what it says of its base.
+
+    Raises:
+        CheckpointError: it cannot be loaded.
+    """
     if kind_of(directory) == MERGED:
-        return load_merged(directory), tokenizer, task
+        return load_merged(directory)
     name = base or (described.get("base") or {}).get("name_or_path")
-    return load(directory, None if name is None else resolve_model(name)), tokenizer, task
+    return load(directory, None if name is None else resolve_model(name))
+
+
+def find_language_model(folder: str, base: str | None) -> tuple[Path, dict[str, Any]]:
+    """The local folder of a causal language model's checkpoint, and what it says of its base.
+
+    No weights of the model are read, and the checkpoint need not know a task.
+
+    Raises:
+        ConfigError: there is no such folder, or the model is another one.
+        CheckpointError: there is no checkpoint in it, or it is damaged.
+    """
+    if base is not None:
+        require_folder(base)
+    directory = light_folder(folder)
+    described = description(directory)
+    found = (described.get("base") or {}).get("auto_class")
+    if found != CAUSAL:
+        raise ConfigError(
+            f"{directory} is of a base of class {found!r}; the harness's tasks are for causal language "
+            f"models ({CAUSAL}). Without --harness it is measured on its own task."
+        )
+    return directory, described
 
 
 def light_folder(folder: str) -> Path:
@@ -58,8 +97,17 @@ def recorded(directory: Path) -> tuple[dict[str, Any], TaskRecord]:
     Raises:
         CheckpointError: it is damaged, or does not say which task it was trained on.
     """
-    described = read_merged(directory)[1] if kind_of(directory) == MERGED else read_record(directory)[1]
+    described = description(directory)
     return described, TaskRecord.read(described.get("task"), directory)
+
+
+def description(directory: Path) -> dict[str, Any]:
+    """What a checkpoint says of its base, its metrics and perhaps its task.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    return read_merged(directory)[1] if kind_of(directory) == MERGED else read_record(directory)[1]
 
 
 def open_tokenizer(directory: Path) -> PreTrainedTokenizerBase:

@@ -5,6 +5,14 @@ from lightpeft.runs.continued import base_of_adapter
 from lightpeft.runs.experiment import LIGHT, PLAIN, SCORES, Experiment, run_experiment
 from lightpeft.runs.fit import Outcome, Run, Setting, fit, make_setting, prepare
 from lightpeft.runs.generation import generate_texts
+from lightpeft.runs.harness import (
+    HarnessScore,
+    HarnessTasks,
+    ask_harness,
+    check_harness_options,
+    harness_version,
+    load_harness_tasks,
+)
 from lightpeft.runs.limits import within_positions
 from lightpeft.runs.minilm import minilm_path
 from lightpeft.runs.models import (
@@ -25,15 +33,21 @@ __all__ = [
     "PLAIN",
     "SCORES",
     "Experiment",
+    "HarnessScore",
+    "HarnessTasks",
     "Outcome",
     "Run",
     "Setting",
     "Speed",
+    "ask_harness",
     "base_of_adapter",
+    "check_harness_options",
     "evaluate_model",
     "fit",
     "generate_texts",
+    "harness_version",
     "load_config",
+    "load_harness_tasks",
     "load_peft_model",
     "load_tokenizer",
     "make_setting",
