@@ -83,7 +83,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts = write_texts(tmp_path_factory.mktemp("texts"), sentences(80), sentences(10, seed=1))
     out = tmp_path_factory.mktemp("run") / "out"
     words = ["train", "--model", str(model), "--task", "mine", "--data", str(texts), "--out", str(out)]
-    quick = ["--estimation.steps", "4", "--training.max_steps", "10", "--training.batch_size", "8"]
+    quick = ["--estimation.steps", "4", "--training.max_steps", "10", "--budget.heads", "0.5"]
+    quick += ["--training.batch_size", "8"]
     assert main([*words, "--objective", "causal-lm", *quick, "--training.max_length", "16"]) == 0
     return out
 
