@@ -167,6 +167,42 @@ def own_word_perplexity(model: Any, tokenizer: Any) -> float:
     return math.exp(-total / words)
 
 
+def test_our_own_choices_by_likelihood_have_the_scores_of_the_harness(
+    tmp_path: Path, asked: Callable[..., dict[str, Score]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """`causal-multiple-choice`, trained and evaluated on the questions that the harness asks then."""
+    model, data = save_language_model("llama", tmp_path / "llama"), tmp_path / "data"
+    data.mkdir()
+    rows = "".join(json.dumps(question(number)) + "\n" for number in range(QUESTIONS))
+    for split in ("train", "validation"):
+        (data / f"{split}.jsonl").write_text(rows, encoding="utf-8")
+    words = [
+        "train",
+        "--model",
+        str(model),
+        "--task",
+        "mine",
+        "--data",
+        str(data),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    words += ["--objective", "causal-multiple-choice", "--text", "question,choices", "--label", "answer"]
+    quick = ["--estimation.steps", "4", "--training.max_steps", "10", "--budget.heads", "0.5"]
+    assert main([*words, *quick, "--training.max_length", "32"]) == 0
+    capfd.readouterr()
+    assert main(["evaluate", str(tmp_path / "out"), "--json"]) == 0
+    own = json.loads(capfd.readouterr().out)
+    found = asked(tmp_path / "out", "choose")
+    assert own["accuracy"] == pytest.approx(found["choose acc"]["value"], abs=1e-6)
+    assert own["accuracy_norm"] == pytest.approx(found["choose acc_norm"]["value"], abs=1e-6)
+    texts = tmp_path / "texts.txt"
+    texts.write_text("the cat sees\ta tree\tthe dog\n", encoding="utf-8")
+    assert main(["predict", str(tmp_path / "out"), str(texts)]) == 0
+    answer = json.loads(capfd.readouterr().out)
+    assert answer["text"] == ["a tree", "the dog"][answer["choice"]]
+
+
 @pytest.mark.parametrize("batch_size", ["1", "8"])
 def test_scores_are_those_of_our_own_log_likelihoods(
     batch_size: str, run: Path, model: Any, tokenizer: Any, asked: Callable[..., dict[str, Score]]

@@ -107,7 +107,7 @@ def make_setting(model: str, task: TaskData, training: TrainingConfig, peft: Pef
     shape = outline(model, kind.auto_class)
     training = within_positions(training, shape, model)
     splits = {
-        name: kind.features(split, tokenizer, training)
+        name: kind.features(split, tokenizer, training, judged=name == "validation")
         for name, split in (("train", task.train), ("validation", task.validation))
     }
     for name, split in splits.items():

@@ -33,7 +33,7 @@ def evaluate_model(
         training: of it the length, packing and batch size of the run are taken.
     """
     kind = find_kind(task.spec.objective)
-    encoded = kind.features(task.validation, tokenizer, training)
+    encoded = kind.features(task.validation, tokenizer, training, judged=True)
     check_tokens(encoded, tokenizer, model, "validation text")
     outputs, labels = _outputs(model, tokenizer, kind, encoded, training.batch_size)
     return kind.score(task.spec, outputs, labels, task.validation, encoded, tokenizer)
@@ -71,7 +71,7 @@ def predict(
     if not lines:
         return []
     split = kind.examples(record.spec, lines, where)
-    encoded = kind.encode(split, tokenizer, training)
+    encoded = kind.encode_to_judge(split, tokenizer, training)
     check_tokens(encoded, tokenizer, model, "text")
     outputs, labels = _outputs(model, tokenizer, kind, encoded, training.batch_size)
     return kind.answers(record.spec, Evaluated(outputs, labels, split, encoded))

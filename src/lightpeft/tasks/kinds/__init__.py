@@ -17,6 +17,7 @@ KINDS: dict[str, str] = {
     "multi-label-classification": "lightpeft.tasks.kinds.multi_label",
     "token-classification": "lightpeft.tasks.kinds.token_classification",
     "multiple-choice": "lightpeft.tasks.kinds.multiple_choice",
+    "causal-multiple-choice": "lightpeft.tasks.kinds.likelihood",
     "question-answering": "lightpeft.tasks.kinds.question_answering",
     "candidate-classification": "lightpeft.tasks.kinds.candidates",
     "causal-lm": "lightpeft.tasks.kinds.language_modelling",

@@ -187,10 +187,25 @@ class TaskKind(ABC):
             TaskError: the length leaves no room, or nothing is left to learn from.
         """
 
-    def features(
+    def encode_to_judge(
         self, split: Dataset, tokenizer: PreTrainedTokenizerBase, training: TrainingConfig
     ) -> Dataset:
-        """`encode`, of options that fit.
+        """A split as the model takes it to say something about it, where that is not as it learns from it.
+
+        Raises:
+            TaskError: see `encode`.
+        """
+        return self.encode(split, tokenizer, training)
+
+    def features(
+        self,
+        split: Dataset,
+        tokenizer: PreTrainedTokenizerBase,
+        training: TrainingConfig,
+        *,
+        judged: bool = False,
+    ) -> Dataset:
+        """`encode`, or with `judged` `encode_to_judge`, of options that fit.
 
         Raises:
             ConfigError: packing, where every text is learned by itself.
@@ -200,7 +215,8 @@ class TaskKind(ABC):
             raise ConfigError(
                 f"training.packing joins texts, but {self.name} learns something of each; leave it out."
             )
-        return self.encode(split, tokenizer, training)
+        encode = self.encode_to_judge if judged else self.encode
+        return encode(split, tokenizer, training)
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Collator:
         """Makes one padded batch of features."""

@@ -78,6 +78,11 @@ def encode_rows(
     return encoded
 
 
+def encode_judged(texts: Iterator[Row], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
+    """The features of texts of which something is said, cut as those that are learned; none is dropped."""
+    return _dataset(_shortened(texts, max_length, tokenizer))
+
+
 def token_losses(logits: Tensor | tuple[Tensor, ...], labels: Tensor) -> Tensor:
     """What a language model's metrics need of a batch: two numbers per text instead of its logits.
 

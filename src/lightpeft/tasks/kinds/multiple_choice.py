@@ -1,8 +1,8 @@
 """The right one of some texts that could follow a context (COPA, SWAG, HellaSwag)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +21,7 @@ from lightpeft.tasks.columns import Columns, check_strings, checked_texts, colum
 from lightpeft.tasks.errors import TaskError, TaskOptionError
 from lightpeft.tasks.features import TYPES, encode
 from lightpeft.tasks.files import Table
-from lightpeft.tasks.kinds.kind import Array, Collator, Evaluated, TaskKind, Usual
+from lightpeft.tasks.kinds.kind import Array, Collator, Evaluated, Metric, TaskKind, Usual
 from lightpeft.tasks.spec import TaskSpec
 
 
@@ -36,10 +36,10 @@ class MultipleChoice(TaskKind):
     """
 
     name = "multiple-choice"
-    auto_class = AutoModelForMultipleChoice
+    auto_class: ClassVar[Any] = AutoModelForMultipleChoice
     # PEFT has no name of its own for it; this one keeps the head beside the adapter.
     peft_task = TaskType.SEQ_CLS
-    metrics = MappingProxyType({"accuracy": _accuracy})
+    metrics: ClassVar[Mapping[str, Metric]] = MappingProxyType({"accuracy": _accuracy})
     takes_classes = False
     batch_size = 32
 
