@@ -1,5 +1,6 @@
 """Choices by likelihood: what is learned, what is judged, and what counts."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,9 @@ from datasets import Dataset
 from tests.support.language import EOS, VOCABULARY, WORDS, save_language_model, word_tokenizer
 from transformers import AutoModelForCausalLM, EvalPrediction, PreTrainedTokenizerBase
 
+from lightpeft.errors import AnatomyError
 from lightpeft.run_config import TrainingConfig
+from lightpeft.runs.models import check_architecture
 from lightpeft.tasks import TaskError, compute_metrics_for, custom_task, find_kind
 from lightpeft.tasks.metrics import with_metrics
 
@@ -102,3 +105,12 @@ def test_accuracy_is_by_sums_and_accuracy_norm_by_characters() -> None:
     only = SPLIT.select([0])
     scores = compute_metrics_for(SPEC, only)(EvalPrediction(losses[:2], np.zeros((2, 1))))
     assert scores == {"accuracy": 0.0, "accuracy_norm": 1.0, "main": 0.0}
+
+
+def test_a_decoder_is_told_to_take_it(tmp_path: Path) -> None:
+    name = str(save_language_model("llama", tmp_path))
+    check_architecture(name, KIND)
+    with pytest.raises(
+        AnatomyError, match="has no head for multiple-choice; take --objective causal-multiple"
+    ):
+        check_architecture(name, find_kind("multiple-choice"))

@@ -211,9 +211,14 @@ def check_architecture(name: str, kind: TaskKind) -> None:
 
     Raises:
         ConfigError: its configuration cannot be found.
-        AnatomyError: it cannot predict the next token.
+        AnatomyError: it cannot predict the next token, or has no head for this kind.
     """
     model_type = load_config(name).model_type
+    if kind.for_decoders is not None and model_type in DECODERS:
+        raise AnatomyError(
+            f"{name} is a {model_type}, a decoder, which has no head for {kind.name}; take --objective "
+            f"{kind.for_decoders} (of a known task with --text and --label, its columns)."
+        )
     if kind.only_decoders and model_type in FAMILIES and model_type not in DECODERS:
         raise AnatomyError(
             f"{name} is a {model_type}, which sees a text from both sides and cannot learn to continue one; "

@@ -94,6 +94,9 @@ class TaskKind(ABC):
     only_decoders: ClassVar[bool] = False
     """Whether only models that see a text from one side can learn it."""
 
+    for_decoders: ClassVar[str | None] = None
+    """The kind that decoders, which have no head for this one, take in its place."""
+
     packs: ClassVar[bool] = False
     """Whether texts can be joined into rows of equal length."""
 

@@ -43,6 +43,7 @@ class LikelihoodChoice(MultipleChoice):
     metrics = MappingProxyType({"accuracy": _right(SUM), "accuracy_norm": _right(PER_CHARACTER)})
     in_order = True
     only_decoders = True
+    for_decoders = None
     batch_size = 8
     evaluation_batches = 1
 

@@ -41,6 +41,7 @@ class MultipleChoice(TaskKind):
     peft_task = TaskType.SEQ_CLS
     metrics: ClassVar[Mapping[str, Metric]] = MappingProxyType({"accuracy": _accuracy})
     takes_classes = False
+    for_decoders: ClassVar[str | None] = "causal-multiple-choice"
     batch_size = 32
 
     def check_texts(self, spec: TaskSpec) -> None:
