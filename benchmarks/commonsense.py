@@ -2,8 +2,8 @@
 
 python benchmarks/commonsense.py DATA/commonsense_arc_easy FOLDER
 
-The folder of DATA has the instructions that LLM-Adapters (Hu et al. 2023) made of ARC or OpenBookQA. Here the
-answers stand behind the question, as lm-evaluation-harness asks them; questions with another number of answers
+The folder of DATA has the instructions that LLM-Adapters (Hu et al. 2023) made of ARC or OpenBookQA. Here
+answers stand behind the question, as lm-evaluation-harness asks them; questions with another number of them
 are left out.
 """
 
