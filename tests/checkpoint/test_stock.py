@@ -195,7 +195,6 @@ def test_equal_heads_of_every_group_are_said_too(name: str, tmp_path: Path) -> N
 def test_what_is_written_generates_the_same(name: str, tmp_path: Path) -> None:
     animal = BY_NAME[name]
     model, _ = cut_evenly(animal, 0.5)
-    model.get_base_model().generation_config = GenerationConfig(max_new_tokens=5, do_sample=False)
     inputs = {"input_ids": animal.batch(padded=False)["input_ids"][:1]}
     expected = model.generate(**inputs, max_new_tokens=5, do_sample=False)
     light = lightpeft.save(model, tmp_path / "light")
@@ -203,6 +202,7 @@ def test_what_is_written_generates_the_same(name: str, tmp_path: Path) -> None:
     base.generation_config = GenerationConfig(max_new_tokens=5, do_sample=False, pad_token_id=1)
     lightpeft.export_transformers(light, tmp_path / "out", base)
     small = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert small.generation_config.max_new_tokens == 5
     assert torch.equal(small.generate(**inputs), expected)
 
 

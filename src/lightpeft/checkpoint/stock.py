@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from lightpeft.anatomy import (
     Layer,
@@ -58,7 +58,7 @@ def save_stock(model: PeftModel, folder: Path) -> PreTrainedModel:
         )
     record = record_of(model)
     if record is not None:  # else `merge` refuses it
-        _require_sayable(base_of(model), record.plan)
+        _config_of(base_of(model), record.plan)  # before anything is merged
     batch = padded_batch(model)
     expected = outputs_of(model, batch, as_computed(base_of(model)))
     tolerance = TOLERANCES[narrowest_dtype(base_of(model))]
@@ -89,17 +89,21 @@ def _require_close(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], 
             )
 
 
-def _require_sayable(base: PreTrainedModel, plan: Plan) -> None:
-    """Refuse now, before anything is merged, what no configuration can say."""
+def _config_of(base: PreTrainedModel, plan: Plan) -> PreTrainedConfig:
+    """That of an ordinary model like this cut one.
+
+    Raises:
+        CheckpointError: there is none.
+    """
     try:
-        stock_config(base, stacks_of(base), _said(base, plan))
+        return stock_config(base, stacks_of(base), _said(base, plan))
     except AnatomyError as error:
         raise CheckpointError(f"{error} {_INSTEAD}") from error
 
 
 def _ordinary(merged: PreTrainedModel, plan: Plan, auto_class: str) -> PreTrainedModel:
     """An ordinary model with the weights of a merged one."""
-    config = stock_config(merged, stacks_of(merged), _said(merged, plan))
+    config = _config_of(merged, plan)
     with torch.random.fork_rng(devices=[]):
         small: PreTrainedModel = AUTO_CLASSES[auto_class].from_config(config)
     small.load_state_dict(_fitted(_renumbered(merged, plan), small), assign=True)
@@ -116,55 +120,74 @@ def _said(base: PreTrainedModel, plan: Plan) -> Said:
     Raises:
         CheckpointError: it would have to say several things at once, or what it has no words for.
     """
-    counts: dict[str, tuple[int, str]] = {}
-    layers: dict[str, list[int]] = {}
+    wishes, layers = _Wishes(), _kept_layers(base, plan)
     biased: set[tuple[str, str]] = set()
-    numbers: dict[str, int] = {}
     for layer, wanted in zip(find_anatomy(base).layers, plan.layers, strict=True):
-        if wanted.is_layer:
-            number = numbers[layer.title] = numbers.get(layer.title, -1) + 1
-            layers.setdefault(layer.title, []).extend([] if wanted.skipped else [number])
         if wanted.skipped:
             continue
         for units, is_cut in _with_cut(layer, wanted):
-            _note(counts, layer, units, is_cut)
+            wishes.add(layer, units, is_cut)
             if linear_at(base, units.out).bias is not None:
                 biased.add((layer.title, units.kind))
-    return Said(
-        {key: count for key, (count, _) in counts.items()},
-        {title: kept for title, kept in layers.items() if len(kept) <= numbers[title]},
-        frozenset(biased),
-    )
+    return Said(wishes.counts(), layers, frozenset(biased))
+
+
+def _kept_layers(base: PreTrainedModel, plan: Plan) -> dict[str, list[int]]:
+    """Per title of a stack that lost layers the numbers of those that stay."""
+    stacks: dict[str, list[bool]] = {}
+    for layer, wanted in zip(find_anatomy(base).layers, plan.layers, strict=True):
+        if wanted.is_layer:
+            stacks.setdefault(layer.title, []).append(wanted.skipped)
+    return {
+        title: [number for number, is_skipped in enumerate(skips) if not is_skipped]
+        for title, skips in stacks.items()
+        if any(skips)
+    }
 
 
 def _with_cut(layer: Layer, wanted: LayerPlan) -> Iterator[tuple[Units, bool]]:
     """The units that are left in a layer, and whether any are gone."""
-    pairs = ((layer.attention, wanted.head_count), (layer.ffn, wanted.neuron_count))
-    for units, before in pairs:
+    for units, before in ((layer.attention, wanted.head_count), (layer.ffn, wanted.neuron_count)):
         if units is not None:
             yield units, units.count < before
 
 
-def _note(counts: dict[str, tuple[int, str]], layer: Layer, units: Units, is_cut: bool) -> None:
-    """Add what a layer wants the configuration to say."""
-    if is_cut and units.unsaid is not None:
-        raise CheckpointError(
-            f"{layer.name} has lost {units.kind}, which no checkpoint of transformers can have: "
-            f"{units.unsaid}. {_INSTEAD}"
-        )
-    if units.unsaid is not None:
-        return
-    if not units.count:
-        raise CheckpointError(
-            f"{layer.name} has no {units.kind} left, which no configuration says. {_INSTEAD}"
-        )
-    for key, count in units.key_values(range(units.count)).items():
-        found, where = counts.setdefault(key, (count, layer.name))
-        if found != count:
-            raise CheckpointError(
-                f"{where} and {layer.name} would need a {key} of {found} and {count}, but a configuration of "
-                f"transformers has one for all layers. {_INSTEAD}"
-            )
+class _Wishes:
+    """What layers want the configuration to say."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, dict[int, str]] = {}
+        """Per key: each value, and the first layer that wants it."""
+        self._changed: set[str] = set()
+
+    def add(self, layer: Layer, units: Units, is_cut: bool) -> None:
+        """What these units want.
+
+        Raises:
+            CheckpointError: the configuration has no words for it.
+        """
+        if is_cut and (units.unsaid is not None or not units.count):
+            lost = f"{layer.name} has lost {'' if units.count else 'all '}{units.kind}"
+            why = "" if units.unsaid is None else f": {units.unsaid}"
+            raise CheckpointError(f"{lost}, which no checkpoint of transformers can have{why}. {_INSTEAD}")
+        for key, count in units.key_values(range(units.count)).items():
+            self._counts.setdefault(key, {}).setdefault(count, layer.name)
+            self._changed |= {key} if is_cut else set()
+
+    def counts(self) -> dict[str, int]:
+        """The keys of what was cut, and their values.
+
+        Raises:
+            CheckpointError: a key would need several.
+        """
+        for key in sorted(self._changed):
+            if len(self._counts[key]) > 1:
+                (one, where), (two, there), *_ = self._counts[key].items()
+                raise CheckpointError(
+                    f"{where} and {there} would need a {key} of {one} and {two}, but a configuration of "
+                    f"transformers has one for all layers. {_INSTEAD}"
+                )
+        return {key: next(iter(self._counts[key])) for key in self._changed}
 
 
 def _renumbered(merged: PreTrainedModel, plan: Plan) -> dict[str, Tensor]:

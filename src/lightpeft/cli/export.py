@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lightpeft.tasks import TaskRecord
 
 
-ExportForm = Literal["merged", "transformers", "full-adapter"]
+ExportForm = Literal["merged", "full-adapter", "transformers"]
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -39,10 +39,10 @@ def export(
 
     Args:
         checkpoint: Light checkpoint or a run's folder; local, or a hub name.
-        to: `merged` for the weights of the small model with its plan; `transformers` for an ordinary
-            checkpoint of its architecture, if it was cut with budget.uniform; `full-adapter` for a stock PEFT
-            adapter of the uncut base, zero where heads and neurons were cut.
-        out: Folder to write to; by default beside the checkpoint: light-merged, light-transformers, ...
+        to: `merged` for the weights of the small model with its plan; `full-adapter` for a stock PEFT adapter
+            of the uncut base, zero where heads and neurons were cut; `transformers` for an ordinary
+            checkpoint of its architecture, if it was cut with budget.uniform.
+        out: Folder to write to; by default beside the checkpoint: light-merged, light-full-adapter, ...
         base: Hub name or folder of the base; by default the one that the checkpoint names.
         evaluate: Measure what was written on the validation split of the checkpoint's task.
         data: With evaluate, folder with the task's files; by default where it was trained from.
