@@ -180,6 +180,29 @@ def test_llama_stays_llama_and_is_compensated_where_its_heads_divide_the_width(t
     agree(outputs(read(animal, out), animal.batch(padded=True)), expected)
 
 
+BIASED = replace(BY_NAME["llama"], options=BY_NAME["llama"].options | {"attention_bias": True})
+"""Mistral cannot stand in for a LLaMA with biases."""
+
+
+def test_a_llama_with_biases_keeps_to_numbers_that_divide_the_width(tmp_path: Path) -> None:
+    model, plan = cut_evenly(BIASED)
+    assert {len(layer.heads) for layer in plan.layers} == {4}
+    expected = outputs(model, BIASED.batch(padded=True))
+    small = read(BIASED, export(BIASED, model, tmp_path))
+    assert small.config.model_type == "llama"
+    agree(outputs(small, BIASED.batch(padded=True)), expected)
+
+
+def test_counts_that_a_configuration_does_not_take_are_refused(tmp_path: Path) -> None:
+    model = BIASED.with_lora()
+    plan = make_plan(random_scores(model), find_anatomy(model), replace(EVEN, uniform=False))
+    lightpeft.cut(model, plan)
+    with pytest.raises(
+        CheckpointError, match=r"LlamaConfig does not take these counts: .* \(--budget\.uniform"
+    ):
+        export(BIASED, model, tmp_path)
+
+
 @pytest.mark.parametrize("name", ["llama", "qwen3", "vit"])
 def test_equal_heads_of_every_group_are_said_too(name: str, tmp_path: Path) -> None:
     animal = BY_NAME[name]

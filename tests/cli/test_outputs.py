@@ -39,7 +39,7 @@ from lightpeft.cli.audit import VERBS as AUDIT_VERBS
 from lightpeft.cli.main import VERBS, main
 from lightpeft.errors import OutputError
 from lightpeft.files import save_json
-from lightpeft.outputs import LOCK, RECORD, Output, locked, written_folder
+from lightpeft.outputs import LOCK, MANIFEST, RECORD, Output, locked, written_folder
 from lightpeft.report import Result, write_report
 
 ROOT = Path(__file__).parents[2]
@@ -365,9 +365,8 @@ def test_an_older_own_output_is_replaced_unless_it_was_changed(
     with refused(tmp_path, "No space left on device"):
         row.write(room, target)
     monkeypatch.undo()
-    changed = (
-        target if target.is_file() else next(path for path in target.iterdir() if path.suffix == ".json")
-    )
+    listed = target.rglob("*.json") if target.is_dir() else [target]
+    changed = next(path for path in listed if path.name != MANIFEST)
     changed.write_bytes(changed.read_bytes() + b"\n")
     with refused(tmp_path, changed.name):
         row.write(room, target)

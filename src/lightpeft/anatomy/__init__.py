@@ -14,7 +14,7 @@ from lightpeft.anatomy.model import (
     stock_of,
 )
 from lightpeft.anatomy.rows import linear_at
-from lightpeft.anatomy.stock import UNKNOWN, Said, gives_bias, stock_config
+from lightpeft.anatomy.stock import Said, gives_bias, stock_config
 from lightpeft.anatomy.units import CROSS, Anatomy, HeadInput, Layer, Rows, Units, together
 from lightpeft.anatomy.verdict import Verdict, attach_verdict, part_key, verdict_of
 
@@ -23,7 +23,6 @@ __all__ = [
     "DECODERS",
     "FAMILIES",
     "FUSED_LAYOUTS",
-    "UNKNOWN",
     "UNPROBED",
     "Anatomy",
     "HeadInput",

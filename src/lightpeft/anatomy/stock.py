@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from lightpeft.anatomy.rows import Sibling, Stack, Stock
@@ -94,8 +95,9 @@ def stock_config(base: PreTrainedModel, stacks: Sequence[Stack], said: Said) -> 
         if sibling is not None:
             return _as_sibling(sibling, values)
         found: PreTrainedConfig = type(base.config).from_dict(values)
-    except (ValueError, TypeError) as error:
-        raise AnatomyError(f"{type(base.config).__name__} does not take these counts: {error}") from error
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        said_why = " ".join(str(error).split())
+        raise AnatomyError(f"{type(base.config).__name__} does not take these counts: {said_why}") from error
     return found
 
 

@@ -67,7 +67,7 @@ def merge(model: PeftModel) -> tuple[CutRecord, PreTrainedModel]:
     """Merge the adapter of a light model, in place, and what is kept beside its linears.
 
     Returns:
-        the record of its cut, and the base, whose last layer runs for all tokens.
+        the record of its cut, and the base.
 
     Raises:
         CheckpointError: the model was not cut, or its form of PEFT cannot be merged.
