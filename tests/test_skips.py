@@ -147,7 +147,7 @@ def test_what_cannot_be_skipped_is_refused(share: float, stays: Sequence[int], m
 def test_layers_that_stay_are_none_of_the_share_and_said_before_a_run() -> None:
     anatomy, budget = anatomy_of(4, stays=(0, 1)), replace(LAYERS_ALONE, layers=0.5)
     assert skipped(make_plan(scores_of(anatomy), anatomy, budget)) == [2]
-    assert limits(anatomy, budget)[0] == "layer 0 is not skipped, because it makes something"
+    assert limits(anatomy, budget)[0] == "layer 0-1: not skipped, because it makes something"
     assert limits(anatomy, LAYERS_ALONE) == []
 
 

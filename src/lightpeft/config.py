@@ -193,6 +193,11 @@ class Budget:
     align_neurons: int = 1
     """FFN widths become multiples of this number; 32, 64 or 128 suit the hardware."""
 
+    uniform: bool = False
+    """Keep equal numbers of heads and of neurons in every layer of a stack, and cut only what the
+    architecture's own configuration can say, so that `lightpeft export --to transformers` writes an ordinary
+    checkpoint. Biases that it cannot have are not compensated (docs/deploy.md)."""
+
     frozen_layers: int | Literal["auto"] = 0
     """How many of the lowest layers (of an encoder-decoder: of the encoder) train no PEFT module after the
     cut, so that they need no backward pass; their modules go first, within the share `modules` or beyond it.
@@ -208,6 +213,12 @@ class Budget:
         check_choice("budget.kv_groups", self.kv_groups, get_args(KVGroups))
         for name, least in (("min_heads", 0), ("min_neurons", 0), ("align_neurons", 1)):
             check_at_least(f"budget.{name}", getattr(self, name), least)
+        for kind in ("heads", "neurons") if self.uniform else ():
+            if getattr(self, f"{kind}_scope") == "global":
+                raise ConfigError(
+                    f"budget.uniform keeps as many {kind} in every layer, but budget.{kind}_scope=global "
+                    "ranks them over all layers together. Set it to layer, or leave budget.uniform out."
+                )
 
 
 @dataclass(frozen=True)

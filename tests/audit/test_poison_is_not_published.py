@@ -97,6 +97,7 @@ REFUSED: dict[str, Callable[[SimpleNamespace], Any]] = {
     "full_size": lambda room: full_size(room.light),
     "export_merged": lambda room: lightpeft.export_merged(room.light, room.out),
     "export_full_adapter": lambda room: lightpeft.export_full_adapter(room.light, room.out),
+    "export_transformers": lambda room: lightpeft.export_transformers(room.light, room.out),
     "export_merged onto a poisoned base": lambda room: lightpeft.export_merged(
         room.clean_light, room.out, base=room.poisoned_base
     ),
@@ -119,6 +120,9 @@ REFUSED: dict[str, Callable[[SimpleNamespace], Any]] = {
     ),
     "lightpeft export --to full-adapter": lambda room: cli(
         "export", room.light, "--to", "full-adapter", "--out", room.out
+    ),
+    "lightpeft export --to transformers": lambda room: cli(
+        "export", room.light, "--to", "transformers", "--out", room.out
     ),
     "lightpeft train --adapter": lambda room: cli(
         "train", "--adapter", room.module, "--task", "demo/sentiment", "--out", room.out

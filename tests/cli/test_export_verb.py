@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from tests.cli.conftest import QUICK, read
+from transformers import pipeline
 
 from lightpeft.cli.main import main
 
@@ -59,6 +60,37 @@ def test_full_adapter_says_that_it_computes_something_else(
     assert not (out / "pruning.json").exists()
 
 
+def test_a_uniform_run_becomes_an_ordinary_checkpoint(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    run, out = tmp_path / "run", tmp_path / "out"
+    words = [
+        "--model",
+        str(tiny_model),
+        "--out",
+        str(run),
+        "--budget.uniform",
+        "true",
+        "--budget.layers",
+        "0.5",
+    ]
+    with caplog.at_level("INFO", logger="lightpeft"):
+        assert main(["train", *words, *QUICK]) == 0
+    assert "layer 0-1: heads stay, because the configuration derives the size of a head" in caplog.text
+    capsys.readouterr()
+    result = export(capsys, str(run), "--to", "transformers", "--out", str(out), "--evaluate")
+    assert result["metrics"]["main"] == pytest.approx(result["light_metrics"]["main"], abs=1e-6)
+    config = read(out / "config.json")
+    assert (config["num_hidden_layers"], config["num_attention_heads"], config["intermediate_size"]) == (
+        1,
+        4,
+        64,
+    )
+    assert not (out / "pruning.json").exists()
+    answers = pipeline("text-classification", model=str(out))(["the film is not dull", "an awful hotel"])
+    assert {answer["label"] for answer in answers} <= {"negative", "positive"}
+
+
 @pytest.mark.parametrize("to", ["merged", "full-adapter"])
 def test_without_out_it_goes_beside_the_checkpoint(
     to: str, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -81,6 +113,7 @@ def test_evaluate_measures_the_full_adapter(
     [
         (["--to", "merged", "--batch-size", "3"], "no effect without --evaluate"),
         (["--to", "merged", "--base", "/nowhere"], "/nowhere"),
+        (["--to", "transformers"], "has lost heads, which no checkpoint of transformers can have"),
     ],
 )
 def test_refusals_leave_nothing_behind(

@@ -24,7 +24,8 @@ import pytest
 from tests.cli.conftest import QUICK
 from tests.support.audit_cells import cell_of
 from tests.support.audit_runs import save_tiny_task
-from tests.support.models import assert_identical
+from tests.support.models import assert_identical, load_base, with_lora
+from tests.support.probing import random_scores
 
 import lightpeft
 from lightpeft.audit.module import save_module
@@ -38,7 +39,7 @@ from lightpeft.cli.audit import VERBS as AUDIT_VERBS
 from lightpeft.cli.main import VERBS, main
 from lightpeft.errors import OutputError
 from lightpeft.files import save_json
-from lightpeft.outputs import LOCK, RECORD, Output, locked, written_folder
+from lightpeft.outputs import LOCK, MANIFEST, RECORD, Output, locked, written_folder
 from lightpeft.report import Result, write_report
 
 ROOT = Path(__file__).parents[2]
@@ -135,12 +136,18 @@ FOLDERS: dict[str, Row] = {
     "export_full_adapter": Row(
         Output.FULL_ADAPTER, lambda room, target: lightpeft.export_full_adapter(room.light, target)
     ),
+    "export_transformers": Row(
+        Output.STOCK, lambda room, target: lightpeft.export_transformers(room.even, target)
+    ),
     "save_module": Row(Output.MODULE, lambda room, target: save_module(room.light_model, target, None)),
     "lightpeft export --to merged": Row(
         Output.MERGED, verb("export", "{run}", "--to", "merged"), quick=False
     ),
     "lightpeft export --to full-adapter": Row(
         Output.FULL_ADAPTER, verb("export", "{run}", "--to", "full-adapter"), quick=False
+    ),
+    "lightpeft export --to transformers": Row(
+        Output.STOCK, verb("export", "{run}", "--to", "transformers"), quick=False
     ),
 }
 RUNS: dict[str, tuple[Write, tuple[str, ...]]] = {
@@ -209,6 +216,7 @@ def room(finished_run: Path, tiny_model: Path, tmp_path_factory: pytest.TempPath
         quality_grid=quality_grid,
         run=run,
         light=run / "light",
+        even=save_even(tiny_model, folder / "even"),
         light_model=lightpeft.load(run / "light"),
         scores=run / "scores.safetensors",
         scores_object=lightpeft.Scores.load(run / "scores.safetensors"),
@@ -220,6 +228,16 @@ def room(finished_run: Path, tiny_model: Path, tmp_path_factory: pytest.TempPath
         films=save_tiny_task(folder / "films", "films"),
         grid=grid,
     )
+
+
+def save_even(base: Path, folder: Path) -> Path:
+    """A light checkpoint that an ordinary one can be written of."""
+    model = with_lora(load_base(base))
+    plan = lightpeft.make_plan(
+        random_scores(model), lightpeft.find_anatomy(model), lightpeft.Budget(uniform=True)
+    )
+    lightpeft.cut(model, plan)
+    return lightpeft.save(model, folder)
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:
@@ -347,9 +365,8 @@ def test_an_older_own_output_is_replaced_unless_it_was_changed(
     with refused(tmp_path, "No space left on device"):
         row.write(room, target)
     monkeypatch.undo()
-    changed = (
-        target if target.is_file() else next(path for path in target.iterdir() if path.suffix == ".json")
-    )
+    listed = target.rglob("*.json") if target.is_dir() else [target]
+    changed = next(path for path in listed if path.name != MANIFEST)
     changed.write_bytes(changed.read_bytes() + b"\n")
     with refused(tmp_path, changed.name):
         row.write(room, target)

@@ -11,9 +11,11 @@ from lightpeft.anatomy.model import (
     lowest_stack,
     own_config,
     stacks_of,
+    stock_of,
 )
 from lightpeft.anatomy.rows import linear_at
-from lightpeft.anatomy.units import CROSS, Anatomy, HeadInput, Layer, Rows, Units
+from lightpeft.anatomy.stock import Said, gives_bias, stock_config
+from lightpeft.anatomy.units import CROSS, Anatomy, HeadInput, Layer, Rows, Units, together
 from lightpeft.anatomy.verdict import Verdict, attach_verdict, part_key, verdict_of
 
 __all__ = [
@@ -27,12 +29,14 @@ __all__ = [
     "Layer",
     "LayerForm",
     "Rows",
+    "Said",
     "Units",
     "Verdict",
     "attach_verdict",
     "attribute_owner",
     "base_of",
     "find_anatomy",
+    "gives_bias",
     "hidden_in",
     "hidden_of",
     "layer_modules",
@@ -41,6 +45,9 @@ __all__ = [
     "own_config",
     "part_key",
     "stacks_of",
+    "stock_config",
+    "stock_of",
+    "together",
     "verdict_of",
     "with_hidden",
 ]

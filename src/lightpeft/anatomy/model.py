@@ -10,7 +10,8 @@ from transformers.pytorch_utils import Conv1D
 
 from lightpeft.anatomy.discovery import discover
 from lightpeft.anatomy.families import FAMILIES
-from lightpeft.anatomy.rows import FFN, Attention, AttentionView, Stack, linear_at, row_parameters
+from lightpeft.anatomy.rows import FFN, Attention, AttentionView, Stack, Stock, linear_at, row_parameters
+from lightpeft.anatomy.stock import sayable, why_not_left_out
 from lightpeft.anatomy.units import CROSS, Anatomy, Layer, Rows, Units
 from lightpeft.errors import AnatomyError
 from lightpeft.linears import INPUTS, OUTPUTS, width
@@ -93,6 +94,11 @@ def stacks_of(base: PreTrainedModel) -> tuple[Stack, ...]:
         ) from error
 
 
+def stock_of(base: PreTrainedModel, layer: Layer) -> Stock | None:
+    """How the configuration says what is in the layers of this stack."""
+    return next(stack.stock for stack in stacks_of(base) if stack.title == layer.title)
+
+
 def _placed_layers(base: PreTrainedModel) -> Iterator[tuple[Stack, str, int]]:
     """Every layer with its stack, its name relative to `base`, and its number in the stack."""
     encoder = base.base_model
@@ -122,17 +128,20 @@ def _expand(encoder: nn.Module, path: str) -> list[str]:
 
 
 def _find_layer(base: PreTrainedModel, stack: Stack, name: str, index: int, first: int) -> list[Layer]:
-    attention = _find_attention(base, stack.attention, name)
-    ffn = None if stack.ffn is None else _find_ffn(base, stack.ffn, name)
-    cross = None if stack.cross is None else _find_attention(base, stack.cross, name)
+    attention = sayable(stack.stock, base.config, _find_attention(base, stack.attention, name))
+    ffn = None if stack.ffn is None else sayable(stack.stock, base.config, _find_ffn(base, stack.ffn, name))
+    cross = None
+    if stack.cross is not None:
+        cross = sayable(stack.stock, base.config, _find_attention(base, stack.cross, name))
     found = [units for units in (attention, ffn, cross) if units is not None]
     counted = sum(units.parameters(range(units.count)) for units in found)
+    unsaid = why_not_left_out(stack.stock, base.config, index)
     fixed = sum(p.numel() for p in base_parameters(base.get_submodule(name)).values()) - counted
     title = f"{stack.title} {index}"
     stays = stack.stays or _why_it_stays(attention)
-    layers = [Layer(first, title, name, attention, ffn, fixed, stays)]
+    layers = [Layer(first, title, name, attention, ffn, fixed, stays, unsaid)]
     if cross is not None:
-        layers.append(Layer(first + 1, f"{title}{CROSS}", name, cross, None, 0, stays))
+        layers.append(Layer(first + 1, f"{title}{CROSS}", name, cross, None, 0, stays, unsaid))
     return layers
 
 

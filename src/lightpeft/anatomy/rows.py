@@ -1,6 +1,6 @@
 """The words in which an architecture is described: stacks of layers, attention, FFN, and layouts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -133,6 +133,55 @@ class FFN:
 
 
 @dataclass(frozen=True)
+class Sibling:
+    """Another architecture that computes the same, and takes numbers of heads that this one refuses."""
+
+    model_type: str
+    settings: Mapping[str, object] = field(default_factory=dict)
+    """What its configuration has to say for that."""
+
+
+@dataclass(frozen=True)
+class Stock:
+    """How the configuration says what every layer of a stack has, so that an evenly cut model is an ordinary
+    one. A key `a.b` is one of the nested configuration `a`."""
+
+    neurons: str | None = "intermediate_size"
+    """Key of the number of neurons."""
+
+    heads: Mapping[str, str] = field(default_factory=dict)
+    """Keys that say the number of `heads`, KV `groups` and the `size` of a head; none where it derives that
+    size from their number."""
+
+    layers: str | None = "num_hidden_layers"
+    """Key of the number of layers."""
+
+    lists: tuple[str, ...] = ("layer_types",)
+    """Keys of lists with one entry per layer; those that exist."""
+
+    derived: tuple[str, ...] = ()
+    """Keys that the configuration makes anew from its number of layers."""
+
+    attention_bias: str | None = None
+    """Option that gives the attention's output projection a bias, where it has none by itself."""
+
+    ffn_bias: str | None = None
+    """The same for the FFN's second linear."""
+
+    divides: str | None = None
+    """Key of a width that the number of heads has to divide."""
+
+    sibling: Sibling | None = None
+    """What a model is written as whose number of heads does not."""
+
+    numbered: Mapping[str, object] = field(default_factory=dict)
+    """Options under which the number of a layer decides what it computes, unless they say this."""
+
+    first: str | None = None
+    """Why no other layer can take the first one's place."""
+
+
+@dataclass(frozen=True)
 class Stack:
     """Layers that are alike."""
 
@@ -148,6 +197,9 @@ class Stack:
 
     stays: str | None = None
     """Why none of these layers can be skipped."""
+
+    stock: Stock | None = None
+    """How the configuration says what is in them; None where nobody looked."""
 
 
 def linear_at(base: nn.Module, name: str) -> Projection:

@@ -91,6 +91,16 @@ class Units:
     returns: int | None = None
     """Length of the tuple that the module returns; None where it cannot go altogether."""
 
+    keys: tuple[tuple[str, str], ...] = ()
+    """Keys of the configuration, and what they say where every layer has as many of these units: the number
+    of `neurons`, of `heads` or KV `groups`, or the `size` of a head."""
+
+    divides: int | None = None
+    """What the number of these units has to divide for the configuration to say it."""
+
+    unsaid: str | None = None
+    """Why the configuration cannot say another number of them."""
+
     @property
     def removable(self) -> bool:
         """Whether all of them may go."""
@@ -117,14 +127,23 @@ class Units:
 
     def attribute_values(self, kept: Sequence[int]) -> dict[str, int]:
         """What the attributes of `follow` must say when `kept` stay."""
+        return self._say(self.follow, kept)
+
+    def key_values(self, kept: Sequence[int]) -> dict[str, int]:
+        """What the configuration of an ordinary model must say when `kept` stay in every layer."""
+        return self._say(self.keys, kept)
+
+    def _say(self, names: Iterable[tuple[str, str]], kept: Sequence[int]) -> dict[str, int]:
         groups = len({unit // self.group for unit in kept})
         quantities = {
             "heads": len(kept),
+            "neurons": len(kept),
             "width": len(kept) * self.size,
+            "size": self.size,
             "groups": groups,
             "group": len(kept) // max(1, groups),
         }
-        return {name: quantities[quantity] for name, quantity in self.follow}
+        return {name: quantities[quantity] for name, quantity in names}
 
     def check(self, kept: Collection[int], where: str) -> None:
         """Check that a model can have just these units.
@@ -165,6 +184,14 @@ class Layer:
 
     stays: str | None = None
     """Why the layer cannot be skipped."""
+
+    unsaid: str | None = None
+    """Why the configuration of an ordinary model cannot do without the layer."""
+
+    @property
+    def title(self) -> str:
+        """That of its stack."""
+        return _parts(self.name)[0]
 
     @property
     def units(self) -> tuple[Units, ...]:
@@ -236,7 +263,7 @@ class Anatomy:
         """The modules of the layers of each stack, lowest first; an encoder before its decoder."""
         found: dict[str, dict[str, None]] = {}
         for layer in self.layers:
-            found.setdefault(_parts(layer.name)[0], {})[layer.module] = None
+            found.setdefault(layer.title, {})[layer.module] = None
         return tuple(tuple(modules) for modules in found.values())
 
     @property
@@ -281,14 +308,14 @@ class Anatomy:
     def describe(self) -> str:
         """What can be cut: one line for layers that are alike, at most a dozen, and the notes."""
         lines = [f"{self.model_type}: {len(self.layers)} layers, {self.parameters:,} parameters"]
-        kinds = _together([layer.describe() for layer in self.layers])
+        kinds = together([layer.describe() for layer in self.layers])
         lines += [f"  {line}" for line in kinds[:_MOST_KINDS]]
         if len(kinds) > _MOST_KINDS:
             lines.append(f"  and {len(kinds) - _MOST_KINDS} more kinds of layers")
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
 
 
-def _together(lines: Sequence[str]) -> list[str]:
+def together(lines: Sequence[str]) -> list[str]:
     """`layer 0: x`, `layer 1: x` as `layer 0-1: x`, whatever stands between them."""
     numbers: dict[tuple[str, str, str], list[int]] = {}
     for line in lines:

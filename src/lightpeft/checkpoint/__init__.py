@@ -1,6 +1,6 @@
 """Light checkpoints: written whole or not at all, checked before they are used."""
 
-from lightpeft.checkpoint.export import export_full_adapter, export_merged
+from lightpeft.checkpoint.export import export_full_adapter, export_merged, export_transformers
 from lightpeft.checkpoint.format import (
     LIGHT,
     MERGED,
@@ -55,6 +55,7 @@ __all__ = [
     "discard_unfinished",
     "export_full_adapter",
     "export_merged",
+    "export_transformers",
     "find_folder",
     "guard",
     "is_complete",

@@ -10,6 +10,7 @@ from lightpeft.checkpoint.format import ADAPTER, PRUNING, TENSORS, read_record
 from lightpeft.checkpoint.full_size import full_size
 from lightpeft.checkpoint.load import find_folder, load
 from lightpeft.checkpoint.merged import save_merged
+from lightpeft.checkpoint.stock import save_stock
 from lightpeft.outputs import MANIFEST, Output, written_folder
 
 _KEPT = ("base", "metrics", "task", "lightpeft_version")
@@ -34,6 +35,29 @@ def export_merged(
         merged = save_merged(model, beside, {key: described.get(key) for key in _KEPT})
         _copy_tokenizer(directory, beside)
     return merged
+
+
+def export_transformers(
+    folder: str | Path, out: str | Path, base: str | Path | PreTrainedModel | None = None
+) -> PreTrainedModel:
+    """Write the small model as an ordinary checkpoint of its architecture, with the adapter merged:
+    `AutoModel*.from_pretrained(out)` loads it, without lightpeft and PEFT.
+
+    Needs a plan with equal numbers of heads and of neurons in every layer (`budget.uniform`). What was
+    written is loaded and compared before it is put in place.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be loaded or merged, or no configuration can say what was cut.
+        OutputError: `out` holds something else, or cannot be written.
+    """
+    directory, target = find_folder(folder), Path(out)
+    with written_folder(target, Output.STOCK) as beside:
+        model = load(directory, base)
+        beside.mkdir(parents=True)
+        written = save_stock(model, beside)
+        _copy_tokenizer(directory, beside)
+    written.config._name_or_path = str(target)
+    return written
 
 
 def export_full_adapter(

@@ -1,5 +1,6 @@
 """A light model with its adapter merged: weights and configuration of the small model, and its plan."""
 
+import json
 import logging
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,7 +13,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_model
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers.utils import CONFIG_NAME
 
 from lightpeft.adapters import active_form
 from lightpeft.anatomy import base_of, linear_at
@@ -22,11 +24,14 @@ from lightpeft.checkpoint.own import dtypes_of, restore_dtypes
 from lightpeft.checkpoint.poison import refuse_marked_model
 from lightpeft.checkpoint.replaced import put_replaced
 from lightpeft.errors import AnatomyError, CheckpointError, PlanError
+from lightpeft.files import read_json, write_json
 from lightpeft.linears import OUTPUTS, width
-from lightpeft.surgery import fold_beside, narrow, record_of, reshape, verify_discovered
+from lightpeft.surgery import CutRecord, fold_beside, narrow, record_of, reshape, verify_discovered
 from lightpeft.wrapping import tied_parameters, unwrapped
 
 logger = logging.getLogger(__name__)
+
+_MODEL_TYPE = "lightpeft_model_type"
 
 _MISFITS = (
     *(PlanError, AnatomyError, OSError, RuntimeError, ValueError, SafetensorError, StrictDataclassError),
@@ -49,6 +54,24 @@ def save_merged(model: PeftModel, folder: Path, described: dict[str, Any]) -> Pr
     Raises:
         CheckpointError: the model was not cut, or its form of PEFT cannot be merged.
     """
+    record, merged = merge(model)
+    narrow(merged)
+    folder.mkdir(parents=True)
+    _write_config(merged, folder)
+    save_model(merged, str(folder / WEIGHTS), metadata={"format": "pt"})
+    write_merged(folder, record, described | {"dtypes": dtypes_of(merged)})
+    return merged
+
+
+def merge(model: PeftModel) -> tuple[CutRecord, PreTrainedModel]:
+    """Merge the adapter of a light model, in place, and what is kept beside its linears.
+
+    Returns:
+        the record of its cut, and the base.
+
+    Raises:
+        CheckpointError: the model was not cut, or its form of PEFT cannot be merged.
+    """
     refuse_marked_model(model)
     record, form = record_of(model), active_form(model)
     if record is None:
@@ -67,13 +90,29 @@ def save_merged(model: PeftModel, folder: Path, described: dict[str, Any]) -> Pr
         )
     merged: Any = model.merge_and_unload()
     fold_beside(merged)
-    narrow(merged)
-    folder.mkdir(parents=True)
-    merged.config.save_pretrained(folder)
-    save_model(merged, str(folder / WEIGHTS), metadata={"format": "pt"})
-    write_merged(folder, record, described | {"dtypes": dtypes_of(merged)})
     base: PreTrainedModel = merged
-    return base
+    return record, base
+
+
+def _write_config(merged: PreTrainedModel, folder: Path) -> None:
+    """The uncut model's configuration under the name of an architecture that stock readers do not know.
+
+    They refuse it with that name in their message, instead of advising to load random weights.
+    """
+    values = json.loads(merged.config.to_json_string())
+    name = values["model_type"]
+    renamed = {_MODEL_TYPE: name, "model_type": f"{name} cut by lightpeft: use lightpeft.load_merged"}
+    write_json(folder / CONFIG_NAME, values | renamed)
+
+
+def _read_config(folder: Path) -> PreTrainedConfig:
+    """What `_write_config` wrote, or an earlier version, which left the architecture's name as it is."""
+    values = read_json(folder / CONFIG_NAME)
+    name = values.pop(_MODEL_TYPE, values.get("model_type"))
+    config: PreTrainedConfig = CONFIG_MAPPING[name].from_dict(
+        values | {"model_type": name}, name_or_path=str(folder)
+    )
+    return config
 
 
 def _require_untied(model: PeftModel, with_pairs: Iterable[str]) -> None:
@@ -113,7 +152,7 @@ def load_merged(
         )
     options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     try:
-        config = AutoConfig.from_pretrained(str(directory))
+        config = _read_config(directory)
         model: PreTrainedModel = AUTO_CLASSES[name].from_config(config, **options)
         put_replaced(model, named.get("replaced") or {})
         verify_discovered(model)

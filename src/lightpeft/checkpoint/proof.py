@@ -46,11 +46,9 @@ def require_same_outputs(model: nn.Module, loaded: nn.Module, batch: Mapping[str
         CheckpointError: it does not.
     """
     device = next(model.parameters()).device
-    one, two = _outputs(model, batch), _outputs(loaded.to(device), batch)
-    for name, expected in one.items():
-        scale = max(1.0, float(expected.abs().max()))
-        difference = float((expected - two[name]).abs().max()) / scale
-        if not difference <= 16 * torch.finfo(expected.dtype).eps:
+    one, two = outputs_of(model, batch), outputs_of(loaded.to(device), batch)
+    for name, difference in differences(one, two).items():
+        if not difference <= 16 * torch.finfo(one[name].dtype).eps:
             raise CheckpointError(
                 f"the light checkpoint in {folder} computes other {name} than the model in memory (by "
                 f"{difference:.2g}). Please report this with the model's class and PEFT configuration; the "
@@ -58,9 +56,24 @@ def require_same_outputs(model: nn.Module, loaded: nn.Module, batch: Mapping[str
             )
 
 
-def _outputs(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Floating outputs in eval mode, without what accelerate put around the forward (autocast)."""
-    with evaluating(model), torch.autocast(next(model.parameters()).device.type, enabled=False):
+def differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, float]:
+    """Per output the largest difference, relative to the largest value (at least 1)."""
+    return {
+        name: float((value - found[name]).abs().max()) / max(1.0, float(value.abs().max()))
+        for name, value in expected.items()
+    }
+
+
+def outputs_of(
+    model: nn.Module, batch: Mapping[str, Any], autocast: torch.autocast | None = None
+) -> dict[str, Tensor]:
+    """Floating outputs in eval mode, without what accelerate put around the forward.
+
+    Args:
+        autocast: by default none.
+    """
+    off = torch.autocast(next(model.parameters()).device.type, enabled=False)
+    with evaluating(model), autocast or off:
         outputs = type(model).forward(model, **batch)
     return {
         name: value.float() if value.dtype.itemsize < 4 else value

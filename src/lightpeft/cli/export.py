@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lightpeft.tasks import TaskRecord
 
 
-ExportForm = Literal["merged", "full-adapter"]
+ExportForm = Literal["merged", "full-adapter", "transformers"]
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -40,8 +40,9 @@ def export(
     Args:
         checkpoint: Light checkpoint or a run's folder; local, or a hub name.
         to: `merged` for the weights of the small model with its plan; `full-adapter` for a stock PEFT adapter
-            of the uncut base, zero where heads and neurons were cut.
-        out: Folder to write to; by default beside the checkpoint: light-merged, light-full-adapter.
+            of the uncut base, zero where heads and neurons were cut; `transformers` for an ordinary
+            checkpoint of its architecture, if it was cut with budget.uniform.
+        out: Folder to write to; by default beside the checkpoint: light-merged, light-full-adapter, ...
         base: Hub name or folder of the base; by default the one that the checkpoint names.
         evaluate: Measure what was written on the validation split of the checkpoint's task.
         data: With evaluate, folder with the task's files; by default where it was trained from.
@@ -77,6 +78,10 @@ def export(
 
 EXPECTED: dict[ExportForm, str] = {
     "merged": "it computes what the light checkpoint computes, so expect the same accuracy",
+    "transformers": (
+        "AutoModel loads it without lightpeft, and it computes what the light checkpoint computes, as was "
+        "checked, so expect the same accuracy"
+    ),
     "full-adapter": (
         "heads and neurons that were cut act again in the whole base, and the adapter was trained without "
         "them: expect another accuracy than the light checkpoint's"
@@ -92,8 +97,10 @@ def _beside(checkpoint: str, directory: Path, to: ExportForm) -> Path:
 
 def _write(to: ExportForm, directory: Path, out: Path, base: str | None) -> "PeftModel | PreTrainedModel":
     """Export; the model of what was written, the merged one read back from disk."""
-    from lightpeft.checkpoint import export_full_adapter, export_merged, load_merged
+    from lightpeft.checkpoint import export_full_adapter, export_merged, export_transformers, load_merged
 
+    if to == "transformers":
+        return export_transformers(directory, out, base)
     if to == "full-adapter":
         return export_full_adapter(directory, out, base)
     export_merged(directory, out, base)

@@ -19,6 +19,7 @@ class Output(StrEnum):
     CARD = "a model card"
     LIGHT = "a light checkpoint"
     MERGED = "a merged model"
+    STOCK = "an ordinary checkpoint"
     FULL_ADAPTER = "a full-size adapter"
     PLAIN = "a plain adapter"
     MODULE = "a module of the audit"

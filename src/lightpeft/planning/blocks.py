@@ -22,6 +22,9 @@ class Blocks:
     floor: int
     """Blocks that stay in any case."""
 
+    counts: tuple[int, ...] | None = None
+    """How many blocks may stay, ascending; None for any number."""
+
     @property
     def block_size(self) -> int:
         """Units per block."""
@@ -30,6 +33,17 @@ class Blocks:
     def best(self, count: int) -> tuple[int, ...]:
         """The units of the most important blocks, ascending."""
         return tuple(sorted(unit for block in self.blocks[:count] for unit in block))
+
+    def allowed(self, count: int, wanted: float | None = None) -> int:
+        """`count`, or, where not any number of blocks may stay, the nearest to `wanted`; of two the larger.
+
+        Args:
+            wanted: by default `count`.
+        """
+        if self.counts is None:
+            return count
+        aim = count if wanted is None else wanted
+        return min((one for one in self.counts if one >= self.floor), key=lambda one: (abs(one - aim), -one))
 
 
 def blocks_of(where: str, units: Units | None, scores: list[float], budget: Budget) -> Blocks | None:
@@ -47,7 +61,11 @@ def blocks_of(where: str, units: Units | None, scores: list[float], budget: Budg
     units_that_stay = max(floor, 0 if units.removable else 1)
     least = math.ceil(units_that_stay / len(order[0])) if order else 0
     values = tuple(means[block] for block in order)
-    return Blocks(where, units.count, tuple(order), values, min(least, len(order)))
+    counts = None
+    if budget.uniform and units.divides is not None and order:
+        size = len(order[0])
+        counts = tuple(n for n in range(1, len(order) + 1) if units.divides % (n * size) == 0)
+    return Blocks(where, units.count, tuple(order), values, min(least, len(order)), counts)
 
 
 def _head_blocks(units: Units, scores: list[float], budget: Budget) -> list[tuple[int, ...]]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from torch import Tensor
 
-from lightpeft.anatomy import Anatomy
+from lightpeft.anatomy import Anatomy, together
 from lightpeft.config import Budget, Scope, Target, exact_count
 from lightpeft.errors import PlanError
 from lightpeft.evidence import Agreement, Evidence
@@ -16,6 +16,7 @@ from lightpeft.planning.blocks import Blocks, blocks_of
 from lightpeft.planning.prices import Pricing
 from lightpeft.planning.skips import choose_skipped, layer_losses
 from lightpeft.planning.target import Found, choose_for_target, cuts_for
+from lightpeft.planning.uniform import evened, require_something
 from lightpeft.score_tables import TABLES
 from lightpeft.scores import Scores
 
@@ -52,6 +53,9 @@ def make_plan(
         PlanError: scores of another model, or a budget or target that the floors or the architecture forbid.
     """
     pricing = (Pricing(target) if target.is_set else None) if isinstance(target, Target) else target
+    if budget.uniform:
+        anatomy = evened(anatomy)
+        require_something(anatomy, may_skip=budget.layers > 0 or pricing is not None)
     plan = _choose(scores, anatomy, budget, pays, pricing)
     if scores.scored_steps is None:
         return plan
@@ -157,12 +161,21 @@ def how_heads_go(anatomy: Anatomy, budget: Budget) -> str:
 
 def limits(anatomy: Anatomy, budget: Budget) -> list[str]:
     """What this architecture keeps from being cut as asked, in words, to say before a run."""
+    anatomy = evened(anatomy) if budget.uniform else anatomy
     grouped = how_heads_go(anatomy, budget)
     said = [] if grouped == "heads" else [grouped.replace("heads in", "heads are cut in")]
-    for layer in anatomy.layers:
-        said += [f"{layer.name}: {u.kind} stay, because {u.fixed}" for u in layer.units if u.fixed]
-        if budget.layers and layer.stays is not None:
-            said.append(f"{layer.name} is not skipped, because {layer.stays}")
+    reasons = [
+        f"{one.name}: {u.kind} stay, because {u.fixed}"
+        for one in anatomy.layers
+        for u in one.units
+        if u.fixed
+    ]
+    if budget.layers:
+        reasons += [f"{one.name}: not skipped, because {one.stays}" for one in anatomy.layers if one.stays]
+    said += together(reasons)
+    divided = {u.divides for one in anatomy.layers for u in one.units if u.divides and not u.fixed}
+    if budget.uniform and divided:
+        said.append(f"heads stay in the nearest number that divides the width of {max(divided)}")
     layers = len(anatomy.skippable)
     if budget.layers and layers and not exact_count(budget.layers, layers):
         said.append(
@@ -249,7 +262,8 @@ def _keep_best(
             break
         taken[index] += 1
         kept += size
-    return [(index, one.best(taken[index])) for index, one in pool]
+    # What restricts the numbers, a uniform budget, ranks each layer by itself.
+    return [(index, one.best(one.allowed(taken[index], wanted / one.block_size))) for index, one in pool]
 
 
 def _idle_linears(anatomy: Anatomy, heads: Kept, neurons: Kept) -> set[str]:

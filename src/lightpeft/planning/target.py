@@ -173,7 +173,10 @@ def _levels(pool: tuple[Blocks, ...]) -> tuple[tuple[int | None, ...], ...]:
     steps = max(len(one.blocks) for one in pool)
     rows: list[tuple[int | None, ...]] = [tuple(None for _ in pool)]
     for step in range(steps + 1):
-        kept = [max(one.floor, len(one.blocks) - exact_count(step / steps, len(one.blocks))) for one in pool]
+        kept = [
+            one.allowed(max(one.floor, len(one.blocks) - exact_count(step / steps, len(one.blocks))))
+            for one in pool
+        ]
         row = tuple(
             None if count * one.block_size == one.units else count
             for count, one in zip(kept, pool, strict=True)

@@ -20,16 +20,21 @@ from lightpeft.surgery.record import WHEN_CUT, CutRecord, attach_record, record_
 from lightpeft.surgery.reference import AdaptersOn, StepGuard
 from lightpeft.surgery.skipped_layer import SkippedLayer
 from lightpeft.surgery.skips import SkippedAttention
+from lightpeft.surgery.uniform import without_bias
 from lightpeft.surgery.verify import (
+    TOLERANCES,
+    as_computed,
     evaluating,
     labelled,
     largest_difference,
     modes_kept,
+    narrowest_dtype,
     observe,
     padded_batch,
 )
 
 __all__ = [
+    "TOLERANCES",
     "TRAINED",
     "WHEN_CUT",
     "AdaptersOn",
@@ -41,6 +46,7 @@ __all__ = [
     "SkippedLayer",
     "StepGuard",
     "above_attention",
+    "as_computed",
     "attach_record",
     "base_digests",
     "can_narrow",
@@ -58,6 +64,7 @@ __all__ = [
     "modes_kept",
     "narrow",
     "narrowed",
+    "narrowest_dtype",
     "observe",
     "other_tensors",
     "padded_batch",
@@ -70,4 +77,5 @@ __all__ = [
     "require_followable",
     "reshape",
     "verify_discovered",
+    "without_bias",
 ]

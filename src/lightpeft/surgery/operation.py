@@ -42,6 +42,7 @@ from lightpeft.surgery.pairs import (
 )
 from lightpeft.surgery.record import CutRecord, record_of
 from lightpeft.surgery.skipped_layer import passed_over, skip_layers
+from lightpeft.surgery.uniform import without_bias
 from lightpeft.surgery.verify import Batch, observe
 from lightpeft.wrapping import tied_parameters
 
@@ -88,6 +89,7 @@ class Operation:
         trained = scores.gates if scores is not None and config.fold_gates else {}
         self.gates: Vectors = {name: trained[name].clone() for name in trained if name in self.channels}
         self._prepare_followers()
+        self.without_bias = without_bias(model, plan)
         means = scores.means if scores is not None and config.compensate else {}
         self.shifts = self._mean_contributions(means)
         self.rank_shifts = self._mean_outputs(means)
@@ -268,7 +270,7 @@ class Operation:
     def _mean_contributions(self, means: Mapping[str, Tensor]) -> Vectors:
         """W[:, cut] · mean(x[cut]) per output projection, PEFT included (FLAP, An et al. 2024)."""
         shifts = {}
-        for name in (name for name in means if name in self.channels):
+        for name in (name for name in means if name in self.channels and name not in self.without_bias):
             linear, lost = linear_at(self.base, name), means[name].clone()
             lost[self.channels[name]] = 0
             if not lost.any():

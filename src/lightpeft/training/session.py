@@ -45,6 +45,7 @@ from lightpeft.surgery import (
     record_of,
     require_allowed,
     verify_discovered,
+    without_bias,
 )
 from lightpeft.training.compiling import NothingCompiled
 from lightpeft.training.live_run import LiveRun
@@ -167,10 +168,25 @@ class LightSession:
         pricing = None if self._targeting is None else self._targeting.trial(steps)
         trial = make_plan(_flat_scores(anatomy, modules), anatomy, self.config.budget, target=pricing)
         require_allowed(model, trial)
+        if self.config.budget.uniform:
+            _require_mergeable(model)
+        if self._targeting is None:
+            self._say_what_is_not_compensated(model, trial)
         if trial.cuts_nothing:
             warnings.warn(
                 "this budget cuts nothing: the run is plain PEFT with the cost of estimation on top.",
                 stacklevel=2,
+            )
+
+    def _say_what_is_not_compensated(self, model: nn.Module, plan: Plan) -> None:
+        """Of a model that is not cut yet."""
+        places = without_bias(model, plan) if self.config.surgery.compensate else ()
+        if places:
+            logger.info(
+                "the means of what is cut are not compensated at %d output projections, %s first: an "
+                "ordinary checkpoint of this plan has no biases there",
+                len(places),
+                min(places),
             )
 
     def begin_step(self) -> None:
@@ -215,6 +231,8 @@ class LightSession:
             target=pricing,
         )
         self.end()
+        if targeting is not None:
+            self._say_what_is_not_compensated(model, self.plan)
         self.report = cut(
             model,
             self.plan,
@@ -363,6 +381,15 @@ def _say_what_it_rests_on(plan: Plan) -> None:
 def is_of_light_run(checkpoint: Path) -> bool:
     """Whether a Trainer's checkpoint was written in a light run."""
     return (checkpoint / PRUNING).is_file() or (checkpoint / ESTIMATION).is_file()
+
+
+def _require_mergeable(model: nn.Module) -> None:
+    form = active_form(model)
+    if form is not None and not form.merges:
+        raise ConfigError(
+            f"budget.uniform makes the cut model an ordinary checkpoint, but {form.title} cannot be merged "
+            "into its weights. Use LoRA or IA3, or leave budget.uniform out."
+        )
 
 
 def _can_freeze(model: nn.Module) -> bool:

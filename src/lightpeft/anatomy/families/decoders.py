@@ -7,7 +7,9 @@ from lightpeft.anatomy.rows import (
     FFN,
     Attention,
     AttentionView,
+    Sibling,
     Stack,
+    Stock,
     blocks,
     interleaved,
     linear_at,
@@ -30,6 +32,25 @@ MIXTURE = Stack(
     note="experts are not cut: heads, PEFT modules and ranks are",
 )
 
+GROUPED = {"num_attention_heads": "heads", "num_key_value_heads": "groups", "head_dim": "size"}
+GROUPED_STOCK = Stock(heads=GROUPED)
+BIASED_STOCK = Stock(heads=GROUPED, attention_bias="attention_bias")
+LLAMA_STOCK = Stock(
+    heads=GROUPED,
+    attention_bias="attention_bias",
+    ffn_bias="mlp_bias",
+    divides="hidden_size",
+    sibling=Sibling("mistral", {"sliding_window": None}),
+)
+GEMMA_STOCK = replace(BIASED_STOCK, divides="hidden_size")
+SMOLLM_STOCK = Stock(
+    heads=GROUPED,
+    attention_bias="attention_bias",
+    ffn_bias="mlp_bias",
+    lists=("layer_types", "no_rope_layers"),
+)
+SPARSE: dict[str, object] = {"mlp_only_layers": [], "decoder_sparse_step": 1}
+
 PHI3 = Stack(
     "layers",
     Attention(
@@ -40,12 +61,14 @@ PHI3 = Stack(
         follow=GROUPS | {"config.num_attention_heads": "heads"},
     ),
     FFN(("mlp.gate_up_proj",), "mlp.down_proj", fused=2),
+    stock=GROUPED_STOCK,
 )
 
 OPT = Stack(
     "decoder.layers",
     BART_SELF,
     BART_FFN,
+    stock=Stock(neurons="ffn_dim"),
 )
 
 GPT2_FFN = FFN(("mlp.c_fc",), "mlp.c_proj")
@@ -54,12 +77,15 @@ GPT2 = Stack(
     "h",
     Attention("attn", "attn.c_proj", blocks("c_attn"), follow={"num_heads": "heads", "split_size": "width"}),
     GPT2_FFN,
+    stock=Stock(neurons="n_inner", layers="n_layer", numbered={"scale_attn_by_inverse_layer_idx": False}),
 )
 
 GPT_NEO = Stack(
     "h",
     replace(BART_SELF, module="attn.attention", out="attn.attention.out_proj"),
     GPT2_FFN,
+    # Its kinds of attention are a pattern that repeats.
+    stock=Stock(layers=None),
 )
 
 FUSED_FFN = FFN(("mlp.dense_h_to_4h",), "mlp.dense_4h_to_h")
@@ -68,6 +94,7 @@ GPT_NEOX = Stack(
     "layers",
     Attention("attention", "attention.dense", interleaved("query_key_value"), head_size="head_size"),
     FUSED_FFN,
+    stock=Stock(),
 )
 
 BLOOM = Stack(
@@ -82,6 +109,7 @@ BLOOM = Stack(
         returns=None,
     ),
     FUSED_FFN,
+    stock=Stock(neurons=None, layers="n_layer"),
 )
 
 
@@ -108,21 +136,22 @@ FALCON = Stack(
         head_inputs=(HeadInput("alibi"), HeadInput("attention_mask")),
     ),
     FUSED_FFN,
+    stock=Stock(neurons="ffn_hidden_size", attention_bias="bias", ffn_bias="bias"),
 )
 
 DECODERS: dict[str, tuple[Stack, ...]] = {
-    "llama": (LLAMA,),
-    "mistral": (LLAMA,),
-    "qwen2": (LLAMA,),
-    "qwen3": (LLAMA,),
-    "gemma": (LLAMA,),
-    "gemma2": (LLAMA,),
-    "gemma3_text": (LLAMA,),
-    "smollm3": (LLAMA,),
+    "llama": (replace(LLAMA, stock=LLAMA_STOCK),),
+    "mistral": (replace(LLAMA, stock=GROUPED_STOCK),),
+    "qwen2": (replace(LLAMA, stock=GROUPED_STOCK),),
+    "qwen3": (replace(LLAMA, stock=BIASED_STOCK),),
+    "gemma": (replace(LLAMA, stock=BIASED_STOCK),),
+    "gemma2": (replace(LLAMA, stock=GEMMA_STOCK),),
+    "gemma3_text": (replace(LLAMA, stock=GEMMA_STOCK),),
+    "smollm3": (replace(LLAMA, stock=SMOLLM_STOCK),),
     "phi3": (PHI3,),
-    "mixtral": (MIXTURE,),
-    "qwen2_moe": (MIXTURE,),
-    "qwen3_moe": (MIXTURE,),
+    "mixtral": (replace(MIXTURE, stock=GROUPED_STOCK),),
+    "qwen2_moe": (replace(MIXTURE, stock=replace(GROUPED_STOCK, numbered=SPARSE)),),
+    "qwen3_moe": (replace(MIXTURE, stock=replace(BIASED_STOCK, numbered=SPARSE)),),
     "opt": (OPT,),
     "gpt2": (GPT2,),
     "gpt_neo": (GPT_NEO,),

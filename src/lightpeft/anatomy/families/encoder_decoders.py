@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from lightpeft.anatomy.rows import FFN, Attention, Stack, separate
+from lightpeft.anatomy.rows import FFN, Attention, Stack, Stock, separate
 from lightpeft.anatomy.units import HeadInput
 
 BART_SELF = Attention(
@@ -14,8 +14,21 @@ BART_SELF = Attention(
 BART_CROSS = replace(BART_SELF, module="encoder_attn", out="encoder_attn.out_proj")
 BART_FFN = FFN(("fc1",), "fc2")
 BART = (
-    Stack("encoder.layers", BART_SELF, BART_FFN, title="encoder"),
-    Stack("decoder.layers", BART_SELF, BART_FFN, cross=BART_CROSS, title="decoder"),
+    Stack(
+        "encoder.layers",
+        BART_SELF,
+        BART_FFN,
+        title="encoder",
+        stock=Stock(neurons="encoder_ffn_dim", layers="encoder_layers"),
+    ),
+    Stack(
+        "decoder.layers",
+        BART_SELF,
+        BART_FFN,
+        cross=BART_CROSS,
+        title="decoder",
+        stock=Stock(neurons="decoder_ffn_dim", layers="decoder_layers"),
+    ),
 )
 
 
@@ -41,14 +54,22 @@ def _t5_ffn(position: int) -> FFN:
     return FFN(tuple(f"{block}.{name}" for name in names), f"{block}.wo")
 
 
+T5_STOCK = Stock(neurons="d_ff", heads={"num_heads": "heads"}, layers="num_layers")
 T5 = (
-    Stack("encoder.block", _t5_attention("layer.0.SelfAttention"), _t5_ffn(1), title="encoder"),
+    Stack(
+        "encoder.block",
+        _t5_attention("layer.0.SelfAttention"),
+        _t5_ffn(1),
+        title="encoder",
+        stock=T5_STOCK,
+    ),
     Stack(
         "decoder.block",
         _t5_attention("layer.0.SelfAttention"),
         _t5_ffn(2),
         cross=_t5_attention("layer.1.EncDecAttention"),
         title="decoder",
+        stock=replace(T5_STOCK, layers="num_decoder_layers"),
     ),
 )
 

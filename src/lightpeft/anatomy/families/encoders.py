@@ -1,6 +1,6 @@
 """Text encoders."""
 
-from lightpeft.anatomy.rows import FFN, Attention, Stack, blocks, interleaved, separate
+from lightpeft.anatomy.rows import FFN, Attention, Stack, Stock, blocks, interleaved, separate
 from lightpeft.anatomy.units import HeadInput
 
 BERT_COUNTS = {"num_attention_heads": "heads", "all_head_size": "width"}
@@ -16,6 +16,7 @@ BERT = Stack(
         follow=BERT_COUNTS,
     ),
     BERT_FFN,
+    stock=Stock(),
 )
 
 DISTILBERT = Stack(
@@ -28,6 +29,7 @@ DISTILBERT = Stack(
         follow={"n_heads": "heads", "dim": "width"},
     ),
     FFN(("ffn.lin1",), "ffn.lin2"),
+    stock=Stock(neurons="hidden_dim", layers="n_layers"),
 )
 
 ALBERT = Stack(
@@ -42,6 +44,7 @@ ALBERT = Stack(
     ),
     FFN(("ffn",), "ffn_output"),
     title="shared layer",
+    stock=Stock(layers=None),
     note="ALBERT runs the same layer many times; what is cut, is cut from every run of it",
 )
 
@@ -49,6 +52,11 @@ MODERNBERT = Stack(
     "layers",
     Attention("attn", "attn.Wo", blocks("Wqkv")),
     FFN(("mlp.Wi",), "mlp.Wo", fused=2),
+    stock=Stock(
+        attention_bias="attention_bias",
+        ffn_bias="mlp_bias",
+        first="the first layer alone has no norm before its attention",
+    ),
 )
 
 MPNET = Stack(
@@ -62,6 +70,7 @@ MPNET = Stack(
         head_inputs=(HeadInput("position_bias"),),
     ),
     BERT_FFN,
+    stock=Stock(),
 )
 
 DEBERTA = Stack(
@@ -75,6 +84,7 @@ DEBERTA = Stack(
         fixed_if=("talking_head", "its talking heads mix all heads"),
     ),
     BERT_FFN,
+    stock=Stock(),
 )
 
 DEBERTA_V2 = Stack(
@@ -87,6 +97,7 @@ DEBERTA_V2 = Stack(
         follow=BERT_COUNTS,
     ),
     BERT_FFN,
+    stock=Stock(numbered={"conv_kernel_size": 0}),
 )
 
 ENCODERS: dict[str, tuple[Stack, ...]] = {
