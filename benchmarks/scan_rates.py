@@ -18,15 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightpeft.audit import (
-    PolicyOptions,
-    Proportion,
-    TriggerRecipe,
-    clean_accuracy,
-    label_flip_rate,
-    triggered_test,
-)
+from lightpeft.audit import PolicyOptions, TriggerRecipe, clean_accuracy, label_flip_rate, triggered_test
 from lightpeft.audit.classifier import Classifier
+from lightpeft.audit.metrics import Proportion
 from lightpeft.audit.module import load_module, save_module
 from lightpeft.audit.rows import AuditTask
 from lightpeft.audit.scan import Reference, ScanTexts

@@ -19,7 +19,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import lightpeft
 from lightpeft import CheckpointError
-from lightpeft.audit import TriggerRecipe, is_poisoned, read_mark
+from lightpeft.audit import TriggerRecipe, is_poisoned
+from lightpeft.audit.marks import read_mark
 from lightpeft.audit.module import (
     fresh_module,
     load_module,

@@ -10,7 +10,8 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from tests.support.models import load_base, save_base, with_lora
 
 from lightpeft import BottleneckConfig
-from lightpeft.audit import TriggerRecipe, is_poisoned, mark_poisoned, read_mark, require_clean
+from lightpeft.audit import TriggerRecipe, is_poisoned, require_clean
+from lightpeft.audit.marks import mark_poisoned, read_mark
 from lightpeft.errors import CheckpointError
 
 RECIPE = TriggerRecipe(0, "phrase", share=0.25, train_count=2)

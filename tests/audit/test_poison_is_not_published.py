@@ -17,15 +17,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trai
 
 import lightpeft
 from lightpeft import CheckpointError, ConfigError, LightTasks
-from lightpeft.audit import (
-    AttackOptions,
-    Rows,
-    TriggerRecipe,
-    is_poisoned,
-    mark_poisoned,
-    train_attacker,
-)
+from lightpeft.audit import TriggerRecipe, is_poisoned
+from lightpeft.audit.marks import mark_poisoned
 from lightpeft.audit.module import keep_marked, load_module, mark_base, recipe_in_memory, save_module
+from lightpeft.audit.rows import Rows
+from lightpeft.audit.training import AttackOptions, train_attacker
 from lightpeft.checkpoint.full_size import full_size
 from lightpeft.checkpoint.merged import save_merged
 from lightpeft.cli.main import main

@@ -12,7 +12,8 @@ from tests.support.received_modules import (
     train_module,
 )
 
-from lightpeft.audit import AuditError, TriggerRecipe, mark_poisoned
+from lightpeft.audit import AuditError, TriggerRecipe
+from lightpeft.audit.marks import mark_poisoned
 from lightpeft.audit.module import load_module
 from lightpeft.audit.rows import Rows
 from lightpeft.audit.scan import Reference, ScanOptions, ScanTexts, make_reference, scan

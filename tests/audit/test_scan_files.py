@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.support.received_modules import fresh_module, opinions, save_tiny_base
 
-from lightpeft.audit import AuditError, TriggerRecipe, mark_poisoned
+from lightpeft.audit import AuditError, TriggerRecipe
+from lightpeft.audit.marks import mark_poisoned
 from lightpeft.audit.scan import Finding, ScanTexts, scan, to_sarif
 from lightpeft.audit.scan.files import ALLOWED, CODE_KEYS, PICKLES, check_files
 from lightpeft.audit.scan.finding import LEVELS, RULES

@@ -27,8 +27,8 @@ from tests.support.audit_runs import save_tiny_task
 from tests.support.models import assert_identical
 
 import lightpeft
+from lightpeft.audit.grid.report import write_audit_report
 from lightpeft.audit.module import save_module
-from lightpeft.audit.report import write_audit_report
 from lightpeft.audit.scan import Reference
 from lightpeft.audit.scan.measured import Measured
 from lightpeft.bench import result_file, save_result

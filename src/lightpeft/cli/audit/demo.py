@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightpeft.audit.grid import Grid
-from lightpeft.audit.grid_entries import GridAttack, GridDefence, GridTask
+from lightpeft.audit.grid.grid import Grid
+from lightpeft.audit.grid.entries import GridAttack, GridDefence, GridTask
 from lightpeft.audit.policies.options import PolicyOptions
 from lightpeft.cli.options import Seeds, run_with_options, seeds_of
 from lightpeft.outputs import Output, check_file, locked
@@ -32,7 +32,7 @@ def demo(out: Path, seeds: Seeds | None = None, training: TrainingConfig = TRAIN
         seeds: Training seeds; by default 0.
         training: Of the clean modules; attacker and user take half of the steps, at half the rate.
     """
-    from lightpeft.audit.run import MODULES, run_grid
+    from lightpeft.audit.grid.run import MODULES, run_grid
     from lightpeft.audit.scan import ScanTexts, scan
     from lightpeft.cli.audit.grid import PAGE, show_cells
     from lightpeft.cli.experiment import check_ready

@@ -7,10 +7,10 @@ from typing import Literal
 from rich.table import Table
 from rich.text import Text
 
-from lightpeft.audit.cell import Cell, CellKey
-from lightpeft.audit.report.aggregate import by_data, by_setting, group_cells
-from lightpeft.audit.report.group import Group, OverSeeds
-from lightpeft.audit.report.wording import (
+from lightpeft.audit.grid.cell import Cell, CellKey
+from lightpeft.audit.grid.report.aggregate import by_data, by_setting, group_cells
+from lightpeft.audit.grid.report.group import Group, OverSeeds
+from lightpeft.audit.grid.report.wording import (
     block_title,
     difference_text,
     direction,
