@@ -141,7 +141,7 @@ def measure(group: Group, task: AuditTask, work: Path, kind: str, number: int, s
     if not folder.is_dir():
         train(group, task, folder, seed, recipe, policy)
     started = time.process_time()
-    measured = measure_module(folder, None, ScanTexts.of(group.task, task.train))
+    measured = measure_module(folder, MINILM, ScanTexts.of(group.task, task.train))
     seconds = time.process_time() - started
     found: dict[str, Any] = {"group": group.name, "kind": kind, "number": number, "trigger": trigger}
     found |= {"policy": policy, "recipe": None if recipe is None else recipe.to_dict()}

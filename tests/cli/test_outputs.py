@@ -118,7 +118,9 @@ FILES: dict[str, Row] = {
         Output.FINDINGS, verb("audit", "scan", "{module}", "--base", "{base}", out="--sarif"), quick=False
     ),
     "lightpeft audit scan --make_reference": Row(
-        Output.REFERENCE, verb("audit", "scan", "{module}", out="--make_reference"), quick=False
+        Output.REFERENCE,
+        verb("audit", "scan", "{module}", "--base", "{base}", out="--make_reference"),
+        quick=False,
     ),
     "lightpeft audit report": Row(Output.PAGE, verb("audit", "report", "{cells}"), quick=False),
     "digits.py": Row(Output.RESULT, program("digits"), quick=False),

@@ -14,6 +14,7 @@ from lightpeft.checkpoint.light_tasks import LightTasks, TaskMemory
 from lightpeft.checkpoint.load import (
     check_adapter_config,
     check_complete,
+    check_runs_no_code,
     find_folder,
     is_light_checkpoint,
     load,
@@ -51,6 +52,7 @@ __all__ = [
     "bind_files",
     "check_adapter_config",
     "check_complete",
+    "check_runs_no_code",
     "differences",
     "discard_unfinished",
     "export_full_adapter",
