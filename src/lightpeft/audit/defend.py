@@ -7,8 +7,8 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from lightpeft.audit.classifier import Classifier
-from lightpeft.audit.defences import Defence, Guard, LightCutting, Received
-from lightpeft.audit.defences.defence import REJECTED, predict
+from lightpeft.audit.defences import REJECTED, Defence, Guard, Received, predict
+from lightpeft.audit.defences.light_cutting import LightCutting
 from lightpeft.audit.errors import AuditError
 from lightpeft.audit.marks import read_mark
 from lightpeft.audit.metrics import Proportion, clean_accuracy

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
@@ -112,6 +112,10 @@ class Defence:
     kind: ClassVar[Kind]
     source: ClassVar[str]
     """The paper, or `practice`."""
+
+    def __init_subclass__(cls, *, name: str, kind: Kind, source: str = "practice", **rest: Any) -> None:
+        super().__init_subclass__(**rest)
+        cls.name, cls.kind, cls.source = name, kind, source
 
     @property
     def trains_plainly(self) -> bool:

@@ -12,8 +12,7 @@ from torch.nn.functional import cosine_similarity
 
 from lightpeft.audit.choices import CLEAN, NO_DEFENCE
 from lightpeft.audit.classifier import Classifier
-from lightpeft.audit.defences import Defence, Guard, Received
-from lightpeft.audit.defences.defence import REJECTED, predict
+from lightpeft.audit.defences import REJECTED, Defence, Guard, Received, predict
 from lightpeft.audit.grid.attackers import Workshop
 from lightpeft.audit.grid.cell import Cell, CellKey, Point
 from lightpeft.audit.grid.grid import Grid, as_json
