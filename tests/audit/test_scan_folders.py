@@ -115,7 +115,7 @@ def pictures(module: Path) -> Path:
 
 def large(module: Path) -> Path:
     """Sparse: logs and states of hundreds of megabytes."""
-    for name in ("train.log", "optimizer.pt", "notes.txt"):
+    for name in ("train.log", "optimizer.pt", "notes.txt", "trainer_state.json"):
         with (module / name).open("wb") as file:
             file.truncate(2**28)
     return module
@@ -236,6 +236,12 @@ def one_sparse(module: Path) -> Path:
     return module
 
 
+def one_large(module: Path, name: str) -> Path:
+    with (module / name).open("wb") as file:
+        file.truncate(2**33)
+    return module
+
+
 def with_config(module: Path, **values: object) -> Path:
     config = json.loads((module / CONFIG).read_text())
     (module / CONFIG).write_text(json.dumps(config | values))
@@ -276,6 +282,9 @@ BAD: dict[str, tuple[Callable[[Path], Path], str | None]] = {
     ),
     "a configuration of nonsense": (lambda module: write(module, adapter_config__json="["), "config"),
     "a deep configuration": (lambda m: write(m, tokenizer_config__json="[" * 10**5), "config"),
+    "a card of 8 GiB": (lambda module: one_large(module, "README.md"), "size"),
+    "a configuration of 8 GiB": (lambda module: one_large(module, CONFIG), "size"),
+    "a tokenizer's configuration of 8 GiB": (lambda m: one_large(m, "tokenizer_config.json"), "size"),
     "20,000 empty tensors": (many_empty, "header"),
     "a sparse tensor of 1 GiB": (one_sparse, None),
     "a named pipe for its configuration": (lambda module: piped(module, CONFIG), None),

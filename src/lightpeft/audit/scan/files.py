@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from peft.utils import CONFIG_NAME
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 
-from lightpeft.audit.marks import read_mark
+from lightpeft.audit.marks import CARD, read_mark
 from lightpeft.audit.scan.content import kind_of
 from lightpeft.audit.scan.finding import Finding, Level, readable
 from lightpeft.checkpoint import check_runs_no_code
@@ -39,8 +39,10 @@ CODE_KEYS = ("auto_map", "trust_remote_code", "custom_pipelines", "custom_genera
 """Configuration keys, at any depth, by which transformers would run a repository's own code."""
 CONFIGS = ("config.json", "_config.json")
 """Ends of the names of files whose keys transformers and PEFT act on."""
-MOST = {CONFIG_NAME: 2**24, ".json": 2**28, ".safetensors": 2**35}
+MOST = {CONFIG_NAME: 2**24, CARD: 2**24, SAFETENSORS_WEIGHTS_NAME: 2**35}
 """Bytes of what is read whole, or loaded."""
+MOST_JSON = 2**26
+"""Bytes of any other JSON file that is looked into."""
 
 
 def check_files(folder: Path) -> list[Finding]:
@@ -94,7 +96,7 @@ def _stays(folder: Path, path: Path) -> bool:
 
 
 def _check_size(path: Path, found: Callable[..., Finding]) -> Iterator[Finding]:
-    allowed = MOST.get(path.name) or MOST.get(path.suffix)
+    allowed = MOST.get(path.name)
     if allowed is not None and (size := path.stat().st_size) > allowed:
         yield found("size", "error", f"has {size:,} bytes, more than {allowed:,}", bytes=size)
 
@@ -122,6 +124,9 @@ def _check_kind(path: Path, found: Callable[..., Finding]) -> Iterator[Finding]:
 def _check_json(path: Path, found: Callable[..., Finding]) -> Iterator[Finding]:
     acted_on = path.name.endswith(CONFIGS)
     level: Level = "error" if acted_on else "warning"
+    if path.stat().st_size > MOST_JSON:
+        yield found("size", level, f"has more than {MOST_JSON:,} bytes, and was not looked into")
+        return
     try:
         keys = sorted(set(_code_keys(json.loads(path.read_text(encoding="utf-8")))))
     except (ValueError, RecursionError) as error:

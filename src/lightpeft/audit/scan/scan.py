@@ -81,6 +81,9 @@ def scan(
     try:
         directory = _files_of(folder)
         findings += check_files(directory)
+        if not Path(folder).is_dir():
+            fetched = "only JSON, safetensors and text files were fetched from the hub: others were not seen"
+            findings.append(Finding("file-type", "note", fetched))
         if not _forbids_loading(findings):
             findings += _weights_file(directory)
         if not _forbids_loading(findings):
