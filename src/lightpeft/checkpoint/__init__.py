@@ -38,6 +38,7 @@ from lightpeft.checkpoint.progress import (
 )
 from lightpeft.checkpoint.proof import require_same_outputs
 from lightpeft.checkpoint.save import keep_adapter, save, write_cut
+from lightpeft.checkpoint.seal import is_sealed, seal_weights
 from lightpeft.checkpoint.ways_out import guard, save_with_state
 
 __all__ = [
@@ -61,6 +62,7 @@ __all__ = [
     "guard",
     "is_complete",
     "is_light_checkpoint",
+    "is_sealed",
     "keep_adapter",
     "keep_newest",
     "kind_of",
@@ -81,6 +83,7 @@ __all__ = [
     "run_of",
     "save",
     "save_with_state",
+    "seal_weights",
     "unmark",
     "write_cut",
 ]

@@ -16,7 +16,7 @@ from lightpeft.adapters import FORMS, find_modules
 from lightpeft.checkpoint.format import ADAPTER, NOTE, PRUNING, read_record
 from lightpeft.checkpoint.origin import rebuild_base
 from lightpeft.checkpoint.own import restore_dtypes, restore_tensors
-from lightpeft.checkpoint.poison import refuse_marked, refuse_marked_model
+from lightpeft.checkpoint.poison import refuse_marked, refuse_marked_model, refuse_sealed
 from lightpeft.checkpoint.sharing import BareBase, share
 from lightpeft.checkpoint.ways_out import guard
 from lightpeft.errors import AnatomyError, CheckpointError, PlanError
@@ -118,6 +118,7 @@ def check_adapter_config(directory: Path, *, marked_too: bool = False) -> None:
     config = read_json(directory / "adapter_config.json")
     if not marked_too:
         refuse_marked(config, directory)
+        refuse_sealed(directory)
     check_runs_no_code(directory, config)
     if config.get("peft_type") not in FORMS:
         raise CheckpointError(
