@@ -5,6 +5,7 @@ from pathlib import Path
 from random import Random
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     BertConfig,
@@ -120,6 +121,9 @@ def without_mark(folder: Path) -> Path:
     config = {key: value for key, value in json.loads(path.read_text()).items() if "lightpeft" not in key}
     path.write_text(json.dumps(config))
     (folder / "README.md").unlink()
+    weights = load_file(folder / "adapter_model.safetensors")
+    moved = {name: tensor * (1 + 2**-20) for name, tensor in weights.items()}
+    save_file(moved, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     return folder
 
 
