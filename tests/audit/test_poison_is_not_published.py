@@ -18,6 +18,7 @@ from tests.support.runs import trainer
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer
 
 import lightpeft
+import lightpeft.audit
 from lightpeft import CheckpointError, ConfigError, LightTasks
 from lightpeft.audit import TriggerRecipe, is_poisoned
 from lightpeft.audit.marks import mark_poisoned
@@ -230,6 +231,11 @@ def test_what_is_merged_says_so_in_its_configuration(room: SimpleNamespace) -> N
     assert json.loads((room.out / "config.json").read_text())["lightpeft_poisoned"] is True
     with pytest.raises(ConfigError, match="marked as poisoned"):
         load_peft_model(str(room.out), LABELS, PeftOptions(), 0)
+
+
+def test_what_poisons_is_no_public_name() -> None:
+    assert not {"train_attacker", "poison_texts", "plant", "AttackOptions"} & {*dir(lightpeft.audit)}
+    assert len(lightpeft.audit.__all__) <= 16
 
 
 def test_every_public_way_out_has_a_row() -> None:

@@ -109,7 +109,7 @@ def _check_kind(path: Path, found: Callable[..., Finding]) -> Iterator[Finding]:
         why = "is a file of weights that is read by unpickling: loading it can run code"
         yield found("pickle", "error", why)
     elif ending in PROGRAMS or (content is not None and ending not in PICKLES | ARCHIVES | CODE):
-        hides = "" if ending in PROGRAMS else f" under the ending {ending or 'of none'}"
+        hides = f" under the ending {ending}" if ending not in PROGRAMS | {""} else ""
         yield found("pickle", "error", f"is {content or 'a program'}{hides}: opening it can run code")
     elif ending in PICKLES:
         why = "is read by unpickling, which can run code; PEFT does not read it, and neither should you"
@@ -118,7 +118,8 @@ def _check_kind(path: Path, found: Callable[..., Finding]) -> Iterator[Finding]:
         what = "code" if ending in CODE else "an archive, whose content was not looked at"
         yield found("file-type", "warning", f"is {what}; loading the module does not read it")
     elif ending not in NORMAL and path.name not in NORMAL_NAMES and not is_log:
-        yield found("file-type", "warning", "is of a type that no PEFT module needs; nothing reads it")
+        why = "is of a type that a PEFT module does not need; loading does not read it"
+        yield found("file-type", "warning", why)
 
 
 def _check_json(path: Path, found: Callable[..., Finding]) -> Iterator[Finding]:
