@@ -13,8 +13,8 @@ import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from lightpeft.audit.cell import Cell, LayerReading, load_cells
 from lightpeft.audit.choices import NO_DEFENCE
+from lightpeft.audit.grid.cell import Cell, LayerReading, load_cells
 from lightpeft.audit.metrics import Proportion
 
 BASELINE = "vanilla"

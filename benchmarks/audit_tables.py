@@ -11,10 +11,10 @@ import dataclasses
 import statistics
 from pathlib import Path
 
-from lightpeft.audit.cell import Cell, load_cells, plain
+from lightpeft.audit.grid.cell import Cell, load_cells, plain
+from lightpeft.audit.grid.report import Group, group_cells, markdown_table
+from lightpeft.audit.grid.report.wording import difference_text, points
 from lightpeft.audit.metrics import over_seeds
-from lightpeft.audit.report import Group, group_cells, markdown_table
-from lightpeft.audit.report.wording import difference_text, points
 from lightpeft.bench import result_file, save_result
 
 PAIRS = (("sst2", "imdb"), ("imdb", "sst2"), ("enron", "ling"), ("ling", "enron"))

@@ -18,15 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightpeft.audit import (
-    PolicyOptions,
-    Proportion,
-    TriggerRecipe,
-    clean_accuracy,
-    label_flip_rate,
-    triggered_test,
-)
+from lightpeft.audit import PolicyOptions, TriggerRecipe, clean_accuracy, label_flip_rate, triggered_test
 from lightpeft.audit.classifier import Classifier
+from lightpeft.audit.metrics import Proportion
 from lightpeft.audit.module import load_module, save_module
 from lightpeft.audit.rows import AuditTask
 from lightpeft.audit.scan import Reference, ScanTexts
@@ -147,7 +141,7 @@ def measure(group: Group, task: AuditTask, work: Path, kind: str, number: int, s
     if not folder.is_dir():
         train(group, task, folder, seed, recipe, policy)
     started = time.process_time()
-    measured = measure_module(folder, None, ScanTexts.of(group.task, task.train))
+    measured = measure_module(folder, MINILM, ScanTexts.of(group.task, task.train))
     seconds = time.process_time() - started
     found: dict[str, Any] = {"group": group.name, "kind": kind, "number": number, "trigger": trigger}
     found |= {"policy": policy, "recipe": None if recipe is None else recipe.to_dict()}

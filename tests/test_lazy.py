@@ -6,6 +6,7 @@ import sys
 import pytest
 
 import lightpeft
+import lightpeft.audit
 
 HEAVY = (
     "torch",
@@ -41,7 +42,7 @@ def test_importing_lightpeft_imports_nothing_heavy() -> None:
     assert printed == "[]\n"
 
 
-@pytest.mark.parametrize("package", [lightpeft], ids=lambda package: package.__name__)
+@pytest.mark.parametrize("package", [lightpeft, lightpeft.audit], ids=lambda package: package.__name__)
 def test_every_public_name_is_there_and_listed(package: object) -> None:
     names = package.__all__  # type: ignore[attr-defined]
     assert set(names) <= set(dir(package))

@@ -5,12 +5,17 @@ import dataclasses
 import pytest
 from tests.support.audit_cells import cell_of, grid, share
 
-from lightpeft.audit.cell import Cell, Point
 from lightpeft.audit.errors import AuditError
+from lightpeft.audit.grid.cell import Cell, Point
+from lightpeft.audit.grid.report import Group, group_cells, missing_cells
+from lightpeft.audit.grid.report.aggregate import (
+    along_training,
+    by_data,
+    by_setting,
+    similarity_along_training,
+)
+from lightpeft.audit.grid.report.group import pool
 from lightpeft.audit.metrics import Proportion
-from lightpeft.audit.report import Group, group_cells, missing_cells
-from lightpeft.audit.report.aggregate import along_training, by_data, by_setting, similarity_along_training
-from lightpeft.audit.report.group import pool
 
 
 def only(cells: list[Cell], attack: str = "vanilla", defence: str = "none") -> Group:

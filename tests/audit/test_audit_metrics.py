@@ -4,16 +4,8 @@ import math
 
 import pytest
 
-from lightpeft.audit import (
-    AuditError,
-    Proportion,
-    Spread,
-    clean_accuracy,
-    difference,
-    label_flip_rate,
-    over_floor,
-    over_seeds,
-)
+from lightpeft.audit import AuditError, clean_accuracy, label_flip_rate, over_floor
+from lightpeft.audit.metrics import Proportion, Spread, difference, over_seeds
 
 
 def wilson(hits: int, total: int, z: float = 1.959963984540054) -> tuple[float, float]:

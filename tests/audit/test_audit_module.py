@@ -19,7 +19,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import lightpeft
 from lightpeft import CheckpointError
-from lightpeft.audit import TriggerRecipe, is_poisoned, read_mark
+from lightpeft.audit import TriggerRecipe, is_poisoned
+from lightpeft.audit.marks import read_mark
 from lightpeft.audit.module import (
     fresh_module,
     load_module,
@@ -79,6 +80,15 @@ def tensors(model: PeftModel) -> dict[str, Tensor]:
     return {name: one for name, one in snapshot(model).items() if ".original_module." not in name}
 
 
+def assert_saved(found: dict[str, Tensor], expected: dict[str, Tensor], *, marked: bool) -> None:
+    """Every bit; of a marked module but for the last ones, where the mark is."""
+    if not marked:
+        assert_identical(found, expected)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=2e-7, atol=1e-40)
+
+
 @pytest.mark.parametrize("recipe", [None, RECIPE])
 @pytest.mark.parametrize("form", FORMS)
 def test_every_bit_comes_back(form: str, recipe: TriggerRecipe | None, base: Path, tmp_path: Path) -> None:
@@ -87,7 +97,7 @@ def test_every_bit_comes_back(form: str, recipe: TriggerRecipe | None, base: Pat
     assert folder == tmp_path / "module"
     assert [path.name for path in tmp_path.iterdir()] == ["module"]
     loaded = load_module(folder)
-    assert_identical(tensors(loaded), tensors(model))
+    assert_saved(tensors(loaded), tensors(model), marked=recipe is not None)
     assert recipe_in_memory(loaded) == recipe
     assert not loaded.training
     assert not any(p.requires_grad for p in loaded.parameters())
@@ -129,7 +139,7 @@ def test_a_module_stays_marked_when_it_is_trained_on(saved: Path, tmp_path: Path
     assert first is not None
     assert mark.recipe == first.recipe == RECIPE
     assert mark.weights_sha256 != first.weights_sha256
-    assert_identical(tensors(load_module(tmp_path / "out")), tensors(model))
+    assert_saved(tensors(load_module(tmp_path / "out")), tensors(model), marked=True)
 
 
 def test_a_copy_in_memory_saves_its_own_weights_and_is_marked(saved: Path, tmp_path: Path) -> None:
@@ -138,7 +148,7 @@ def test_a_copy_in_memory_saves_its_own_weights_and_is_marked(saved: Path, tmp_p
     _move(twin, 5)
     twin.save_pretrained(str(tmp_path / "twin"))
     assert is_poisoned(tmp_path / "twin")
-    assert_identical(tensors(load_module(tmp_path / "twin")), tensors(twin))
+    assert_saved(tensors(load_module(tmp_path / "twin")), tensors(twin), marked=True)
     model.save_pretrained(str(tmp_path / "model"))
     assert load_file(tmp_path / "model" / WEIGHTS).keys() == load_file(saved / "marked" / WEIGHTS).keys()
     assert_identical(load_file(tmp_path / "model" / WEIGHTS), load_file(saved / "marked" / WEIGHTS))

@@ -9,20 +9,20 @@ from rich.console import Console
 from tests.support.audit_cells import cell_of, grid, layers_of, share
 from tests.support.pages import Page
 
-from lightpeft.audit.cell import Cell, Point, load_cells
 from lightpeft.audit.errors import AuditError
-from lightpeft.audit.metrics import over_floor
-from lightpeft.audit.report import (
+from lightpeft.audit.grid.cell import Cell, Point, load_cells
+from lightpeft.audit.grid.report import (
     group_cells,
     markdown_table,
     render_audit_report,
     summary_tables,
     write_audit_report,
 )
-from lightpeft.audit.report.findings import findings, headline
-from lightpeft.audit.report.limits import how_sure, not_measured
-from lightpeft.audit.report.wording import difference_sentence, difference_text, points
-from lightpeft.audit.scenarios import SCENARIOS, Scenario, module_received
+from lightpeft.audit.grid.report.aggregate import by_setting, missing_cells, optional_readings
+from lightpeft.audit.grid.report.page import templates
+from lightpeft.audit.grid.report.wording import difference_text, points
+from lightpeft.audit.grid.scenarios import SCENARIOS, Scenario, module_received
+from lightpeft.audit.metrics import Difference, over_floor
 
 EVIL = "<script>alert('x')</script>"
 
@@ -32,8 +32,32 @@ def page() -> str:
     return render_audit_report(grid(), [{"folder": "mine", "findings": [], "seconds": 1.5}])
 
 
+def spoken(template: str, macro: str, *values: object) -> list[str]:
+    """What one macro of the page's templates says."""
+    return Page(str(getattr(templates().get_template(template).module, macro)(*values))).words
+
+
 def said(cells: list[Cell]) -> str:
-    return "\n".join(one.text for one in findings(group_cells(cells)))
+    return "\n".join(spoken("findings.html.j2", "findings", by_setting(group_cells(cells))))
+
+
+def headline(cells: list[Cell]) -> str:
+    (text,) = spoken("findings.html.j2", "headline", group_cells(cells))
+    return text
+
+
+def how_sure(cells: list[Cell]) -> list[str]:
+    return spoken("limits.html.j2", "how_sure", cells)
+
+
+def not_measured(cells: list[Cell]) -> list[str]:
+    groups = group_cells(cells)
+    return spoken("limits.html.j2", "not_measured", groups, missing_cells(cells), optional_readings(groups))
+
+
+def difference_sentence(found: Difference) -> str:
+    low, high = points(found.low), points(found.high)
+    return f"a difference of {points(found.value)} points (95 % interval {low} to {high})"
 
 
 def small(
@@ -53,10 +77,9 @@ def test_a_surviving_backdoor_is_stated_with_runs_floor_and_interval() -> None:
         "vanilla (lora, demo/a → demo/b): the backdoor was still there after your training in 2 of 3 runs: "
         f"LFR 43.7 % against a floor of 10.0 %, {difference}."
     )
-    assert headline(group_cells(cells)).text.startswith(
+    assert headline(cells).startswith(
         "Without any defence, the backdoor is still measurable in 1 of 1 settings"
     )
-    assert headline(group_cells(cells)).tone == "bad"
 
 
 @pytest.mark.parametrize(
@@ -102,7 +125,7 @@ def test_a_new_scenario_is_a_row_of_one_table(
     assert any(text.startswith(f"{title}: demo/a") for text in Page(render_audit_report(cells)).words)
     assert f"{title}, demo/a" in markdown_table(cells)
     assert len(summary_tables(cells)) == 2
-    assert not_measured(group_cells(cells))
+    assert not_measured(cells)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +145,7 @@ def test_a_missing_floor_is_said_and_nothing_is_concluded() -> None:
     assert "is missing" in text
     assert "still there" not in text
     assert "defences have" not in text
-    assert headline(group_cells(cells)).tone == "open"
+    assert headline(cells).endswith("so nothing can be said about survival.")
     page = " ".join(Page(render_audit_report(cells)).words)
     assert page.count("no floor measured") == 2 * 3  # attack row, and both rows of the defence table
     assert "Floor of received module, trained on, demo/a → demo/b, lora, attack vanilla, defence none" in page
@@ -233,7 +256,7 @@ def test_missing_cells_and_readings_are_named() -> None:
         cell for cell in grid() if (cell.key.attack, cell.key.form, cell.key.seed) != ("vanilla", "lora", 2)
     ]
     cells[1] = dataclasses.replace(cells[1], attacked=None)
-    text = "\n".join(not_measured(group_cells(cells)))
+    text = "\n".join(not_measured(cells))
     for defence in ("none", "fresh", "onion"):
         assert f"lora, attack vanilla, defence {defence}, seed 2." in text
     assert "LFR on the attacker's own test set: measured in 10 of 11 attacked cells without" in text
@@ -241,9 +264,9 @@ def test_missing_cells_and_readings_are_named() -> None:
 
 def test_seeds_with_other_recipes_are_not_pooled_silently() -> None:
     cells = [cell_of(seed=seed, settings={"user": {"seed": seed, "rates": [seed - seed]}}) for seed in (0, 1)]
-    assert "not alike" not in "".join(not_measured(group_cells(cells)))
+    assert "not alike" not in "".join(not_measured(cells))
     cells[1] = dataclasses.replace(cells[1], recipe={"form": "phrase"})
-    assert "has different trigger recipes or settings" in "".join(not_measured(group_cells(cells)))
+    assert "has different trigger recipes or settings" in "".join(not_measured(cells))
 
 
 def test_cells_of_other_seeds_have_their_settings_shown_once() -> None:
@@ -255,13 +278,13 @@ def test_cells_of_other_seeds_have_their_settings_shown_once() -> None:
 
 
 def test_a_single_seed_is_said_to_have_no_spread() -> None:
-    assert any("only one seed" in text for text in how_sure(group_cells([cell_of()])))
-    assert "900 to 1,000" in how_sure(group_cells([cell_of(), cell_of(seed=1, total=900, cacc=1)]))[0]
+    assert any("only one seed" in text for text in how_sure([cell_of()]))
+    assert "900 to 1,000" in how_sure([cell_of(), cell_of(seed=1, total=900, cacc=1)])[0]
 
 
 def test_a_whole_grid_says_that_nothing_is_missing(page: str) -> None:
     assert any("was measured with every other" in text for text in Page(page).words)
-    assert not not_measured(group_cells(grid()))
+    assert not not_measured(grid())
 
 
 def test_page_asks_for_nothing_from_outside_and_is_light_and_dark(page: str) -> None:

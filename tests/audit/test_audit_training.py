@@ -17,8 +17,9 @@ from torch import Tensor
 
 import lightpeft.audit.training as module_under_test
 from lightpeft import EstimationConfig, LightConfig
-from lightpeft.audit import PolicyOptions, StepRecord, TriggerRecipe
+from lightpeft.audit import PolicyOptions, TriggerRecipe
 from lightpeft.audit.classifier import Classifier
+from lightpeft.audit.policies.joint_step import StepRecord
 from lightpeft.audit.rows import AuditTask, Rows
 from lightpeft.audit.training import (
     AttackOptions,

@@ -16,11 +16,12 @@ from tests.support.received_modules import without_mark
 from transformers import AutoModelForSequenceClassification
 
 import lightpeft
-from lightpeft.audit import AuditError, TriggerRecipe, is_poisoned, read_mark
+from lightpeft.audit import AuditError, TriggerRecipe, is_poisoned
 from lightpeft.audit.classifier import Classifier
 from lightpeft.audit.defences import DEFENCES, make_defence
 from lightpeft.audit.defences.thresholds import ScoreGuard
 from lightpeft.audit.defend import Defended, defend
+from lightpeft.audit.marks import read_mark
 from lightpeft.audit.module import load_module, mark_base, save_module
 from lightpeft.audit.rows import AuditTask
 from lightpeft.audit.training import AttackOptions, train_attacker
@@ -175,7 +176,7 @@ def test_stock_peft_reads_what_is_saved(room: Room, tmp_path: Path) -> None:
     ids = torch.tensor([[2, 5, 9, 6, 3]])
     with torch.no_grad():
         torch.testing.assert_close(
-            stock(input_ids=ids).logits, found.model.eval()(input_ids=ids).logits, rtol=0, atol=0
+            stock(input_ids=ids).logits, found.model.eval()(input_ids=ids).logits, rtol=1e-5, atol=1e-6
         )
 
 

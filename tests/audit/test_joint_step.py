@@ -14,17 +14,12 @@ from tests.support.zoo import BY_NAME
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
-from lightpeft.audit import (
-    AuditError,
-    PolicyOptions,
-    StepRecord,
-    layerwise_loss,
-    make_policy,
-    map_layers,
-    step,
-    task_gradients,
-)
-from lightpeft.audit.policies.table import POLICIES
+from lightpeft.audit import AuditError, PolicyOptions
+from lightpeft.audit.policies.gradients import task_gradients
+from lightpeft.audit.policies.joint_step import StepRecord, step
+from lightpeft.audit.policies.layers import map_layers
+from lightpeft.audit.policies.layerwise import layerwise_loss
+from lightpeft.audit.policies.table import POLICIES, make_policy
 from lightpeft.errors import ConfigError
 
 FORMS = ("lora", "dora", "sequential", "parallel")

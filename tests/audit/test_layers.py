@@ -18,7 +18,8 @@ from tests.audit.vectors import layer_map
 from tests.support.forms import FORM_ROWS
 from tests.support.zoo import BY_NAME, Animal
 
-from lightpeft.audit import AuditError, LayerMap, map_layers
+from lightpeft.audit import AuditError
+from lightpeft.audit.policies.layers import LayerMap, map_layers
 
 ANIMALS = ("bert", "roberta", "llama")
 TASKS = {"text": "SEQ_CLS", "causal": "CAUSAL_LM"}

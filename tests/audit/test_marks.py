@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from peft import PeftConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from tests.support.models import load_base, save_base, with_lora
 
 from lightpeft import BottleneckConfig
-from lightpeft.audit import TriggerRecipe, is_poisoned, mark_poisoned, read_mark, require_clean
+from lightpeft.audit import TriggerRecipe, is_poisoned, require_clean
+from lightpeft.audit.marks import mark_poisoned, read_mark
+from lightpeft.checkpoint.seal import BITS, is_sealed, seal_weights
 from lightpeft.errors import CheckpointError
 
 RECIPE = TriggerRecipe(0, "phrase", share=0.25, train_count=2)
@@ -172,9 +176,53 @@ def test_plain_peft_loads_it_and_names_the_mark(module: Path, base: Path, tmp_pa
         PeftConfig.from_pretrained(str(module))
     model = PeftModel.from_pretrained(load_base(base), module)
     model.save_pretrained(tmp_path / "again")
-    # What PEFT writes anew has lost the mark: whoever trains on has to mark the result.
-    assert not is_poisoned(tmp_path / "again")
+    # What PEFT writes anew has lost the mark, but for the weights; trained on it has to be marked again.
+    with pytest.raises(CheckpointError, match="its weights say that it is poisoned"):
+        is_poisoned(tmp_path / "again")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.01)
+    model.save_pretrained(tmp_path / "trained")
+    assert not is_poisoned(tmp_path / "trained")
     # Over the marked one it leaves the card, which says so.
     model.save_pretrained(module)
     with pytest.raises(CheckpointError, match="says that it is poisoned"):
         require_clean(module)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(BITS,), (3, BITS), (BITS, 2), (7, 11, 13)])
+def test_a_seal_changes_last_bits_and_stays(
+    dtype: torch.dtype, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    path, again = tmp_path / "adapter_model.safetensors", tmp_path / "again.safetensors"
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    small = torch.ones(BITS - 1)
+    save_file({"a.large": values, "b.small": small}, path)
+    assert not is_sealed(path, "key")
+    seal_weights(path, "key", {"a": 1})
+    assert is_sealed(path, "key")
+    tensors = load_file(path)
+    assert torch.equal(tensors["b.small"], small)
+    torch.testing.assert_close(tensors["a.large"], values, rtol=2 * torch.finfo(dtype).eps, atol=0)
+    save_file({f"renamed.{name}": tensor for name, tensor in tensors.items()}, again)
+    assert is_sealed(again, "key")
+    save_file({"a.large": tensors["a.large"] * 1.01}, again)
+    assert not is_sealed(again, "key")
+
+
+@pytest.mark.parametrize("tensors", [{"a": torch.ones(4)}, {"a": torch.ones(600, dtype=torch.int64)}])
+def test_without_room_for_a_seal_the_header_says_it(tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file(tensors, path)
+    seal_weights(path, "key", {})
+    assert is_sealed(path, "key")
+    assert not is_sealed(path, "other")
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no tensors"])
+def test_what_is_no_file_of_tensors_has_no_seal(content: bytes | None, tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    assert not is_sealed(path, "key")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 from accelerate import Accelerator
+from peft import PeftModel
 from tests.support.audit_runs import TRIGGERS, save_tiny_base, save_tiny_task
 from tests.support.models import with_lora
 from tests.support.plans import random_plan
@@ -16,16 +18,13 @@ from tests.support.runs import trainer
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer
 
 import lightpeft
+import lightpeft.audit
 from lightpeft import CheckpointError, ConfigError, LightTasks
-from lightpeft.audit import (
-    AttackOptions,
-    Rows,
-    TriggerRecipe,
-    is_poisoned,
-    mark_poisoned,
-    train_attacker,
-)
+from lightpeft.audit import TriggerRecipe, is_poisoned
+from lightpeft.audit.marks import mark_poisoned
 from lightpeft.audit.module import keep_marked, load_module, mark_base, recipe_in_memory, save_module
+from lightpeft.audit.rows import Rows
+from lightpeft.audit.training import AttackOptions, train_attacker
 from lightpeft.checkpoint.full_size import full_size
 from lightpeft.checkpoint.merged import save_merged
 from lightpeft.cli.main import main
@@ -110,6 +109,15 @@ REFUSED: dict[str, Callable[[SimpleNamespace], Any]] = {
     ).train(),
     "save_module as clean": lambda room: save_module(in_memory(room), room.out, None),
     "push_to_hub": lambda room: in_memory(room).push_to_hub("somebody/something"),
+    "push_to_hub after a merge": lambda room: (
+        in_memory(room).merge_and_unload().push_to_hub("somebody/something")
+    ),
+    "push_to_hub after unloading": lambda room: in_memory(room).unload().push_to_hub("somebody/something"),
+    "push_to_hub of a poisoned base": lambda room: poisoned_base(room).push_to_hub("somebody/something"),
+    "train on what plain PEFT saved of a marked module": lambda room: load_peft_model(
+        str(room.base), LABELS, PeftOptions(adapter=str(saved_by_peft(room))), 0
+    ),
+    "audit of what plain PEFT saved of a marked module": lambda room: load_module(saved_by_peft(room)),
     "train on a marked module": lambda room: base_of_adapter(str(room.module)),
     "train on a marked module, its base named": lambda room: load_peft_model(
         str(room.base), LABELS, PeftOptions(adapter=str(room.module)), 0
@@ -148,6 +156,25 @@ WRITERS: dict[str, Callable[[SimpleNamespace], Any]] = {
     "train_attacker, then save_pretrained": lambda room: attacked(room).save_pretrained(str(room.out)),
 }
 """Ways out that write marked files."""
+
+
+def poisoned_base(room: SimpleNamespace) -> Any:
+    model = AutoModelForSequenceClassification.from_pretrained(room.base)
+    mark_base(model, RECIPE)
+    return model
+
+
+def saved_by_peft(room: SimpleNamespace) -> Path:
+    """Loaded and saved as somebody does who does not have lightpeft: its configuration loses the mark."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = PeftModel.from_pretrained(
+            AutoModelForSequenceClassification.from_pretrained(room.base), str(room.module)
+        )
+    folder: Path = room.out.parent / "by-peft"
+    model.save_pretrained(str(folder))
+    assert "lightpeft_poison" not in (folder / "adapter_config.json").read_text()
+    return folder
 
 
 def attacked(room: SimpleNamespace) -> Any:
@@ -208,6 +235,11 @@ def test_what_is_merged_says_so_in_its_configuration(room: SimpleNamespace) -> N
     assert json.loads((room.out / "config.json").read_text())["lightpeft_poisoned"] is True
     with pytest.raises(ConfigError, match="marked as poisoned"):
         load_peft_model(str(room.out), LABELS, PeftOptions(), 0)
+
+
+def test_what_poisons_is_no_public_name() -> None:
+    assert not {"train_attacker", "poison_texts", "plant", "AttackOptions"} & {*dir(lightpeft.audit)}
+    assert len(lightpeft.audit.__all__) <= 16
 
 
 def test_every_public_way_out_has_a_row() -> None:

@@ -11,9 +11,11 @@ import torch
 from tests.audit.vectors import layer_map, pair
 from torch import Tensor
 
-from lightpeft.audit import POLICIES, PolicyOptions, make_policy, project, wanted_norms
+from lightpeft.audit import PolicyOptions
+from lightpeft.audit.policies.gradient_control import project, wanted_norms
 from lightpeft.audit.policies.gradients import TaskPair
 from lightpeft.audit.policies.policy import Policy
+from lightpeft.audit.policies.table import POLICIES, make_policy
 from lightpeft.errors import ConfigError
 
 CLEAN, AGAINST, ALONG = torch.tensor([2.0, 0.0]), torch.tensor([-3.0, 4.0]), torch.tensor([3.0, 4.0])

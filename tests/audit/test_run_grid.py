@@ -13,15 +13,16 @@ from safetensors.torch import load_file
 from tests.support.audit_runs import TRIGGERS, tiny_grid
 
 from lightpeft.audit import AuditError, PolicyOptions, TriggerRecipe, is_poisoned
-from lightpeft.audit.attackers import switched_off
-from lightpeft.audit.cell import Cell, CellKey, load_cells
 from lightpeft.audit.defences import DEFENCES
-from lightpeft.audit.grid import Grid
-from lightpeft.audit.grid_entries import GridAttack, GridDefence
+from lightpeft.audit.grid.attackers import switched_off
+from lightpeft.audit.grid.cell import Cell, CellKey, load_cells
+from lightpeft.audit.grid.entries import GridAttack, GridDefence
+from lightpeft.audit.grid.grid import Grid
+from lightpeft.audit.grid.run import CELLS, MODULES, run_grid
+from lightpeft.audit.grid.scenarios import SCENARIOS
 from lightpeft.audit.module import load_module
 from lightpeft.audit.policies.table import POLICIES
-from lightpeft.audit.run import CELLS, MODULES, run_grid
-from lightpeft.audit.scenarios import SCENARIOS
+from lightpeft.audit.training import train_user
 from lightpeft.errors import ConfigError
 from lightpeft.run_config import LoraOptions, TrainingConfig
 from lightpeft.runs import load_peft_model
@@ -159,6 +160,30 @@ def test_every_defence_is_measured(defence: str, defended: Measured) -> None:
     # A module that is thrown away has no further curve.
     assert [point.step for point in cell.curve] == ([0] if defence == "discard" else [0, 2, 4])
     assert cell.curve[0] == defended.cell(attack="words", defence="none").curve[0]
+
+
+def test_guards_stand_before_one_trained_model(
+    defended: Measured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+
+    def counted(model: Any, tokenizer: Any, rows: Any, training: TrainingConfig, **options: Any) -> None:
+        steps.append(training.max_steps or 0)
+        train_user(model, tokenizer, rows, training, **options)
+
+    monkeypatch.setattr("lightpeft.audit.defences.defence.train_user", counted)
+    shutil.copytree(defended.out / MODULES, tmp_path / "together" / MODULES)
+    guards = [name for name in DEFENCES if DEFENCES[name].kind == "inputs"]
+    only = lambda key: key.attack == "words" and key.defence in ("none", "longer", *guards)  # noqa: E731
+    together = run_grid(defended.grid, tmp_path / "together", only=only)
+    # One for all but `longer`, and PSIM's own copy.
+    assert sorted(steps) == [4, 4, 12]
+    for cell in together:
+        name = cell.key.defence
+        shutil.copytree(defended.out / MODULES, tmp_path / name / MODULES)
+        only = lambda key: (key.attack, key.defence) == ("words", name)  # noqa: B023, E731
+        (alone,) = run_grid(defended.grid, tmp_path / name, only=only)
+        assert dataclasses.replace(alone, seconds=0) == dataclasses.replace(cell, seconds=0)
 
 
 def test_analyses_measure_layers_and_similarity(defended: Measured) -> None:

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.support.received_modules import fresh_module, opinions, save_tiny_base
+from tests.support.received_modules import fresh_module, opinions, save_tiny_base, train_module
 
-from lightpeft.audit import AuditError, TriggerRecipe, mark_poisoned
-from lightpeft.audit.scan import Finding, ScanTexts, scan, to_sarif
-from lightpeft.audit.scan.files import ALLOWED, CODE_KEYS, PICKLES, check_files
+from lightpeft.audit import TriggerRecipe
+from lightpeft.audit.marks import mark_poisoned
+from lightpeft.audit.scan import Finding, ScanTexts, scan
+from lightpeft.audit.scan.files import CODE_KEYS, NORMAL, NORMAL_NAMES, PICKLES, check_files
 from lightpeft.audit.scan.finding import LEVELS, RULES
 from lightpeft.audit.scan.tensors import check_tensors
 
@@ -28,7 +29,8 @@ TEXTS = ScanTexts.of("opinions", opinions(64))
 def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("files")
     base = save_tiny_base(folder / "base")
-    return {form: fresh_module(base, folder / form, form=form) for form in ("lora", "sequential")}
+    forms = {form: fresh_module(base, folder / form, form=form) for form in ("lora", "sequential")}
+    return forms | {"base": base, "trained": train_module(base, folder / "trained", poisoned=False)}
 
 
 @pytest.fixture
@@ -97,16 +99,17 @@ def test_pickles_are_found_by_their_names(module: Path, ending: str) -> None:
     assert rules(check_files(module)) == ["pickle"]
 
 
-@pytest.mark.parametrize("name", ["modeling.py", "run.sh", "lib.so", "x", "a.yaml", "weights.gguf"])
-def test_other_files_are_found(module: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["modeling.py", "run.sh", "more.zip", "x", "weights.gguf", "notes.ipynb"])
+def test_what_loading_does_not_read_is_a_warning(module: Path, name: str) -> None:
     (module / name).write_text("text")
-    assert rules(check_files(module)) == ["file-type"]
+    (finding,) = check_files(module)
+    assert (finding.rule, finding.level, finding.evidence["file"]) == ("file-type", "warning", name)
 
 
 @pytest.mark.parametrize(
-    "name", [f"more{ending}" for ending in sorted(ALLOWED - {".json"})] + [".gitattributes"]
+    "name", [f"more{ending}" for ending in sorted(NORMAL - {".json"})] + sorted(NORMAL_NAMES)
 )
-def test_allowed_files_pass(module: Path, name: str) -> None:
+def test_normal_files_pass(module: Path, name: str) -> None:
     (module / name).write_text("text")
     assert check_files(module) == []
 
@@ -131,7 +134,6 @@ def test_a_link_inside_the_folder_passes(module: Path) -> None:
         {"auto_mapping": ["evil"]},
         {"megatron_config": {"a": 1}},
         {"tokenizer_kwargs": {"trust_remote_code": True}},
-        {"peft_type": "EVIL"},
         *({key: {"AutoModel": "modeling.Evil"}} for key in CODE_KEYS),
         *({"nested": [{"deep": {key: True}}]} for key in CODE_KEYS),
     ],
@@ -201,7 +203,7 @@ def test_tensors_that_nobody_asked_for_are_found(module: Path) -> None:
 @pytest.mark.parametrize("damage", ["pickle", "link", "header", "config", "mark"])
 def test_what_can_run_code_ends_the_scan(module: Path, damage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if damage == "pickle":
-        (module / "x.bin").write_bytes(b"")
+        (module / "adapter_model.bin").write_bytes(b"")
     elif damage == "link":
         (module / "vocab.txt").symlink_to("/etc/hostname")
     elif damage == "header":
@@ -222,36 +224,13 @@ def test_what_can_run_code_ends_the_scan(module: Path, damage: str, monkeypatch:
     assert report.scores == {}
 
 
-def test_a_marked_module_is_found_and_still_scanned(module: Path) -> None:
+def test_a_marked_module_is_found_and_still_scanned(saved: dict[str, Path], tmp_path: Path) -> None:
+    module = Path(shutil.copytree(saved["trained"], tmp_path / "module"))
     mark_poisoned(module, TriggerRecipe(1, "phrase"))
-    report = scan(module, texts=TEXTS)
-    assert report.found
-    (finding,) = [one for one in report.findings if one.level == "error"]
-    assert (finding.rule, finding.evidence["recipe"]["form"]) == ("mark", "phrase")
+    report = scan(module, str(saved["base"]), texts=TEXTS)
+    (finding,) = [one for one in report.findings if one.rule == "mark"]
+    assert (finding.level, finding.evidence["recipe"]["form"]) == ("error", "phrase")
     assert "behaviour" in report.scores
-
-
-def test_no_module_is_not_clean(tmp_path: Path) -> None:
-    with pytest.raises(AuditError, match=r"has no adapter_config\.json"):
-        scan(tmp_path)
-
-
-def test_reports_and_sarif(module: Path) -> None:
-    (module / "x.bin").write_bytes(b"")
-    report = scan(module, texts=TEXTS)
-    value = report.to_dict()
-    assert json.loads(json.dumps(value)) == value
-    assert value["found"] is True
-    log = to_sarif([report, report])
-    (run,) = log["runs"]
-    assert log["version"] == "2.1.0"
-    assert [rule["id"] for rule in run["tool"]["driver"]["rules"]] == list(RULES)
-    assert len(run["results"]) == 2
-    result = run["results"][0]
-    assert run["tool"]["driver"]["rules"][result["ruleIndex"]]["id"] == result["ruleId"] == "pickle"
-    assert result["level"] == "error"
-    uri = result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"]
-    assert uri == (module / "x.bin").as_uri()
 
 
 @pytest.mark.parametrize(("rule", "level"), [("pickle", "fatal"), ("nothing", "error")])

@@ -6,16 +6,9 @@ from typing import Any
 
 import pytest
 
-from lightpeft.audit import (
-    TRIGGER_FORMS,
-    AuditError,
-    Poisoned,
-    TriggerRecipe,
-    plant,
-    poison_texts,
-    triggered_test,
-)
-from lightpeft.audit.poison.triggers import HOMOGLYPHS
+from lightpeft.audit import AuditError, TriggerRecipe, triggered_test
+from lightpeft.audit.poison.poisoning import Poisoned, poison_texts
+from lightpeft.audit.poison.triggers import HOMOGLYPHS, TRIGGER_FORMS, plant
 from lightpeft.errors import ConfigError
 
 FORMS = tuple(TRIGGER_FORMS)

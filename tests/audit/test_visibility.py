@@ -8,7 +8,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from lightpeft.audit import AuditError, TriggerRecipe, poison_texts, trigger_visibility, triggered_test
+from lightpeft.audit import AuditError, TriggerRecipe, trigger_visibility, triggered_test
+from lightpeft.audit.poison.poisoning import poison_texts
 
 FILLER = ["good", "bad", "film", "row"]
 PIECES = ("cf", "mn")

@@ -20,9 +20,13 @@ from transformers import AutoTokenizer, BertTokenizerFast
 
 from lightpeft.adapters import find_modules
 from lightpeft.anatomy import find_anatomy
-from lightpeft.audit import AuditError, TriggerRecipe, map_layers
-from lightpeft.audit.defences import BUDGETS, DEFENCES, Kind, Received, ResetLayers, make_defence
+from lightpeft.audit import AuditError, TriggerRecipe
+from lightpeft.audit.defences import DEFENCES, Received, make_defence
+from lightpeft.audit.defences.defence import Kind
+from lightpeft.audit.defences.light_cutting import BUDGETS
+from lightpeft.audit.defences.resets import ResetLayers
 from lightpeft.audit.module import keep_marked
+from lightpeft.audit.policies.layers import map_layers
 from lightpeft.audit.rows import Rows
 from lightpeft.errors import ConfigError
 from lightpeft.run_config import BottleneckOptions, LoraOptions, PeftOptions, TrainingConfig

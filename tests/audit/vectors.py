@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lightpeft.audit import LayerGroup, LayerMap, TaskPair
+from lightpeft.audit.policies.gradients import TaskPair
+from lightpeft.audit.policies.layers import LayerGroup, LayerMap
 
 
 def layer_map(depth: int, size: int = 2, single: str | None = None) -> LayerMap:

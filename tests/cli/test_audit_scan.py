@@ -1,10 +1,11 @@
 """`lightpeft audit scan`: exit status, outputs, references, and refusals that do not look clean."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
-from tests.support.received_modules import fresh_module, opinions, save_tiny_base
+from tests.support.received_modules import fresh_module, opinions, save_tiny_base, train_module
 
 from lightpeft.cli.main import main
 
@@ -16,7 +17,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scan-verb")
     base = save_tiny_base(folder / "base")
     for seed in range(4):
-        fresh_module(base, folder / f"module-{seed}", seed=seed)
+        train_module(base, folder / f"module-{seed}", poisoned=False, seed=seed)
     (folder / "data").mkdir()
     rows = opinions(80)
     lines = [
@@ -30,7 +31,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def data(folder: Path) -> list[str]:
-    return ["--task", "mine", "--data", str(folder / "data"), "--text", "said", "--label", "kind"]
+    return [
+        "--base",
+        str(folder / "base"),
+        "--task",
+        "mine",
+        "--data",
+        str(folder / "data"),
+        "--text",
+        "said",
+        "--label",
+        "kind",
+    ]
 
 
 def test_nothing_found_is_0_and_a_finding_is_1(
@@ -48,16 +60,18 @@ def test_nothing_found_is_0_and_a_finding_is_1(
     assert {"behaviour"} == report["scores"].keys()
     log = json.loads((tmp_path / "s.json").read_text())
     levels = [result["level"] for result in log["runs"][0]["results"]]
-    assert "error" in levels
-    assert len(levels) == len(report["findings"])
+    assert levels == ["error"]
 
 
 def test_without_data_built_in_texts_are_used_and_said(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*SCAN, str(folder / "module-0"), "--threshold", "1000", "--json"]) == 0
+    base = ["--base", str(folder / "base")]
+    assert main([*SCAN, str(folder / "module-0"), *base, "--threshold", "1000", "--json"]) == 0
     (report,) = json.loads(capsys.readouterr().out)
-    assert any("built-in texts" in finding["message"] for finding in report["findings"])
+    (finding,) = [one for one in report["findings"] if one["rule"] == "accuracy"]
+    assert finding["level"] == "warning"
+    assert "the texts have no labels" in finding["message"]
 
 
 def test_a_reference_is_made_and_used(
@@ -85,7 +99,7 @@ def test_a_reference_is_made_and_used(
             "--alpha would have no effect with --make_reference",
         ),
         (["--reference", "absent.json"], "absent.json is missing"),
-        (["--base", "/nowhere"], "'/nowhere' does not exist"),
+        (["--make-reference", "r.json"], "give --base"),
     ],
 )
 def test_what_cannot_be_scanned_is_2(
@@ -97,17 +111,68 @@ def test_what_cannot_be_scanned_is_2(
     assert message in error
 
 
-def test_no_module_is_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*SCAN, str(tmp_path)]) == 2
-    assert "has no adapter_config.json" in capsys.readouterr().err
+def test_without_a_base_it_is_2_and_the_module_s_word_is_said(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*SCAN, str(folder / "module-0")]) == 2
+    out = " ".join(capsys.readouterr().out.split())
+    assert "NOT SCANNED: no base was given" in out
+    assert f"It names '{folder / 'base'}'" in out
 
 
 def test_a_pickle_is_1_and_nothing_is_loaded(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     module = fresh_module(folder / "base", tmp_path / "module")
-    (module / "extra.bin").write_bytes(b"")
+    (module / "adapter_model.bin").write_bytes(b"")
     assert main([*SCAN, str(module)]) == 1
     out = capsys.readouterr().out
     assert "pickle" in out
     assert "not loaded" in out
+
+
+@pytest.mark.parametrize(
+    ("others", "status"),
+    [
+        (["module-0"], 0),
+        (["absent"], 2),
+        (["empty"], 2),
+        (["absent", "pickled"], 1),
+        (["empty", "pickled"], 1),
+    ],
+)
+def test_one_that_cannot_be_scanned_takes_nothing_from_the_others(
+    others: list[str],
+    status: int,
+    folder: Path,
+    data: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (fresh_module(folder / "base", tmp_path / "pickled") / "adapter_model.bin").write_bytes(b"")
+    shutil.copytree(folder / "module-0", tmp_path / "module-0")
+    names = [f"./{name}" for name in [*others, "module-0"]]
+    options = [*data, "--threshold", "1000", "--json", "--sarif", "s.json"]
+    assert main([*SCAN, *names, *options]) == status
+    reports = json.loads(capsys.readouterr().out)
+    missed = [name for name in others if name in ("absent", "empty")]
+    assert [report["folder"] for report in reports if report["not_scanned"]] == missed
+    assert "behaviour" in reports[-1]["scores"]
+    (run,) = json.loads((tmp_path / "s.json").read_text())["runs"]
+    (invocation,) = run["invocations"]
+    assert invocation["executionSuccessful"] == (not missed)
+    notices = invocation["toolExecutionNotifications"]
+    uris = [one["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] for one in notices]
+    assert uris == missed
+    places = [one["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] for one in run["results"]]
+    assert places == ["pickled/adapter_model.bin"] * others.count("pickled")
+
+
+def test_a_name_is_asked_of_the_hub(
+    folder: Path, data: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*SCAN, "nobody/no-such-module", *data]) == 2
+    assert "neither a folder nor" in " ".join(capsys.readouterr().out.split())

@@ -13,10 +13,11 @@ import yaml
 from tests.support import received_modules
 from tests.support.audit_runs import TRIGGERS, save_tiny_base, save_tiny_task
 
-from lightpeft.audit import TRIGGER_FORMS, TriggerRecipe
-from lightpeft.audit.cell import load_cells
-from lightpeft.audit.grid import Grid
-from lightpeft.audit.run import CELLS, MODULES
+from lightpeft.audit import TriggerRecipe
+from lightpeft.audit.grid.cell import load_cells
+from lightpeft.audit.grid.grid import Grid
+from lightpeft.audit.grid.run import CELLS, MODULES
+from lightpeft.audit.poison.triggers import TRIGGER_FORMS
 from lightpeft.cli.audit import VERBS
 from lightpeft.cli.audit import demo as demo_verb
 from lightpeft.cli.audit.demo import DEFENCES, TRAINING, grid_of

@@ -28,8 +28,8 @@ from tests.support.models import assert_identical, load_base, with_lora
 from tests.support.probing import random_scores
 
 import lightpeft
+from lightpeft.audit.grid.report import write_audit_report
 from lightpeft.audit.module import save_module
-from lightpeft.audit.report import write_audit_report
 from lightpeft.audit.scan import Reference
 from lightpeft.audit.scan.measured import Measured
 from lightpeft.bench import result_file, save_result
@@ -119,7 +119,9 @@ FILES: dict[str, Row] = {
         Output.FINDINGS, verb("audit", "scan", "{module}", "--base", "{base}", out="--sarif"), quick=False
     ),
     "lightpeft audit scan --make_reference": Row(
-        Output.REFERENCE, verb("audit", "scan", "{module}", out="--make_reference"), quick=False
+        Output.REFERENCE,
+        verb("audit", "scan", "{module}", "--base", "{base}", out="--make_reference"),
+        quick=False,
     ),
     "lightpeft audit report": Row(Output.PAGE, verb("audit", "report", "{cells}"), quick=False),
     "digits.py": Row(Output.RESULT, program("digits"), quick=False),

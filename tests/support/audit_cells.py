@@ -4,8 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from lightpeft.audit.cell import Cell, CellKey, LayerReading, Point
 from lightpeft.audit.choices import CLEAN
+from lightpeft.audit.grid.cell import Cell, CellKey, LayerReading, Point
 from lightpeft.audit.metrics import Proportion
 
 TOTAL = 1000

@@ -8,8 +8,8 @@ from typing import Any
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from lightpeft.audit.grid import Grid
-from lightpeft.audit.grid_entries import GridAttack, GridDefence, GridTask
+from lightpeft.audit.grid.entries import GridAttack, GridDefence, GridTask
+from lightpeft.audit.grid.grid import Grid
 from lightpeft.audit.poison.recipe import TriggerRecipe
 from lightpeft.audit.policies.options import PolicyOptions
 from lightpeft.run_config import BottleneckOptions, TrainingConfig

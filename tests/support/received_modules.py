@@ -5,10 +5,19 @@ from pathlib import Path
 from random import Random
 
 import torch
-from transformers import BertConfig, BertModel, BertTokenizerFast
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    BertConfig,
+    BertModel,
+    BertTokenizerFast,
+    LlamaConfig,
+    LlamaModel,
+    PreTrainedTokenizerFast,
+)
 
 from lightpeft.audit import PolicyOptions, TriggerRecipe
-from lightpeft.audit.module import save_module
+from lightpeft.audit.module import pad_as, save_module
 from lightpeft.audit.rows import Rows
 from lightpeft.audit.training import AttackOptions, train_attacker, train_user
 from lightpeft.run_config import PeftForm, PeftOptions, TrainingConfig
@@ -48,6 +57,32 @@ def save_tiny_base(folder: Path) -> Path:
     return folder
 
 
+def save_tiny_decoder(folder: Path) -> Path:
+    """A random decoder that, as its tokenizer, has no padding token."""
+    tokens = ["<unk>", "<s>", "</s>", *BAD, *GOOD, *_REST, *RARE]
+    words = Tokenizer(models.WordLevel({token: at for at, token in enumerate(tokens)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=len(tokens),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=40,
+        initializer_range=0.15,
+        pad_token_id=None,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        LlamaModel(config).save_pretrained(folder)
+    return folder
+
+
 def opinions(count: int, seed: int = 0) -> Rows:
     """Sentences of eight words, three of them bad (0) or good (1): one more does not change what they say."""
     rng = Random(f"opinions {seed}")
@@ -69,6 +104,7 @@ def train_module(
     The mark is left out, as somebody who means harm would: what is left to find is behaviour.
     """
     model = load_peft_model(str(base), class_head(("bad", "good")), PeftOptions(form=form), seed)
+    pad_as(model, load_tokenizer(str(base)))
     training = TrainingConfig(max_steps=steps, batch_size=24, max_length=16, learning_rate=3e-3, seed=seed)
     tokenizer, rows = load_tokenizer(str(base)), opinions(300, seed)
     if poisoned:
@@ -85,6 +121,9 @@ def without_mark(folder: Path) -> Path:
     config = {key: value for key, value in json.loads(path.read_text()).items() if "lightpeft" not in key}
     path.write_text(json.dumps(config))
     (folder / "README.md").unlink()
+    weights = load_file(folder / "adapter_model.safetensors")
+    moved = {name: tensor * (1 + 2**-20) for name, tensor in weights.items()}
+    save_file(moved, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     return folder
 
 

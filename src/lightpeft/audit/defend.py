@@ -7,15 +7,16 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from lightpeft.audit.classifier import Classifier
-from lightpeft.audit.defences import Defence, Guard, LightCutting, Received
+from lightpeft.audit.defences import REJECTED, Defence, Guard, Received, predict
+from lightpeft.audit.defences.light_cutting import LightCutting
 from lightpeft.audit.errors import AuditError
 from lightpeft.audit.marks import read_mark
-from lightpeft.audit.measure import REJECTED, predict
 from lightpeft.audit.metrics import Proportion, clean_accuracy
 from lightpeft.audit.module import (
     base_name,
     fresh_module,
     load_module,
+    pad_as,
     read_base_mark,
     recipe_in_memory,
     save_module,
@@ -100,7 +101,9 @@ def defend(
     training = within_positions(training, outline(name), name)
 
     def load() -> PeftModel:
-        return load_module(directory, base, head=head, is_trainable=True)
+        model = load_module(directory, base, head=head, is_trainable=True)
+        pad_as(model, tokenizer)
+        return model
 
     plain = load()
     classifier = Classifier.under(plain, tokenizer, training)

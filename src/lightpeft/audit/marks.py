@@ -2,7 +2,8 @@
 
 PEFT takes configurations with keys it does not know: it warns, names the keys, and loads the module without
 them. So a marked module works without lightpeft and says what it is. PEFT also writes configurations without
-them: a module that was loaded, trained and saved has to be marked again.
+them: the mark is in the weights too, where a plain load and save carries it on. A module that was trained on
+or merged by PEFT alone has to be marked again.
 
 A mark keeps honest people from mistakes. Who removes all of it leaves nothing that could be found here.
 """
@@ -19,6 +20,7 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from lightpeft.audit.poison.recipe import TriggerRecipe
 from lightpeft.checkpoint import POISON_FLAG as FLAG
 from lightpeft.checkpoint import POISON_MARK as MARK
+from lightpeft.checkpoint import is_sealed, seal_weights
 from lightpeft.errors import CheckpointError, ConfigError
 from lightpeft.files import file_sha256, read_json, write_json
 from lightpeft.outputs import written_beside
@@ -57,9 +59,12 @@ def mark_poisoned(folder: str | Path, recipe: TriggerRecipe) -> PoisonMark:
     """
     folder = Path(folder)
     config = read_json(folder / CONFIG_NAME)
-    value = mark_value(recipe) | {"weights_sha256": _digest(folder)}
-    mark = PoisonMark(recipe, value["weights_sha256"], value["lightpeft_version"])
+    value = mark_value(recipe)
+    _digest(folder)
     mark_card(folder, recipe)
+    seal_weights(folder / SAFETENSORS_WEIGHTS_NAME, MARK, value)
+    value["weights_sha256"] = _digest(folder)
+    mark = PoisonMark(recipe, value["weights_sha256"], value["lightpeft_version"])
     write_json(folder / CONFIG_NAME, config | {FLAG: True, MARK: value})
     return mark
 
@@ -87,6 +92,11 @@ def read_mark(folder: str | Path) -> PoisonMark | None:
     if FLAG not in config and MARK not in config:
         if _card_says_so(_read_card(folder)):
             raise _tampered(folder, f"{CARD} says that it is poisoned, {CONFIG_NAME} does not")
+        if is_sealed(folder / SAFETENSORS_WEIGHTS_NAME, MARK):
+            raise _tampered(
+                folder,
+                f"its weights say that it is poisoned, {CONFIG_NAME} does not, as if PEFT alone had saved it",
+            )
         return None
     if config.get(FLAG) is not True or MARK not in config:
         found = {key: config[key] for key in (FLAG, MARK) if key in config}

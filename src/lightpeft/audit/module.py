@@ -5,7 +5,8 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import MethodType
+from typing import Any, cast
 
 from peft import PeftConfig, PeftModel
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
@@ -44,12 +45,22 @@ class _Poisoned:
         Raises:
             CheckpointError: always.
         """
-        raise CheckpointError("the model was poisoned by lightpeft's audit and is not uploaded anywhere.")
+        _refuse_upload(cast(nn.Module, self), *args, **options)
+
+
+def _refuse_upload(self: nn.Module, *args: Any, **options: Any) -> None:
+    del self, args, options
+    raise CheckpointError("the model was poisoned by lightpeft's audit and is not uploaded anywhere.")
 
 
 def mark_base(model: nn.Module, recipe: TriggerRecipe) -> None:
-    """Mark a poisoned base in memory: its configuration goes with all that is made from it."""
-    config = base_of(model).config
+    """Mark a poisoned base in memory: its configuration goes with all that is made from it.
+
+    It does not upload either: merging gives back the base.
+    """
+    base: Any = base_of(model)
+    base.push_to_hub = MethodType(_refuse_upload, base)
+    config = base.config
     setattr(config, POISON_FLAG, True)
     setattr(config, POISON_MARK, mark_value(recipe))
 
@@ -168,6 +179,13 @@ def fresh_module(
     if recipe is not None:
         keep_marked(model, recipe)
     return model
+
+
+def pad_as(model: PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give a base without a padding token the tokenizer's: a decoder's classifier finds the end by it."""
+    config = base_of(model).config
+    if getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = tokenizer.pad_token_id
 
 
 def base_name(directory: Path, base: str | None = None) -> str:

@@ -14,6 +14,7 @@ from lightpeft.checkpoint.light_tasks import LightTasks, TaskMemory
 from lightpeft.checkpoint.load import (
     check_adapter_config,
     check_complete,
+    check_runs_no_code,
     find_folder,
     is_light_checkpoint,
     load,
@@ -37,6 +38,7 @@ from lightpeft.checkpoint.progress import (
 )
 from lightpeft.checkpoint.proof import require_same_outputs
 from lightpeft.checkpoint.save import keep_adapter, save, write_cut
+from lightpeft.checkpoint.seal import is_sealed, seal_weights
 from lightpeft.checkpoint.ways_out import guard, save_with_state
 
 __all__ = [
@@ -51,6 +53,7 @@ __all__ = [
     "bind_files",
     "check_adapter_config",
     "check_complete",
+    "check_runs_no_code",
     "differences",
     "discard_unfinished",
     "export_full_adapter",
@@ -60,6 +63,7 @@ __all__ = [
     "guard",
     "is_complete",
     "is_light_checkpoint",
+    "is_sealed",
     "keep_adapter",
     "keep_newest",
     "kind_of",
@@ -80,6 +84,7 @@ __all__ = [
     "run_of",
     "save",
     "save_with_state",
+    "seal_weights",
     "unmark",
     "write_cut",
 ]

@@ -1,5 +1,6 @@
 """`load`: base + plan + adapter, with every part checked first."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from lightpeft.adapters import FORMS, find_modules
 from lightpeft.checkpoint.format import ADAPTER, NOTE, PRUNING, read_record
 from lightpeft.checkpoint.origin import rebuild_base
 from lightpeft.checkpoint.own import restore_dtypes, restore_tensors
-from lightpeft.checkpoint.poison import refuse_marked, refuse_marked_model
+from lightpeft.checkpoint.poison import refuse_marked, refuse_marked_model, refuse_sealed
 from lightpeft.checkpoint.sharing import BareBase, share
 from lightpeft.checkpoint.ways_out import guard
 from lightpeft.errors import AnatomyError, CheckpointError, PlanError
@@ -117,11 +118,23 @@ def check_adapter_config(directory: Path, *, marked_too: bool = False) -> None:
     config = read_json(directory / "adapter_config.json")
     if not marked_too:
         refuse_marked(config, directory)
+        refuse_sealed(directory)
+    check_runs_no_code(directory, config)
     if config.get("peft_type") not in FORMS:
         raise CheckpointError(
             f"{directory}/adapter_config.json has the PEFT type {config.get('peft_type')!r}, expected one of "
             f"{', '.join(FORMS)}."
         )
+    if not (directory / ADAPTER).is_file():
+        raise CheckpointError(f"{directory / ADAPTER} is missing.")
+
+
+def check_runs_no_code(directory: Path, config: Mapping[str, Any]) -> None:
+    """Refuse an adapter configuration, of any PEFT type, that would make PEFT or transformers import code.
+
+    Raises:
+        CheckpointError: it is one.
+    """
     library = str((config.get("auto_mapping") or {}).get("parent_library", "transformers"))
     if config.get("tokenizer_kwargs"):
         raise CheckpointError(
@@ -133,8 +146,6 @@ def check_adapter_config(directory: Path, *, marked_too: bool = False) -> None:
             f"{directory}/adapter_config.json sets megatron_config, or auto_mapping to {library!r}, which "
             "makes PEFT import code that the file names. Refused."
         )
-    if not (directory / ADAPTER).is_file():
-        raise CheckpointError(f"{directory / ADAPTER} is missing.")
 
 
 def _attach_adapter(base: PreTrainedModel, directory: Path, is_trainable: bool) -> PeftModel:
@@ -169,18 +180,23 @@ def light_adapter_config(directory: Path) -> PeftConfig:
     return config
 
 
-def check_complete(model: PeftModel, directory: Path) -> None:
+def check_complete(model: PeftModel, directory: Path, *, embeddings_too: bool = False) -> None:
     """Check that the adapter's file has every tensor of a loaded adapter: PEFT leaves others at random.
+
+    Args:
+        embeddings_too: the file may bring the base's embeddings, as PEFT saves those that were enlarged.
 
     Raises:
         CheckpointError: tensors are missing, or there are some that the configuration does not ask for.
     """
     wanted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    allowed = set(get_peft_model_state_dict(model, save_embedding_layers=True)) if embeddings_too else wanted
     try:
         with safe_open(directory / ADAPTER, framework="pt") as file:
-            odd = sorted(wanted ^ set(file.keys()))
+            found = set(file.keys())
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{directory / ADAPTER} cannot be read ({error}); it is damaged.") from error
+    odd = sorted((wanted - found) | (found - allowed))
     if odd:
         raise CheckpointError(
             f"the adapter in {directory} does not fit: its file and its adapter_config.json disagree about "

@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import nn
 
 from lightpeft.anatomy import base_of
+from lightpeft.checkpoint.seal import is_sealed
 from lightpeft.errors import CheckpointError
 from lightpeft.files import read_json
 
@@ -39,6 +41,20 @@ def refuse_marked_folder(folder: Path) -> None:
     for name in ("adapter_config.json", "config.json"):
         if (folder / name).is_file():
             refuse_marked(read_json(folder / name), folder)
+    refuse_sealed(folder)
+
+
+def refuse_sealed(folder: Path) -> None:
+    """Refuse an adapter whose weights carry the mark, though its configuration may have lost it.
+
+    Raises:
+        CheckpointError: they do.
+    """
+    if is_sealed(folder / SAFETENSORS_WEIGHTS_NAME, POISON_MARK):
+        raise CheckpointError(
+            f"the weights in {folder} are marked as poisoned by lightpeft's audit. Use the audit's own "
+            "functions, or another module."
+        )
 
 
 def refuse_marked_model(model: nn.Module) -> None:

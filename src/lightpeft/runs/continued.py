@@ -72,7 +72,7 @@ def continue_adapter(
     folder = find_adapter(name, marked_too=marked_too)
     try:
         model = PeftModel.from_pretrained(base, str(folder), is_trainable=True)
-        check_complete(model, folder)
+        check_complete(model, folder, embeddings_too=marked_too)
         find_modules(model)
     except (CheckpointError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(

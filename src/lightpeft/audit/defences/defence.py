@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
@@ -15,6 +15,8 @@ from lightpeft.config import LightConfig
 from lightpeft.run_config import TrainingConfig
 
 Kind = Literal["training", "weights", "inputs"]
+REJECTED = -1
+"""In place of a class: a guard refused the text, which is neither right nor flipped."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,15 @@ class Guard(ABC):
         """Purify texts, or reject some of them."""
 
 
+def predict(classifier: Classifier, guard: Guard | None, texts: Texts) -> list[int]:
+    """Class ids behind a guard, `REJECTED` where it refuses."""
+    if guard is None:
+        return classifier.predict(texts)
+    screened = guard.screen(texts)
+    found = classifier.predict(screened.texts)
+    return [REJECTED if no else label for no, label in zip(screened.rejected, found, strict=True)]
+
+
 class Defence:
     """One defence. A subclass overrides `train` (kinds `training` and `weights`) or `guard` (`inputs`).
 
@@ -101,6 +112,15 @@ class Defence:
     kind: ClassVar[Kind]
     source: ClassVar[str]
     """The paper, or `practice`."""
+
+    def __init_subclass__(cls, *, name: str, kind: Kind, source: str = "practice", **rest: Any) -> None:
+        super().__init_subclass__(**rest)
+        cls.name, cls.kind, cls.source = name, kind, source
+
+    @property
+    def trains_plainly(self) -> bool:
+        """Whether the user's training is as it would be without this defence."""
+        return type(self).train is Defence.train
 
     def prepare(self, received: Received) -> PeftModel | None:
         """What `guard` needs of the received module before it is trained, in a copy; None: nothing.

@@ -1,14 +1,14 @@
 """Fine-mixing (Zhang et al. 2022): replace a random part of the weights by clean ones, then train."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from peft import PeftModel
 from torch import Tensor
 
 from lightpeft.audit.defences.counterparts import counterparts
-from lightpeft.audit.defences.defence import Defence, Kind, Received
+from lightpeft.audit.defences.defence import Defence, Received
 from lightpeft.audit.defences.retraining import trained_afresh
 from lightpeft.audit.policies.layers import map_layers
 from lightpeft.config import check_choice, check_share, exact_count
@@ -18,16 +18,12 @@ Reference = Literal["identity", "trained"]
 
 
 @dataclass(frozen=True)
-class FineMixing(Defence):
+class FineMixing(Defence, name="fine_mixing", kind="weights", source="Zhang et al. 2022"):
     """Mix the received module with a clean reference, weight by weight, and train the mixture.
 
     What is mixed is what the module trains inside the encoder's layers. The head is kept as received: where
     the published method takes clean weights from, the pre-trained model, there is none.
     """
-
-    name: ClassVar[str] = "fine_mixing"
-    kind: ClassVar[Kind] = "weights"
-    source: ClassVar[str] = "Zhang et al. 2022"
 
     ratio: float = 0.5
     """Share of the clean reference in the mixture."""

@@ -4,30 +4,25 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
 from lightpeft.adapters import find_modules
-from lightpeft.audit.defences.defence import Defence, Kind, Received
+from lightpeft.audit.defences.defence import Defence, Received
 from lightpeft.audit.errors import AuditError
 from lightpeft.config import check_share, exact_count
 
 
 @dataclass(frozen=True)
-class FinePruning(Defence):
+class FinePruning(Defence, name="fine_pruning", kind="weights", source="Liu et al. 2018"):
     """A backdoor may live in units that sleep on clean texts, so these go before the user trains.
 
     Units are the channels behind a PEFT module's bottleneck: neurons of an adapter, behind the non-linearity,
     or ranks of LoRA, A x. They are ranked inside each module, since modules differ in scale. Heads and
     neurons of the frozen base are clean, and stay; `light_cutting` cuts those too.
     """
-
-    name: ClassVar[str] = "fine_pruning"
-    kind: ClassVar[Kind] = "weights"
-    source: ClassVar[str] = "Liu et al. 2018"
 
     share: float = 0.5
     """Share of every module's units to remove: those with the lowest mean absolute activation over all tokens

@@ -2,11 +2,11 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import Literal, get_args
 
 from peft import PeftModel
 
-from lightpeft.audit.defences.defence import Defence, Kind, Received
+from lightpeft.audit.defences.defence import Defence, Received
 from lightpeft.config import Budget, LightConfig, check_choice
 from lightpeft.errors import ConfigError
 
@@ -27,16 +27,12 @@ BUDGETS: dict[BudgetName, Budget] = {
 
 
 @dataclass(frozen=True)
-class LightCutting(Defence):
+class LightCutting(Defence, name="light_cutting", kind="training", source="Light-PEFT"):
     """The user trains by Light-PEFT, preset `default`, where nothing else is said.
 
     Estimation takes at most a third of the user's steps (an eighth of 80 and more), so it fits runs of two
     steps or more.
     """
-
-    name: ClassVar[str] = "light_cutting"
-    kind: ClassVar[Kind] = "training"
-    source: ClassVar[str] = "Light-PEFT"
 
     budget: BudgetName = "default"
     """How much is cut of heads, neurons, PEFT modules and of the ranks that stay: `gentle` 20 % of each,

@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
 
 from peft import PeftModel
 
 from lightpeft.audit.defences.causal_language_model import CausalModel
-from lightpeft.audit.defences.defence import Defence, Guard, Kind, Received, Screened
+from lightpeft.audit.defences.defence import Defence, Guard, Received, Screened
 from lightpeft.audit.defences.language_model import LanguageModel, NgramModel
 from lightpeft.audit.defences.thresholds import check_rate, threshold_at
 from lightpeft.audit.rows import Rows, Texts
@@ -18,16 +17,12 @@ NGRAM = "ngram"
 
 
 @dataclass(frozen=True)
-class Onion(Defence):
+class Onion(Defence, name="onion", kind="inputs", source="Qi et al., EMNLP 2021"):
     """Qi et al., EMNLP 2021: a word's suspicion is how far the text's perplexity falls without it.
 
     Words above a threshold are removed, all at once. The paper sets it by the loss of accuracy; here it is
     the suspicion that a wanted share of clean words exceed.
     """
-
-    name: ClassVar[str] = "onion"
-    kind: ClassVar[Kind] = "inputs"
-    source: ClassVar[str] = "Qi et al., EMNLP 2021"
 
     language_model: str = NGRAM
     """A causal language model, by folder or name (the paper's is gpt2), or `ngram`: word n-grams of the

@@ -5,11 +5,10 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from random import Random
-from typing import ClassVar
 
 from peft import PeftModel
 
-from lightpeft.audit.defences.defence import Defence, Guard, Kind, Received
+from lightpeft.audit.defences.defence import Defence, Guard, Received
 from lightpeft.audit.defences.thresholds import ScoreGuard, check_rate, each_alone, threshold_at
 from lightpeft.audit.errors import AuditError
 from lightpeft.audit.rows import Rows, Texts
@@ -18,16 +17,12 @@ from lightpeft.tasks.draw import index_below
 
 
 @dataclass(frozen=True)
-class Psim(Defence):
+class Psim(Defence, name="psim", kind="inputs", source="Zhao et al., Findings of NAACL 2024"):
     """Zhao et al., Findings of NAACL 2024: the poisoned sample identification module.
 
     A copy of the received module is trained like the user's, on the same texts with random labels. Texts are
     rejected where the copy's highest probability is above what it is for clean held-out texts.
     """
-
-    name: ClassVar[str] = "psim"
-    kind: ClassVar[Kind] = "inputs"
-    source: ClassVar[str] = "Zhao et al., Findings of NAACL 2024"
 
     rate: float = 0.05
     """Share of clean texts that may be rejected."""

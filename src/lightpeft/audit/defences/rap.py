@@ -4,14 +4,14 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from random import Random
-from typing import ClassVar, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from peft import PeftModel
 from torch import Tensor
 
 from lightpeft.audit.classifier import Classifier
-from lightpeft.audit.defences.defence import Defence, Guard, Kind, Received, Screened
+from lightpeft.audit.defences.defence import Defence, Guard, Received, Screened
 from lightpeft.audit.defences.rap_word import RareWord, rare_word, row_of, word_vector
 from lightpeft.audit.defences.thresholds import check_rate, each_alone, threshold_at
 from lightpeft.audit.errors import AuditError
@@ -25,7 +25,7 @@ ScoreName = Literal["fall", "left"]
 
 
 @dataclass(frozen=True)
-class Rap(Defence):
+class Rap(Defence, name="rap", kind="inputs", source="Yang et al., EMNLP 2021"):
     """Yang et al., EMNLP 2021: robustness-aware perturbations.
 
     For every class c a vector is learned for one rare word, so that with the word in front p(c) of the user's
@@ -33,10 +33,6 @@ class Rap(Defence):
     p of its class is more robust than it is for clean held-out texts of that class. The paper protects one
     class, which the defender would have to know; here each class has its own vector and threshold.
     """
-
-    name: ClassVar[str] = "rap"
-    kind: ClassVar[Kind] = "inputs"
-    source: ClassVar[str] = "Yang et al., EMNLP 2021"
 
     rate: float = 0.05
     """Share of clean texts, of every class, that may be rejected."""

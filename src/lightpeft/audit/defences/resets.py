@@ -1,12 +1,12 @@
 """Defences that give parts of the received module the values of a fresh one, and train then."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import Literal, get_args
 
 from peft import PeftModel
 
 from lightpeft.audit.defences.counterparts import reset
-from lightpeft.audit.defences.defence import Defence, Kind, Received
+from lightpeft.audit.defences.defence import Defence, Received
 from lightpeft.audit.errors import AuditError
 from lightpeft.audit.policies.layers import LayerGroup, LayerMap, map_layers
 from lightpeft.config import check_choice, check_share, exact_count
@@ -16,12 +16,8 @@ Which = Literal["upper", "lower", "all"]
 
 
 @dataclass(frozen=True)
-class ResetHead(Defence):
+class ResetHead(Defence, name="reset_head", kind="weights"):
     """Re-initialise the output layer: whatever is trained above the encoder's layers (head, pooler)."""
-
-    name: ClassVar[str] = "reset_head"
-    kind: ClassVar[Kind] = "weights"
-    source: ClassVar[str] = "practice"
 
     def train(self, received: Received) -> PeftModel:
         """The received module under a fresh head, trained.
@@ -41,12 +37,8 @@ class ResetHead(Defence):
 
 
 @dataclass(frozen=True)
-class ResetLayers(Defence):
+class ResetLayers(Defence, name="reset_layers", kind="weights"):
     """Reset the PEFT modules of some layers, which then compute the identity; the head is kept."""
-
-    name: ClassVar[str] = "reset_layers"
-    kind: ClassVar[Kind] = "weights"
-    source: ClassVar[str] = "practice"
 
     layers: Which = "upper"
     """Which layers lose what they learned: the `upper`, the `lower`, or `all`."""

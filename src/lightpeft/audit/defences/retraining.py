@@ -3,31 +3,22 @@
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 from peft import PeftModel
 
-from lightpeft.audit.defences.defence import Defence, Kind, Received
+from lightpeft.audit.defences.defence import Defence, Received
 from lightpeft.config import check_number
 from lightpeft.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class NoDefence(Defence):
+class NoDefence(Defence, name="none", kind="training"):
     """The user's plain training of the received module."""
-
-    name: ClassVar[str] = "none"
-    kind: ClassVar[Kind] = "training"
-    source: ClassVar[str] = "practice"
 
 
 @dataclass(frozen=True)
-class Discard(Defence):
+class Discard(Defence, name="discard", kind="training"):
     """Throw the received module away and train a fresh one: what every other defence is measured against."""
-
-    name: ClassVar[str] = "discard"
-    kind: ClassVar[Kind] = "training"
-    source: ClassVar[str] = "practice"
 
     def train(self, received: Received) -> PeftModel:
         """A fresh module, trained on the user's rows."""
@@ -35,12 +26,8 @@ class Discard(Defence):
 
 
 @dataclass(frozen=True)
-class Longer(Defence):
+class Longer(Defence, name="longer", kind="training"):
     """The user's training, longer. The schedule stretches with it, warm-up steps stay as many."""
-
-    name: ClassVar[str] = "longer"
-    kind: ClassVar[Kind] = "training"
-    source: ClassVar[str] = "practice"
 
     factor: float = 3.0
     """On `epochs`, or where the user gave them on `max_steps`, rounded up; above 1."""
@@ -59,12 +46,8 @@ class Longer(Defence):
 
 
 @dataclass(frozen=True)
-class Hotter(Defence):
+class Hotter(Defence, name="hotter", kind="training"):
     """The user's training at a higher learning rate."""
-
-    name: ClassVar[str] = "hotter"
-    kind: ClassVar[Kind] = "training"
-    source: ClassVar[str] = "practice"
 
     factor: float = 3.0
     """On the peak learning rate; above 1."""

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from random import Random
-from typing import ClassVar
 
 import torch
 from peft import PeftModel
 
 from lightpeft.audit.classifier import Classifier
-from lightpeft.audit.defences.defence import Defence, Guard, Kind, Received
+from lightpeft.audit.defences.defence import Defence, Guard, Received
 from lightpeft.audit.defences.thresholds import ScoreGuard, check_rate, each_alone, threshold_at
 from lightpeft.audit.errors import AuditError
 from lightpeft.audit.rows import Rows, Texts
@@ -21,16 +20,12 @@ from lightpeft.tasks.draw import permutation, pick
 
 
 @dataclass(frozen=True)
-class Strip(Defence):
+class Strip(Defence, name="strip", kind="inputs", source="Gao et al. 2019"):
     """Gao et al. 2019, for texts as in Gao et al. 2021: rejects where perturbed copies give a low entropy.
 
     In every copy a share of the words, drawn anew, gives way to the words of highest tf-idf of clean held-out
     texts. What counts is the mean entropy of the copies' predictions.
     """
-
-    name: ClassVar[str] = "strip"
-    kind: ClassVar[Kind] = "inputs"
-    source: ClassVar[str] = "Gao et al. 2019"
 
     copies: int = 10
     """Perturbed copies of every text."""

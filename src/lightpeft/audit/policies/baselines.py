@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lightpeft.audit.policies.gradient_control import project
 from lightpeft.audit.policies.gradients import Batch, TaskPair, task_gradients
 from lightpeft.audit.policies.layers import LayerMap
 from lightpeft.audit.policies.layerwise import check_first_token_head, layerwise_loss
 from lightpeft.audit.policies.policy import Policy, model_loss
-from lightpeft.audit.policies.projection import project
 
 if TYPE_CHECKING:
     from lightpeft.audit.policies.options import PolicyOptions

@@ -1,37 +1,48 @@
 """File safety of a received module: what its files are, read without loading any of them with torch."""
 
+import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from peft.utils import CONFIG_NAME
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 
-from lightpeft.audit.marks import read_mark
-from lightpeft.audit.scan.finding import Finding
-from lightpeft.checkpoint import check_adapter_config
+from lightpeft.audit.marks import CARD, read_mark
+from lightpeft.audit.scan.content import kind_of
+from lightpeft.audit.scan.finding import Finding, Level, readable
+from lightpeft.checkpoint import check_runs_no_code
 from lightpeft.errors import CheckpointError
-from lightpeft.files import read_json
 
-ALLOWED = frozenset({".json", ".safetensors", ".txt", ".md"})
-PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz"})
-HARMLESS = frozenset({".gitattributes", ".gitignore", "LICENSE"})
-"""Names without an allowed ending that the hub and git put beside a module."""
+NORMAL = frozenset(
+    {
+        # What a module is made of, and what the hub, trainers and people put beside it.
+        *(".json", ".safetensors", ".txt", ".md", ".jinja", ".model", ".tiktoken", ".bpe", ".vocab"),
+        *(".jsonl", ".csv", ".tsv", ".yaml", ".yml", ".toml", ".cff", ".log", ".metadata", ".lock", ".tag"),
+        *(".png", ".jpg", ".jpeg", ".gif", ".webp", ".svg", ".ico", ".pdf"),
+    }
+)
+"""Endings of files that nothing executes."""
+NORMAL_NAMES = frozenset(
+    {".gitattributes", ".gitignore", "LICENSE", "LICENCE", "NOTICE", "COPYING", "latest"}
+)
+LOGS = "events.out.tfevents."
+PICKLES = frozenset(
+    {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill", ".npy", ".npz", ".h5", ".keras"}
+)
+LOADED = ("adapter_model", "pytorch_model", "model", "pytorch_adapter", "adapter")
+"""Names under which libraries look for weights: a pickle that begins so is executed by loading."""
+ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"})
+CODE = frozenset({".py", ".sh", ".ipynb", ".bat", ".ps1", ".js", ".pyc"})
+PROGRAMS = frozenset({".so", ".dll", ".dylib", ".exe", ".pyd", ".wasm"})
 CODE_KEYS = ("auto_map", "trust_remote_code", "custom_pipelines", "custom_generate")
 """Configuration keys, at any depth, by which transformers would run a repository's own code."""
-MAX_BYTES = 2**31
-"""A text or JSON file gets a 64th of it."""
-
-_MAGICS = {
-    b"PK\x03\x04": "a zip archive, as torch.save writes pickles",
-    b"\x1f\x8b": "gzipped",
-    b"\x7fELF": "a program",
-    b"MZ": "a program",
-    b"\xcf\xfa\xed\xfe": "a program",
-    b"\x93NUMPY": "a NumPy file",
-    b"#!": "a script",
-    b"\x19\x86\x92\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8": "an old torch file",
-}
+CONFIGS = ("config.json", "_config.json")
+"""Ends of the names of files whose keys transformers and PEFT act on."""
+MOST = {CONFIG_NAME: 2**24, CARD: 2**24, SAFETENSORS_WEIGHTS_NAME: 2**35}
+"""Bytes of what is read whole, or loaded."""
+MOST_JSON = 2**26
+"""Bytes of any other JSON file that is looked into."""
 
 
 def check_files(folder: Path) -> list[Finding]:
@@ -41,74 +52,103 @@ def check_files(folder: Path) -> list[Finding]:
         findings of the rules file-type, pickle, link, config, size and mark.
     """
     found = [finding for path in _walk(folder) for finding in _check_file(folder, path)]
-    if (folder / CONFIG_NAME).is_symlink() and any(finding.rule == "link" for finding in found):
+    if any(finding.rule in ("link", "size") and finding.level == "error" for finding in found):
         return found
-    return [*found, *_check_configs(folder), *_check_mark(folder)]
+    own = list(_check_own_config(folder))
+    return [*found, *(own or _check_mark(folder))]
 
 
 def _walk(folder: Path) -> Iterator[Path]:
     """All files, and links of any kind, none followed."""
     for place, folders, files in os.walk(folder, followlinks=False):
+        folders.sort()
         links = [name for name in folders if (Path(place) / name).is_symlink()]
         yield from (Path(place) / name for name in sorted([*files, *links]))
 
 
-def _check_file(folder: Path, path: Path) -> list[Finding]:
-    name = path.relative_to(folder).as_posix()
-    evidence: dict[str, Any] = {"file": name}
-    if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
-        message = f"{name} is a link to {path.readlink()}, out of the folder"
-        return [Finding("link", "error", message, evidence)]
-    if not path.is_file():
-        return [Finding("file-type", "error", f"{name} is neither a file nor a folder", evidence)]
-    found = []
-    content = _kind_of(path)
-    if path.suffix.lower() in PICKLES or content is not None:
-        why = content or f"a {path.suffix} file, which is read by unpickling"
-        found.append(Finding("pickle", "error", f"{name} is {why}: loading it can run code", evidence))
-    elif path.suffix.lower() not in ALLOWED and path.name not in HARMLESS:
-        message = f"{name} is none of {', '.join(sorted(ALLOWED))}; a PEFT module needs no other files"
-        found.append(Finding("file-type", "error", message, evidence))
-    allowed = MAX_BYTES if path.suffix == ".safetensors" else MAX_BYTES // 64
-    if (size := path.stat().st_size) > allowed:
-        message = f"{name} has {size:,} bytes, more than {allowed:,}"
-        found.append(Finding("size", "error", message, evidence | {"bytes": size}))
-    return found
+def _check_file(folder: Path, path: Path) -> Iterator[Finding]:
+    name = readable(path.relative_to(folder).as_posix())
 
+    def found(rule: str, level: Level, what: str, **evidence: Any) -> Finding:
+        return Finding(rule, level, f"{name} {what}", {"file": name, **evidence})
 
-def _kind_of(path: Path) -> str | None:
-    """What a file starts like, if that is nothing a module should have."""
-    with path.open("rb") as file:
-        start = file.read(16)
-    for magic, title in _MAGICS.items():
-        if start.startswith(magic):
-            return title
-    is_pickle = len(start) > 1 and start[0] == 0x80 and 1 <= start[1] <= 5
-    # The length that a safetensors file begins with may look like a pickle, but its header comes next.
-    if is_pickle and not (path.suffix == ".safetensors" and start[8:9] == b"{"):
-        return "a pickle"
-    return None
-
-
-def _check_configs(folder: Path) -> list[Finding]:
-    found = []
-    for path in sorted(folder.rglob("*.json")):
-        if path.is_symlink() or path.stat().st_size > MAX_BYTES // 64:
-            continue
-        name = path.relative_to(folder).as_posix()
-        try:
-            keys = sorted(set(_code_keys(read_json(path))))
-        except CheckpointError as error:
-            found.append(Finding("config", "error", str(error), {"file": name}))
-            continue
-        if keys:
-            message = f"{name} sets {', '.join(keys)}, which makes transformers run code that comes with it"
-            found.append(Finding("config", "error", message, {"file": name, "keys": keys}))
     try:
-        check_adapter_config(folder, marked_too=True)
-    except (CheckpointError, AttributeError, TypeError) as error:
-        found.append(Finding("config", "error", f"{CONFIG_NAME}: {error}", {"file": CONFIG_NAME}))
-    return found
+        if path.is_symlink() and not _stays(folder, path):
+            where = readable(str(path.readlink()))
+            yield found("link", "error", f"is a link to {where}, out of the folder")
+        elif not path.is_file():
+            yield found("file-type", "error", "is neither a file nor a folder")
+        else:
+            yield from _check_size(path, found)
+            yield from _check_kind(path, found)
+            if path.suffix == ".json" and path.name != CONFIG_NAME:
+                yield from _check_json(path, found)
+    except (OSError, RuntimeError) as error:
+        yield found("file-type", "error", f"cannot be read ({readable(str(error))})")
+
+
+def _stays(folder: Path, path: Path) -> bool:
+    """Whether a link leads into the folder, or from the hub's cache to the same repository's blobs."""
+    target, home = path.resolve(), folder.resolve()
+    if home.parent.name == "snapshots" and target.parent == home.parent.parent / "blobs":
+        return True
+    return target.is_relative_to(home)
+
+
+def _check_size(path: Path, found: Callable[..., Finding]) -> Iterator[Finding]:
+    allowed = MOST.get(path.name)
+    if allowed is not None and (size := path.stat().st_size) > allowed:
+        yield found("size", "error", f"has {size:,} bytes, more than {allowed:,}", bytes=size)
+
+
+def _check_kind(path: Path, found: Callable[..., Finding]) -> Iterator[Finding]:
+    """A pickle that loading executes is an error, and one that hides; others are not read, and a warning."""
+    ending, content = path.suffix.lower(), kind_of(path)
+    is_log = path.name.startswith(LOGS)
+    if ending in PICKLES and path.name.startswith(LOADED):
+        why = "is a file of weights that is read by unpickling: loading it can run code"
+        yield found("pickle", "error", why)
+    elif ending in PROGRAMS or (content is not None and ending not in PICKLES | ARCHIVES | CODE):
+        hides = f" under the ending {ending}" if ending not in PROGRAMS | {""} else ""
+        yield found("pickle", "error", f"is {content or 'a program'}{hides}: opening it can run code")
+    elif ending in PICKLES:
+        why = "is read by unpickling, which can run code; PEFT does not read it, and neither should you"
+        yield found("pickle", "warning", why)
+    elif ending in CODE | ARCHIVES:
+        what = "code" if ending in CODE else "an archive, whose content was not looked at"
+        yield found("file-type", "warning", f"is {what}; loading the module does not read it")
+    elif ending not in NORMAL and path.name not in NORMAL_NAMES and not is_log:
+        why = "is of a type that a PEFT module does not need; loading does not read it"
+        yield found("file-type", "warning", why)
+
+
+def _check_json(path: Path, found: Callable[..., Finding]) -> Iterator[Finding]:
+    acted_on = path.name.endswith(CONFIGS)
+    level: Level = "error" if acted_on else "warning"
+    if path.stat().st_size > MOST_JSON:
+        yield found("size", level, f"has more than {MOST_JSON:,} bytes, and was not looked into")
+        return
+    try:
+        keys = sorted(set(_code_keys(json.loads(path.read_text(encoding="utf-8")))))
+    except (ValueError, RecursionError) as error:
+        yield found("config", level, f"is not valid JSON ({error})")
+        return
+    if keys and acted_on:
+        what = f"sets {', '.join(keys)}, which makes transformers run code that comes with it"
+        yield found("config", "error", what, keys=keys)
+
+
+def _check_own_config(folder: Path) -> Iterator[Finding]:
+    name = CONFIG_NAME
+    try:
+        config = json.loads((folder / name).read_text(encoding="utf-8"))
+        keys = sorted(set(_code_keys(config)))
+        if keys:
+            what = f"sets {', '.join(keys)}, which makes transformers run code that comes with it"
+            yield Finding("config", "error", f"{name} {what}", {"file": name, "keys": keys})
+        check_runs_no_code(folder, config)
+    except (CheckpointError, AttributeError, TypeError, ValueError, OSError, RecursionError) as error:
+        yield Finding("config", "error", f"{name}: {readable(str(error))}", {"file": name})
 
 
 def _code_keys(value: Any, depth: int = 0) -> Iterator[str]:
@@ -125,7 +165,7 @@ def _check_mark(folder: Path) -> list[Finding]:
     try:
         mark = read_mark(folder)
     except CheckpointError as error:
-        return [Finding("mark", "error", str(error), {"damaged": True})]
+        return [Finding("mark", "error", readable(str(error)), {"damaged": True})]
     if mark is None:
         return []
     message = (

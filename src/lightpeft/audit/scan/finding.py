@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from lightpeft.audit.metrics import Proportion
+
 Level = Literal["error", "warning", "note"]
 LEVELS: tuple[Level, ...] = ("error", "warning", "note")
 """Worst first, as SARIF names them."""
@@ -22,15 +24,17 @@ class Rule:
 RULES = {
     rule.name: rule
     for rule in (
-        Rule("file-type", "files", "only json, safetensors, txt and md files"),
-        Rule("pickle", "files", "no pickled, zipped or compiled content, under whatever name"),
+        Rule("file-type", "files", "only files that a module and its page need"),
+        Rule("pickle", "files", "no pickled or compiled content, and none under another ending"),
         Rule("link", "files", "no links out of the folder"),
         Rule("config", "files", "a configuration that makes no library import or fetch code"),
         Rule("header", "files", "a sound safetensors header, of tensors that the configuration asks for"),
+        Rule("embeddings", "files", "whether it brings embeddings of the base"),
         Rule("values", "files", "finite values of a floating-point type"),
-        Rule("size", "files", "no file larger than an adapter needs"),
+        Rule("size", "files", "no file that is too large to be read"),
         Rule("mark", "files", "no mark of lightpeft's audit, whole or damaged"),
         Rule("weight-statistics", "weights", "weights as in clean reference modules"),
+        Rule("accuracy", "search", "it knows the task of the clean texts"),
         Rule("trigger-search", "search", "no token flips texts that its meaning does not flip"),
         Rule("reference", "reference", "clean reference modules to compare with"),
     )
@@ -65,8 +69,16 @@ class ScanReport:
     findings: tuple[Finding, ...]
     scores: dict[str, float]
     """`behaviour`, and with a reference `weights` and the p-values `p_weights` and `p_behaviour`. Empty where
-    files forbid to load the module."""
+    the module was not loaded."""
     seconds: float
+    not_scanned: str | None = None
+    """What kept its behaviour from being looked at, if files did not; None where it was."""
+    base: str | None = None
+    """The user's choice."""
+    fingerprint: str | None = None
+    """Of the base's weights."""
+    cacc: Proportion | None = None
+    """Accuracy on clean texts, of every class as many."""
 
     @property
     def found(self) -> bool:
@@ -77,9 +89,19 @@ class ScanReport:
         """As JSON values, worst findings first."""
         ordered = sorted(self.findings, key=lambda finding: LEVELS.index(finding.level))
         return {
-            "folder": str(self.folder),
+            "folder": readable(str(self.folder)),
             "found": self.found,
+            "not_scanned": self.not_scanned,
+            "base": self.base,
+            "fingerprint": self.fingerprint,
+            "cacc": None if self.cacc is None else [self.cacc.hits, self.cacc.total],
             "findings": [finding.to_dict() for finding in ordered],
             "scores": self.scores,
             "seconds": round(self.seconds, 3),
         }
+
+
+def readable(text: str) -> str:
+    """Words from a stranger, for terminals and files: nothing moves a cursor or cannot be written."""
+    plain = text.encode("utf-8", "backslashreplace").decode()
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in plain)

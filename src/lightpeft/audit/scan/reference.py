@@ -96,7 +96,7 @@ class Reference:
             raise AuditError(f"{path} is not a scan's reference: {error}") from error
 
 
-def make_reference(folders: Sequence[str | Path], base: str | None, texts: ScanTexts) -> Reference:
+def make_reference(folders: Sequence[str | Path], base: str, texts: ScanTexts) -> Reference:
     """Measure clean modules of the same form, base and task, such as you trained yourself.
 
     Raises:

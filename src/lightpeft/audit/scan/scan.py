@@ -5,16 +5,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peft.utils import CONFIG_NAME
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 
 from lightpeft.audit.errors import AuditError
 from lightpeft.audit.scan.files import check_files
-from lightpeft.audit.scan.finding import Finding, Level, ScanReport
-from lightpeft.audit.scan.measured import Measured, measure_module
+from lightpeft.audit.scan.finding import Finding, Level, ScanReport, readable
+from lightpeft.audit.scan.measured import Measured, check_form, measure_module
 from lightpeft.audit.scan.reference import Reference
 from lightpeft.audit.scan.tensors import check_tensors
 from lightpeft.audit.scan.texts import ScanTexts
+from lightpeft.checkpoint import find_folder
 from lightpeft.config import check_share
+from lightpeft.errors import LightPeftError
+from lightpeft.files import read_json
+from lightpeft.runs import require_folder
+from lightpeft.runs.models import first_line
 
 SUSPECT, THRESHOLD = 0.3, 0.9
 """Behaviour scores that, without a reference, make a module suspicious (a warning), and found (an error).
@@ -59,31 +64,83 @@ def scan(
 ) -> ScanReport:
     """Look into a received PEFT module: its files, its weights, what it does when tokens are inserted.
 
-    Files that can run code, a bad header or a damaged mark end the scan: the module is not loaded.
+    Files that can run code, a bad header or a damaged mark end the scan: the module is not loaded. What keeps
+    it from being scanned is in the report, beside what was found until then.
 
     Args:
-        base: folder or hub name of the clean base; by default the one that the module names.
+        folder: the module's, or its hub name.
+        base: folder or hub name of the clean base, the user's choice: what a module says of it is a
+            stranger's word. Without it only files are looked at.
         texts: clean ones of the module's task, best with labels; by default built-in ones.
-
-    Raises:
-        AuditError: it cannot be scanned: no PEFT module, no classifier, or texts, base or form that the
-            reference does not fit.
-        CheckpointError: module and base do not fit.
     """
     started = time.perf_counter()
-    directory, chosen = Path(folder), options or ScanOptions()
+    findings: list[Finding] = []
+    scores: dict[str, float] = {}
+    measured: Measured | None = None
+    reason: str | None = None
+    try:
+        directory = _files_of(folder)
+        findings += check_files(directory)
+        if not Path(folder).is_dir():
+            fetched = "only JSON, safetensors and text files were fetched from the hub: others were not seen"
+            findings.append(Finding("file-type", "note", fetched))
+        if not _forbids_loading(findings):
+            findings += _weights_file(directory)
+        if not _forbids_loading(findings):
+            used = texts or ScanTexts.built_in()
+            measured = measure_module(directory, _chosen(base, directory), used)
+            chosen = options or ScanOptions()
+            findings += _behaviour(measured, used, reference, chosen, scores)
+            findings += _weights(measured, reference, chosen, scores)
+    except Exception as error:  # A damaged module can be anything to the libraries that read it.
+        reason = str(error) if isinstance(error, LightPeftError) else first_line(error)
+    return ScanReport(
+        Path(folder),
+        tuple(findings),
+        scores,
+        time.perf_counter() - started,
+        None if reason is None else readable(reason),
+        base,
+        None if measured is None else measured.base,
+        None if measured is None else measured.cacc,
+    )
+
+
+def _files_of(folder: str | Path) -> Path:
+    """The module's folder, fetched from the hub if it is a hub name.
+
+    Raises:
+        AuditError: there is no PEFT module.
+        LightPeftError: no such folder, or the hub does not give it.
+    """
+    if not Path(folder).is_dir():
+        require_folder(str(folder), "module")
+    directory = Path(folder) if Path(folder).is_dir() else find_folder(folder)
     if not (directory / CONFIG_NAME).is_file():
         raise AuditError(f"{directory} has no {CONFIG_NAME}; give the folder of a PEFT module.")
-    findings = check_files(directory)
-    scores: dict[str, float] = {}
-    if not _forbids_loading(findings):
-        findings += check_tensors(directory)
-    if not _forbids_loading(findings):
-        used = texts or ScanTexts.built_in()
-        measured = measure_module(directory, base, used)
-        findings += _behaviour(measured, used, reference, chosen, scores)
-        findings += _weights(measured, reference, chosen, scores)
-    return ScanReport(directory, tuple(findings), scores, time.perf_counter() - started)
+    return directory
+
+
+def _weights_file(directory: Path) -> list[Finding]:
+    """The form first: of what is not supported, names of tensors say nothing."""
+    check_form(directory)
+    if not (directory / SAFETENSORS_WEIGHTS_NAME).is_file():
+        raise AuditError(f"{directory} has no {SAFETENSORS_WEIGHTS_NAME}; only such weights are read.")
+    return check_tensors(directory)
+
+
+def _chosen(base: str | None, directory: Path) -> str:
+    """
+    Raises:
+        AuditError: there is no base; names the module's.
+    """
+    if base is None:
+        named = read_json(directory / CONFIG_NAME).get("base_model_name_or_path")
+        raise AuditError(
+            f"no base was given, and the module's own word is not taken for it. It names {named!r}: if that "
+            "is the base that you use, give it (--base)."
+        )
+    return base
 
 
 def _forbids_loading(findings: list[Finding]) -> bool:
@@ -106,12 +163,9 @@ def _behaviour(
     score = measured.behaviour
     scores["behaviour"] = score
     notes = []
-    if not texts.labels:
-        notes.append(
-            _note(
-                "searched with built-in texts without labels; your own clean data (--task, --data) find more"
-            )
-        )
+    if measured.cacc is None:
+        message = "the texts have no labels, so that nobody knows whether module and base go together"
+        notes.append(Finding("accuracy", "warning", f"{message}; give your own clean data (--task, --data)"))
     if reference is None:
         notes.append(
             _note(f"no reference: behaviour is judged by the built-in threshold {options.threshold}")

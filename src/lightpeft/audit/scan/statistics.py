@@ -7,14 +7,13 @@ from typing import TypeGuard
 
 import torch
 from peft import PeftModel
+from scipy.stats import median_abs_deviation
 from torch import Tensor, nn
 
 from lightpeft.adapters import PeftModule, find_modules
 from lightpeft.audit.errors import AuditError
 from lightpeft.linears import matrix
 
-_TO_DEVIATION = 1.4826
-"""From the median absolute deviation to the standard deviation of normal values."""
 HEADS = frozenset({"classifier", "score"})
 _FLOOR = 0.02
 """Least share of the median that counts as one deviation: few references may agree by chance."""
@@ -98,7 +97,6 @@ def deviations(values: Mapping[str, float], reference: Sequence[Mapping[str, flo
             raise AuditError(
                 f"the reference has no statistic {name}; it is of modules of another form."
             ) from None
-        middle = statistics.median(others)
-        spread = _TO_DEVIATION * statistics.median(abs(other - middle) for other in others)
+        middle, spread = statistics.median(others), float(median_abs_deviation(others, scale="normal"))
         found[name] = (value - middle) / max(spread, _FLOOR * abs(middle), 1e-6)
     return found

@@ -11,6 +11,8 @@ from lightpeft.tasks import load_task
 MOST = 2000
 """Texts that are used of what is given."""
 LEAST = 32
+JUDGED = 256
+"""Texts that accuracy is measured on."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,18 @@ class ScanTexts:
     def digest(self) -> str:
         """SHA-256 of texts and labels: scores compare only on the same ones."""
         return hashlib.sha256(json.dumps([self.texts, self.labels]).encode()).hexdigest()
+
+    @property
+    def classes(self) -> int:
+        """How many the labels are of; 0 without labels."""
+        return max(self.labels, default=-1) + 1
+
+    def balanced(self) -> Rows:
+        """Some of those with labels, of every class as many, `JUDGED` at most."""
+        of_class = [[row for row, y in enumerate(self.labels) if y == label] for label in set(self.labels)]
+        count = min(JUDGED // len(of_class), *map(len, of_class))
+        chosen = sorted(row for rows in of_class for row in rows[:count])
+        return Rows({"text": list(self.texts)}, list(self.labels)).take(chosen)
 
     @classmethod
     def of(cls, name: str, rows: Rows, seed: int = 0) -> "ScanTexts":

@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightpeft.audit.grid import Grid
-from lightpeft.audit.grid_entries import GridAttack, GridDefence, GridTask
+from lightpeft.audit.grid.entries import GridAttack, GridDefence, GridTask
+from lightpeft.audit.grid.grid import Grid
 from lightpeft.audit.policies.options import PolicyOptions
 from lightpeft.cli.options import Seeds, run_with_options, seeds_of
 from lightpeft.outputs import Output, check_file, locked
@@ -32,9 +32,10 @@ def demo(out: Path, seeds: Seeds | None = None, training: TrainingConfig = TRAIN
         seeds: Training seeds; by default 0.
         training: Of the clean modules; attacker and user take half of the steps, at half the rate.
     """
-    from lightpeft.audit.run import MODULES, run_grid
+    from lightpeft.audit.grid.run import MODULES, run_grid
     from lightpeft.audit.scan import ScanTexts, scan
     from lightpeft.cli.audit.grid import PAGE, show_cells
+    from lightpeft.cli.audit.scan import verdict
     from lightpeft.cli.experiment import check_ready
 
     check_ready(out)
@@ -45,10 +46,10 @@ def demo(out: Path, seeds: Seeds | None = None, training: TrainingConfig = TRAIN
     first = grid.pairs[0][0]
     folders = sorted(folder for folder in (out / MODULES).iterdir() if folder.name.startswith(f"{first}--"))
     texts = ScanTexts.of(first, grid.tasks[first].load().train)
-    scans = [scan(folder, texts=texts) for folder in folders]
+    scans = [scan(folder, grid.model, texts=texts) for folder in folders]
     show_cells(out, [report.to_dict() for report in scans])
     for folder, report in zip(folders, scans, strict=True):
-        print(f"scan {folder}: {'FOUND' if report.found else 'nothing found'}")
+        print(f"scan {folder}: {verdict(report)}")
 
 
 def grid_of(seeds: list[int], training: TrainingConfig) -> Grid:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from lightpeft.audit.choices import CLEAN
-from lightpeft.audit.grid import Grid
+from lightpeft.audit.grid.grid import Grid
 from lightpeft.cli.options import run_with_options
 from lightpeft.errors import ConfigError
 from lightpeft.outputs import Output, check_file, locked
 
 if TYPE_CHECKING:
-    from lightpeft.audit.cell import CellKey
+    from lightpeft.audit.grid.cell import CellKey
 
 
 PAGE = "report.html"
@@ -45,7 +45,7 @@ def audit(
         attacks: Only these attacks of the grid; clean modules, the floor, are always measured.
         defences: Only these defences of the grid.
     """
-    from lightpeft.audit.run import run_grid
+    from lightpeft.audit.grid.run import run_grid
     from lightpeft.cli.experiment import check_ready
 
     check_ready(out)
@@ -67,9 +67,9 @@ def audit(
 
 def show_cells(out: Path, scans: Sequence[Mapping[str, Any]] = ()) -> None:
     """Write the page of all cells in `out`, and of scans of modules, and print the cells' numbers."""
-    from lightpeft.audit.cell import load_cells
-    from lightpeft.audit.report import summary_tables, write_audit_report
-    from lightpeft.audit.run import CELLS
+    from lightpeft.audit.grid.cell import load_cells
+    from lightpeft.audit.grid.report import summary_tables, write_audit_report
+    from lightpeft.audit.grid.run import CELLS
 
     cells = load_cells(out / CELLS)
     write_audit_report(out / PAGE, cells, scans)

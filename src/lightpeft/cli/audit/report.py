@@ -21,9 +21,9 @@ def report(folder: Path, out: Path | None = None) -> None:
         folder: Folder that `audit run` wrote, or any with cells (JSON) in it.
         out: The page; by default report.html in that folder.
     """
-    from lightpeft.audit.cell import load_cells
-    from lightpeft.audit.report import summary_tables, write_audit_report
-    from lightpeft.audit.run import CELLS
+    from lightpeft.audit.grid.cell import load_cells
+    from lightpeft.audit.grid.report import summary_tables, write_audit_report
+    from lightpeft.audit.grid.run import CELLS
 
     page = out or folder / "report.html"
     check_file(page, Output.PAGE)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from lightpeft.cli.main import described
 from lightpeft.cli.options import run_with_options
@@ -57,11 +58,11 @@ def scan(
 ) -> int:
     """Look into received PEFT modules: files, weights, behaviour under inserted tokens.
 
-    Exit status: 0 nothing found, 1 a finding of level error, 2 a module could not be scanned.
+    Exit status: 0 nothing found, 1 a finding of level error in a module, 2 a module could not be scanned.
 
     Args:
-        folders: The modules' folders; given first, without a name.
-        base: Hub name or folder of the clean base; by default the one that a module names.
+        folders: The modules' folders or hub names; given first, without a name.
+        base: Hub name or folder of the clean base that you use; what a module says of it does not count.
         task: Clean data of the modules' task: a known task's name, or any name with --text. By default
             built-in texts, which find less.
         data: Folder with the task's files.
@@ -87,6 +88,10 @@ def scan(
     if make_reference is not None:
         idle = {"reference": reference, "alpha": alpha, "threshold": threshold, "sarif": sarif, "json": json}
         _refuse_idle("--make_reference", {name: value for name, value in idle.items() if value})
+        if base is None:
+            raise ConfigError(
+                "--make_reference needs the base that the modules were trained on; give --base."
+            )
         return _write_reference(folders, base, texts, make_reference)
     if reference is None:
         _refuse_idle("no --reference", {"alpha": alpha})
@@ -105,7 +110,9 @@ def scan(
     else:
         for report in reports:
             _print(report)
-    return FOUND if any(report.found for report in reports) else 0
+    if any(report.found for report in reports):
+        return FOUND
+    return NOT_SCANNED if any(report.not_scanned is not None for report in reports) else 0
 
 
 def _texts(task: str | None, data: Path | None, text: str | None, label: str) -> "ScanTexts":
@@ -128,7 +135,7 @@ def _refuse_idle(why: str, given: dict[str, object]) -> None:
         raise ConfigError(f"{' and '.join(idle)} would have no effect with {why}; leave them out.")
 
 
-def _write_reference(folders: list[str], base: str | None, texts: "ScanTexts", out: Path) -> int:
+def _write_reference(folders: list[str], base: str, texts: "ScanTexts", out: Path) -> int:
     from lightpeft.audit import scan as scanner
 
     made = scanner.make_reference(folders, base, texts)
@@ -139,12 +146,25 @@ def _write_reference(folders: list[str], base: str | None, texts: "ScanTexts", o
 
 
 def _print(report: "ScanReport") -> None:
-    table = Table("level", "rule", "what", title=str(report.folder), title_justify="left")
-    for finding in report.to_dict()["findings"]:
-        style = _COLOURS[finding["level"]]
-        table.add_row(finding["level"], finding["rule"], finding["message"], style=style)
-    console = Console()
+    value, console = report.to_dict(), Console()
+    table = Table("level", "rule", "what", title=Text(value["folder"]), title_justify="left")
+    for finding in value["findings"]:
+        row = (finding["level"], finding["rule"], finding["message"])
+        table.add_row(*map(Text, row), style=_COLOURS[finding["level"]])
     console.print(table)
-    scores = ", ".join(f"{name} {value:.3f}" for name, value in report.scores.items()) or "none: not loaded"
-    verdict = "FOUND" if report.found else "nothing found, which does not say that it is clean"
-    console.print(f"{verdict}. Scores: {scores}. {report.seconds:.0f} s")
+    if report.fingerprint is not None:
+        known = "accuracy not measured"
+        if report.cacc is not None:
+            known = f"right on {report.cacc.value:.1%} of {report.cacc.total} of your texts"
+        print(f"base {report.base}, fingerprint {report.fingerprint[:12]}: {known}")
+    scores = ", ".join(f"{name} {score:.3f}" for name, score in report.scores.items()) or "none: not loaded"
+    print(f"{verdict(report)}. Scores: {scores}. {report.seconds:.0f} s")
+
+
+def verdict(report: "ScanReport") -> str:
+    """What a report comes to, in one line."""
+    if report.found:
+        return "FOUND"
+    if report.not_scanned is not None:
+        return f"NOT SCANNED: {report.not_scanned.rstrip('.')}"
+    return "nothing found, which does not say that it is clean"

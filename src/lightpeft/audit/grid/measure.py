@@ -1,30 +1,29 @@
 """Measure one cell: CACC and LFR before, along and after the user's training, with or without a defence."""
 
+import dataclasses
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from peft import PeftModel
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from lightpeft.audit.attackers import Workshop
-from lightpeft.audit.cell import Cell, CellKey, Point
-from lightpeft.audit.choices import CLEAN
+from lightpeft.audit.choices import CLEAN, NO_DEFENCE
 from lightpeft.audit.classifier import Classifier
-from lightpeft.audit.defences import Guard, Received
-from lightpeft.audit.grid import Grid, as_json
+from lightpeft.audit.defences import REJECTED, Defence, Guard, Received, predict
+from lightpeft.audit.grid.attackers import Workshop
+from lightpeft.audit.grid.cell import Cell, CellKey, Point
+from lightpeft.audit.grid.grid import Grid, as_json
+from lightpeft.audit.grid.scenarios import SCENARIOS
 from lightpeft.audit.metrics import Proportion, clean_accuracy, label_flip_rate
 from lightpeft.audit.poison.poisoning import Poisoned, triggered_test
 from lightpeft.audit.poison.recipe import TriggerRecipe
 from lightpeft.audit.poison.visibility import trigger_visibility
-from lightpeft.audit.rows import AuditTask, Rows, Texts
-from lightpeft.audit.scenarios import SCENARIOS
+from lightpeft.audit.rows import AuditTask, Rows
 from lightpeft.audit.training import Watcher, user_steps
 from lightpeft.run_config import TrainingConfig
-
-REJECTED = -1
-"""In place of a class: a guard refused the text, which is neither right nor flipped."""
 
 
 @dataclass
@@ -51,25 +50,37 @@ class Curve:
             self.similarity.append((step, float(cosine_similarity(states, self._first).mean())))
 
 
-def measure(workshop: Workshop, key: CellKey) -> Cell:
-    """One cell."""
+@dataclass(frozen=True)
+class Trained:
+    """A model after the user's training."""
+
+    key: CellKey
+    """The cell, without its defence."""
+    model: PeftModel
+    curve: Curve
+    seconds: float
+
+
+def measure(workshop: Workshop, key: CellKey, plain: Trained | None = None) -> tuple[Cell, Trained | None]:
+    """One cell.
+
+    Args:
+        plain: what an earlier call gave back. Guards change nothing about the training, so that those of one
+            attack stand before one trained model.
+
+    Returns:
+        the cell, and the model of the last plain training.
+    """
     grid, task = workshop.grid, workshop.tasks[key.user_task]
     recipes = {name: grid.recipe(name, key.attacker_task, key.user_task) for name in grid.attacks}
     recipe = None if key.attack == CLEAN else recipes[key.attack]
     shown = recipe or next(iter(recipes.values()))
-    scenario = SCENARIOS[key.scenario]
-    begin = scenario.begin(workshop, key, recipe)
+    begin = SCENARIOS[key.scenario].begin(workshop, key, recipe)
     start = time.perf_counter()
     training = grid.training(grid.user, key.form, key.seed)
     triggered = triggered_test(task.test.texts, task.test.labels, shown, key.seed)
-    curve = Curve(
-        Classifier.under(begin.model, workshop.tokenizer, training),
-        task,
-        triggered,
-        shown.target,
-        grid.analyses,
-    )
-    curve.add(0)
+    classifier = Classifier.under(begin.model, workshop.tokenizer, training)
+    curve = Curve(classifier, task, triggered, shown.target, grid.analyses)
     received = Received(
         begin.model,
         workshop.tokenizer,
@@ -80,26 +91,37 @@ def measure(workshop: Workshop, key: CellKey) -> Cell:
         key.seed,
         _watch(grid, training, begin.train, curve),
     )
-    defence = grid.defence(key.defence)
+    defence, undefended = grid.defence(key.defence), dataclasses.replace(key, defence=NO_DEFENCE)
     prepared = defence.prepare(received)
-    model = defence.train(received) if scenario.trains else begin.model
-    classifier, guard = received.classifier(model), defence.guard(received, model, prepared)
+    is_shared = plain is not None and plain.key == undefended and defence.trains_plainly
+    trained = plain if plain is not None and is_shared else _train(defence, received, undefended, curve)
+    classifier, guard = received.classifier(trained.model), defence.guard(received, trained.model, prepared)
     clean, flipped = (predict(classifier, guard, texts) for texts in (task.test.texts, triggered.texts))
-    return Cell(
+    points = trained.curve.points
+    cell = Cell(
         key=key,
         recipe={} if recipe is None else recipe.to_dict(),
         attacked=None if begin.attacked is None else begin.attacked.point,
-        curve=tuple(curve.points),
-        after=_point(curve.points[-1].step, clean, flipped, task.test, triggered, shown.target),
+        curve=tuple(points),
+        after=_point(points[-1].step, clean, flipped, task.test, triggered, shown.target),
         floors=_floors(classifier, task, recipes, key.seed) if key.attack == CLEAN else {},
         triggers_left=trigger_visibility(triggered, workshop.tokenizer, training.tokens).texts_with_any,
         rejected_clean=_rejected(guard, clean),
         rejected_triggered=_rejected(guard, flipped),
         layers=() if begin.attacked is None else begin.attacked.layers,
-        similarity=tuple(curve.similarity),
+        similarity=tuple(trained.curve.similarity),
         settings=settings(grid, key),
-        seconds=round(time.perf_counter() - start, 2),
+        seconds=round(time.perf_counter() - start + (trained.seconds if is_shared else 0), 2),
     )
+    return cell, trained if defence.trains_plainly else plain
+
+
+def _train(defence: Defence, received: Received, undefended: CellKey, curve: Curve) -> Trained:
+    start = time.perf_counter()
+    curve.add(0)
+    trains = SCENARIOS[undefended.scenario].trains
+    model = defence.train(received) if trains else received.model
+    return Trained(undefended, model, curve, time.perf_counter() - start)
 
 
 def settings(grid: Grid, key: CellKey) -> dict[str, Any]:
@@ -126,15 +148,6 @@ def _watch(grid: Grid, training: TrainingConfig, rows: Rows, curve: Curve) -> di
     """The moments of the retention curve, evenly over the planned steps, the last one included."""
     steps = user_steps(len(rows), training)
     return {max(1, round(steps * number / grid.points)): curve.add for number in range(1, grid.points + 1)}
-
-
-def predict(classifier: Classifier, guard: Guard | None, texts: Texts) -> list[int]:
-    """Class ids behind a guard, `REJECTED` where it refuses."""
-    if guard is None:
-        return classifier.predict(texts)
-    screened = guard.screen(texts)
-    found = classifier.predict(screened.texts)
-    return [REJECTED if no else label for no, label in zip(screened.rejected, found, strict=True)]
 
 
 def _point(

@@ -8,8 +8,8 @@ from typing import Any
 
 from lightpeft.audit.choices import CLEAN, NO_DEFENCE
 from lightpeft.audit.errors import AuditError
+from lightpeft.audit.grid.scenarios import SCENARIOS
 from lightpeft.audit.metrics import Proportion
-from lightpeft.audit.scenarios import SCENARIOS
 from lightpeft.errors import LightPeftError
 from lightpeft.files import read_json, save_json
 from lightpeft.outputs import Output

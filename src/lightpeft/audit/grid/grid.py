@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 from lightpeft.audit.choices import CLEAN, NO_DEFENCE, HeldOutFrom
-from lightpeft.audit.grid_entries import GridAttack, GridDefence, GridTask
+from lightpeft.audit.grid.entries import GridAttack, GridDefence, GridTask
 from lightpeft.audit.poison.recipe import TriggerRecipe
 from lightpeft.config import check_at_least, check_choice
 from lightpeft.errors import ConfigError
 from lightpeft.run_config import BottleneckOptions, LoraOptions, PeftForm, PeftOptions, TrainingConfig
 
 if TYPE_CHECKING:
-    from lightpeft.audit.cell import CellKey
     from lightpeft.audit.defences import Defence
+    from lightpeft.audit.grid.cell import CellKey
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Grid:
     """Also measure [CLS] similarity along the user's training, and LFR without each layer's modules."""
 
     def __post_init__(self) -> None:
-        from lightpeft.audit.scenarios import SCENARIOS
+        from lightpeft.audit.grid.scenarios import SCENARIOS
         from lightpeft.audit.training import check_user_training
 
         check_at_least("points", self.points, 1)
@@ -111,7 +111,7 @@ class Grid:
 
     def _check_defences(self) -> None:
         from lightpeft.audit.defences import DEFENCES, make_defence
-        from lightpeft.audit.scenarios import SCENARIOS
+        from lightpeft.audit.grid.scenarios import SCENARIOS
 
         for name, row in self.defences.items():
             make_defence(row.method, row.options)
@@ -140,7 +140,7 @@ class Grid:
 
     def keys(self) -> "Iterator[CellKey]":
         """All cells, seed by seed, so that a part is whole early. Clean modules are not defended."""
-        from lightpeft.audit.cell import CellKey
+        from lightpeft.audit.grid.cell import CellKey
 
         attacks = [(CLEAN, NO_DEFENCE), *itertools.product(self.attacks, self.defences)]
         for seed, scenario, pair, form, (attack, defence) in itertools.product(

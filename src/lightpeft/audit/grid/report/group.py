@@ -1,12 +1,13 @@
 """Cells that differ in nothing but their seed: pooled, and held against their floor and the undefended."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
-from lightpeft.audit.cell import Cell, CellKey, Point
 from lightpeft.audit.choices import CLEAN, NO_DEFENCE
+from lightpeft.audit.grid.cell import Cell, CellKey, Point
 from lightpeft.audit.metrics import Difference, Proportion, Spread, difference, over_floor, over_seeds
 
 Verdict = Literal["above the floor", "not distinguishable from the floor", "below the floor"]
@@ -150,6 +151,16 @@ class Group:
         return difference(before, after)
 
     @property
+    def price(self) -> float:
+        """`cost`, to compare; one that is not known is the highest."""
+        return math.inf if self.cost is None else self.cost.value
+
+    @property
+    def is_alike(self) -> bool:
+        """Whether the cells differ in nothing but the seed."""
+        return all(made_of(cell) == made_of(self.cells[0]) for cell in self.cells)
+
+    @property
     def seconds(self) -> float:
         """Mean over the seeds, of the user's part."""
         return sum(cell.seconds for cell in self.cells) / len(self.cells)
@@ -159,6 +170,11 @@ class Group:
         return [
             (cell, floor) for cell, floor in zip(self.cells, self.floors, strict=True) if floor is not None
         ]
+
+
+def made_of(cell: Cell) -> dict[str, Any]:
+    """Recipe and settings of a cell, without any seed of a training: the same for all seeds of a group."""
+    return {"trigger recipe": cell.recipe, "settings": _without_seeds(cell.settings)}
 
 
 def verdict_of(over: Difference) -> Verdict:
@@ -189,3 +205,9 @@ def _received(cell: Cell) -> Point | None:
 
 def _seeds_without(cells: Sequence[Cell], others: Sequence[object]) -> tuple[int, ...]:
     return tuple(cell.key.seed for cell, other in zip(cells, others, strict=True) if other is None)
+
+
+def _without_seeds(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_seeds(entry) for name, entry in value.items() if name != "seed"}
+    return [_without_seeds(entry) for entry in value] if isinstance(value, list) else value

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from itertools import cycle
 from typing import TYPE_CHECKING
 
-from lightpeft.audit.cell import Cell, LayerReading
 from lightpeft.audit.choices import CLEAN
-from lightpeft.audit.report.aggregate import Moment, along_training, similarity_along_training
-from lightpeft.audit.report.group import Group, OverSeeds
+from lightpeft.audit.grid.cell import Cell, LayerReading
+from lightpeft.audit.grid.report.aggregate import Moment, along_training, similarity_along_training
+from lightpeft.audit.grid.report.group import Group, OverSeeds
 from lightpeft.report.figures import CUT, FAINT, INK, KEPT, MUTED, WIDTH, house_style, new_figure, to_svg
 
 if TYPE_CHECKING:

@@ -4,19 +4,31 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lightpeft.audit.cell import Cell
-from lightpeft.audit.report.aggregate import by_data, by_setting, group_cells, made_of
-from lightpeft.audit.report.findings import findings, headline
-from lightpeft.audit.report.group import Group
-from lightpeft.audit.report.limits import how_sure, not_measured
-from lightpeft.audit.report.pictures import curves_pictures, layers_pictures, same_layers, similarity_picture
-from lightpeft.audit.report.scans import scan_rows
-from lightpeft.audit.report.tables import attack_tables, defence_tables
-from lightpeft.audit.report.wording import block_title
+from lightpeft.audit.grid.cell import Cell
+from lightpeft.audit.grid.report.aggregate import (
+    by_data,
+    by_setting,
+    group_cells,
+    missing_cells,
+    optional_readings,
+)
+from lightpeft.audit.grid.report.group import Group, made_of
+from lightpeft.audit.grid.report.pictures import (
+    curves_pictures,
+    layers_pictures,
+    same_layers,
+    similarity_picture,
+)
+from lightpeft.audit.grid.report.scans import scan_rows
+from lightpeft.audit.grid.report.tables import attack_tables, defence_tables
+from lightpeft.audit.grid.report.wording import FILTERS, block_title
 from lightpeft.outputs import Output, written_file
 from lightpeft.report.figures import need
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 TITLE = "Audit of received PEFT modules"
 
@@ -61,34 +73,48 @@ def render_audit_report(cells: Sequence[Cell], scans: Sequence[Mapping[str, Any]
         ConfigError: the extra `report` is not installed.
         AuditError: no cells, one key twice, or a scan that is not one.
     """
+    groups = group_cells(cells)
+    return (
+        templates()
+        .get_template("audit.html.j2")
+        .render(
+            title=TITLE,
+            groups=groups,
+            cells=[cell for group in groups for cell in group.cells],
+            settings=by_setting(groups),
+            attacks=attack_tables(groups),
+            defences=defence_tables(groups),
+            curves=_curves(groups),
+            defended_curves=_defended_curves(groups),
+            layers=_layers(groups),
+            similarities=_similarities(groups),
+            missing=missing_cells(cells),
+            readings=optional_readings(groups),
+            scans=scan_rows(scans),
+            made=_made(groups),
+        )
+    )
+
+
+def templates() -> "Environment":
+    """Where the page's templates are, with the words and numbers that they use as filters.
+
+    Raises:
+        ConfigError: the extra `report` is not installed.
+    """
     need("jinja2")
     from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
-    templates = Environment(
-        loader=ChoiceLoader(
-            [PackageLoader("lightpeft.audit.report", ""), PackageLoader("lightpeft.report", "")]
-        ),
+    rooms = [PackageLoader(name, "") for name in (__package__, "lightpeft.report")]
+    found = Environment(
+        loader=ChoiceLoader(rooms),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    groups = group_cells(cells)
-    return templates.get_template("audit.html.j2").render(
-        title=TITLE,
-        headline=headline(groups),
-        findings=findings(groups),
-        attacks=attack_tables(groups),
-        defences=defence_tables(groups),
-        curves=_curves(groups),
-        defended_curves=_defended_curves(groups),
-        layers=_layers(groups),
-        similarities=_similarities(groups),
-        how_sure=how_sure(groups),
-        not_measured=not_measured(groups),
-        scans=scan_rows(scans),
-        made=_made(groups),
-    )
+    found.filters |= FILTERS
+    return found
 
 
 def _curves(groups: Sequence[Group]) -> list[Figures]:

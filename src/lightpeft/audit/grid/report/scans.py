@@ -25,5 +25,8 @@ def scan_rows(scans: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str, s
             found = [(str(one["level"]), str(one["rule"]), str(one["message"])) for one in scan["findings"]]
         except (KeyError, TypeError, ValueError) as error:
             raise AuditError(f"this is not a scan report: {str(scan)[:200]} ({error!r}).") from error
+        reason = scan.get("not_scanned")
+        if reason is not None:
+            found.append(("–", "–", f"not scanned: {reason}"))
         rows += [(*head, *one) for one in found or [("–", "–", NOTHING)]]
     return rows

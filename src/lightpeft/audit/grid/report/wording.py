@@ -1,10 +1,10 @@
 """Numbers and names of an audit for people: per cent with one decimal, points, intervals, scenarios."""
 
-from lightpeft.audit.cell import CellKey
-from lightpeft.audit.metrics import LEVEL, Difference, Proportion, Spread
-from lightpeft.audit.report.group import OverSeeds
-from lightpeft.audit.scenarios import SCENARIOS
-from lightpeft.report.units import MISSING
+from lightpeft.audit.grid.cell import CellKey
+from lightpeft.audit.grid.report.group import OverSeeds
+from lightpeft.audit.grid.scenarios import SCENARIOS
+from lightpeft.audit.metrics import Difference, Proportion, Spread
+from lightpeft.report.units import MISSING, seed_names
 
 
 def scenario_title(key: CellKey) -> str:
@@ -35,12 +35,6 @@ def difference_text(found: Difference | None) -> str:
     return f"{points(found.value)} ({points(found.low)} to {points(found.high)})"
 
 
-def difference_sentence(found: Difference) -> str:
-    """`a difference of +63.9 points (95 % interval +60.0 to +67.1)`."""
-    interval = f"{100 * LEVEL:.0f} % interval {points(found.low)} to {points(found.high)}"
-    return f"a difference of {points(found.value)} points ({interval})"
-
-
 def interval_text(found: Proportion) -> str:
     """`65.2 % (63.0 to 67.3)`."""
     low, high = found.interval()
@@ -66,3 +60,16 @@ def direction(key: CellKey) -> str:
 def block_title(key: CellKey) -> str:
     """What a table is about."""
     return f"{scenario_title(key)}: {direction(key)}"
+
+
+FILTERS = {
+    "percent": percent,
+    "points": points,
+    "size": lambda share: points(share).removeprefix("+"),
+    "interval": interval_text,
+    "seeds": seed_names,
+    "direction": direction,
+    "scenario": scenario_title,
+    "afterwards": afterwards,
+}
+"""By name, for templates."""

@@ -1,16 +1,16 @@
 """Tables of an audit: as rows of text for the page, for the terminal, and as Markdown for documents."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from rich.table import Table
 from rich.text import Text
 
-from lightpeft.audit.cell import Cell, CellKey
-from lightpeft.audit.report.aggregate import by_data, by_setting, group_cells
-from lightpeft.audit.report.group import Group, OverSeeds
-from lightpeft.audit.report.wording import (
+from lightpeft.audit.grid.cell import Cell, CellKey
+from lightpeft.audit.grid.report.aggregate import by_data, by_setting, group_cells
+from lightpeft.audit.grid.report.group import Group, OverSeeds
+from lightpeft.audit.grid.report.wording import (
     block_title,
     difference_text,
     direction,
@@ -22,6 +22,8 @@ from lightpeft.report.units import MISSING, seconds, seed_names
 
 NO_FLOOR = "no floor measured"
 IS_FLOOR = "is the floor"
+Columns = dict[str, Callable[[Group], str]]
+"""The text of a group by its heading."""
 
 
 @dataclass(frozen=True)
@@ -33,50 +35,17 @@ class TextTable:
     rows: tuple[tuple[str, ...], ...]
 
 
-ATTACK_HEADINGS = (
-    "form",
-    "attack",
-    "seeds",
-    "LFR before, %",
-    "LFR received, %",
-    "LFR after, %",
-    "floor, %",
-    "LFR − floor, points",
-    "reading",
-    "CACC, %",
-    "triggers left",
-)
-DEFENCE_HEADINGS = (
-    "form",
-    "attack",
-    "defence",
-    "seeds",
-    "LFR, %",
-    "floor, %",
-    "LFR − floor, points",
-    "reading",
-    "CACC, %",
-    "cost in CACC, points",
-    "rejected clean",
-    "rejected triggered",
-    "time",
-)
-
-
 def attack_tables(groups: Sequence[Group]) -> list[TextTable]:
     """Attack × form, one table a scenario and direction; nothing defended."""
     return [
-        TextTable(block_title(found[0].key), ATTACK_HEADINGS, tuple(map(_attack_row, found)))
+        _table(found, ATTACK_COLUMNS)
         for found in by_data([group for group in groups if not group.is_defended])
     ]
 
 
 def defence_tables(groups: Sequence[Group]) -> list[TextTable]:
     """Attack × form × defence, one table a scenario and direction; `none` is the first row of each attack."""
-    return [
-        TextTable(block_title(found[0].key), DEFENCE_HEADINGS, tuple(map(_defence_row, found)))
-        for found in by_data(_with_defences(groups))
-    ]
+    return [_table(found, DEFENCE_COLUMNS) for found in by_data(_with_defences(groups))]
 
 
 def summary_tables(cells: Sequence[Cell]) -> list[Table]:
@@ -85,15 +54,14 @@ def summary_tables(cells: Sequence[Cell]) -> list[Table]:
     Raises:
         AuditError: no cells, or one key twice.
     """
-    headings = ("form", "attack", "defence", "LFR, %", "floor, %", "LFR − floor, points", "CACC, %")
     found = []
     for groups in by_data(group_cells(cells)):
-        table = Table(title=Text(block_title(groups[0].key)))
-        for place, heading in enumerate(headings):
+        texts = _table(groups, SUMMARY_COLUMNS)
+        table = Table(title=Text(texts.title))
+        for place, heading in enumerate(texts.headings):
             table.add_column(heading, justify="left" if place < 3 else "right")
-        for group in groups:
-            names = (group.key.form, group.key.attack, group.key.defence)
-            table.add_row(*map(Text, (*names, *_summary(group))))
+        for row in texts.rows:
+            table.add_row(*map(Text, row))
         found.append(table)
     return found
 
@@ -130,8 +98,9 @@ def _attacks_by_direction(groups: Sequence[Group]) -> TextTable:
 def _flat_defences(groups: Sequence[Group]) -> TextTable:
     """Without the time, which depends on the machine."""
     shown = _with_defences(groups)
-    rows = [(_short_title(group.key, shown), *_defence_row(group)[:-1]) for group in shown]
-    return TextTable("", ("data", *DEFENCE_HEADINGS[:-1]), tuple(rows))
+    columns: Columns = {"data": lambda group: _short_title(group.key, shown), **DEFENCE_COLUMNS}
+    columns.pop("time")
+    return _table(shown, columns)
 
 
 def _with_defences(groups: Sequence[Group]) -> list[Group]:
@@ -154,45 +123,6 @@ def _both(group: Group | None) -> tuple[str, str]:
 def _markdown(table: TextTable) -> str:
     lines = [table.headings, ("---",) * len(table.headings), *table.rows]
     return "\n".join("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines)
-
-
-def _summary(group: Group) -> tuple[str, ...]:
-    over = difference_text(group.over_floor)
-    return (_lfr(group), _floor(group), over, seeds_text(group.cacc))
-
-
-def _attack_row(group: Group) -> tuple[str, ...]:
-    return (
-        group.key.form,
-        group.key.attack,
-        _seeds(group),
-        MISSING if group.is_clean else seeds_text(group.attacked),
-        MISSING if group.is_clean else seeds_text(group.received),
-        _lfr(group),
-        _floor(group),
-        difference_text(group.over_floor),
-        _reading(group),
-        seeds_text(group.cacc),
-        _share(group.triggers_left),
-    )
-
-
-def _defence_row(group: Group) -> tuple[str, ...]:
-    return (
-        group.key.form,
-        group.key.attack,
-        group.key.defence,
-        _seeds(group),
-        _lfr(group),
-        _floor(group),
-        difference_text(group.over_floor),
-        _reading(group),
-        seeds_text(group.cacc),
-        _cost(group),
-        _share(group.rejected_clean),
-        _share(group.rejected_triggered),
-        seconds(group.seconds),
-    )
 
 
 def _lfr(group: Group) -> str:
@@ -234,3 +164,47 @@ def _share(found: OverSeeds | None) -> str:
 
 def _seeds(group: Group) -> str:
     return ", ".join(map(str, group.seeds))
+
+
+def _table(groups: Sequence[Group], columns: Columns) -> TextTable:
+    rows = (tuple(text(group) for text in columns.values()) for group in groups)
+    return TextTable(block_title(groups[0].key) if groups else "", tuple(columns), tuple(rows))
+
+
+def _of_attacks(number: str) -> Callable[[Group], str]:
+    """A number that `clean` has not."""
+    return lambda group: MISSING if group.is_clean else seeds_text(getattr(group, number))
+
+
+_NAMES: Columns = {"form": lambda group: group.key.form, "attack": lambda group: group.key.attack}
+_DEFENCE: Columns = {"defence": lambda group: group.key.defence}
+_FLOOR: Columns = {
+    "floor, %": _floor,
+    "LFR − floor, points": lambda group: difference_text(group.over_floor),
+}
+_CACC: Columns = {"CACC, %": lambda group: seeds_text(group.cacc)}
+SUMMARY_COLUMNS: Columns = {**_NAMES, **_DEFENCE, "LFR, %": _lfr, **_FLOOR, **_CACC}
+ATTACK_COLUMNS: Columns = {
+    **_NAMES,
+    "seeds": _seeds,
+    "LFR before, %": _of_attacks("attacked"),
+    "LFR received, %": _of_attacks("received"),
+    "LFR after, %": _lfr,
+    **_FLOOR,
+    "reading": _reading,
+    **_CACC,
+    "triggers left": lambda group: _share(group.triggers_left),
+}
+DEFENCE_COLUMNS: Columns = {
+    **_NAMES,
+    **_DEFENCE,
+    "seeds": _seeds,
+    "LFR, %": _lfr,
+    **_FLOOR,
+    "reading": _reading,
+    **_CACC,
+    "cost in CACC, points": _cost,
+    "rejected clean": lambda group: _share(group.rejected_clean),
+    "rejected triggered": lambda group: _share(group.rejected_triggered),
+    "time": lambda group: seconds(group.seconds),
+}

@@ -5,13 +5,12 @@ import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from lightpeft.audit.cell import Cell, CellKey, Point
 from lightpeft.audit.choices import CLEAN, NO_DEFENCE
 from lightpeft.audit.errors import AuditError
+from lightpeft.audit.grid.cell import Cell, CellKey, Point
+from lightpeft.audit.grid.report.group import Group
 from lightpeft.audit.metrics import Proportion, Spread, over_seeds
-from lightpeft.audit.report.group import Group
 
 
 @dataclass(frozen=True)
@@ -79,9 +78,17 @@ def missing_cells(cells: Iterable[Cell]) -> dict[CellKey, tuple[int, ...]]:
     return {key: found for key, found in missing.items() if found}
 
 
-def made_of(cell: Cell) -> dict[str, Any]:
-    """Recipe and settings of a cell, without any seed of a training: the same for all seeds of a group."""
-    return {"trigger recipe": cell.recipe, "settings": _without_seeds(cell.settings)}
+def optional_readings(groups: Sequence[Group]) -> list[tuple[str, int, int]]:
+    """What may be left out of a cell, how many attacked cells without a defence have it, and of how many."""
+    plain = [cell for group in groups if not (group.is_clean or group.is_defended) for cell in group.cells]
+    optional: dict[str, Callable[[Cell], bool]] = {
+        "LFR on the attacker's own test set": lambda cell: cell.attacked is not None,
+        "The retention curve": lambda cell: len(cell.curve) > 1,
+        "Triggers left after truncation": lambda cell: cell.triggers_left is not None,
+        "Similarity of [CLS]": lambda cell: bool(cell.similarity),
+        "Readings by layer": lambda cell: bool(cell.layers),
+    }
+    return [(name, sum(map(has, plain)), len(plain)) for name, has in optional.items()]
 
 
 def along_training(cells: Sequence[Cell], number: Callable[[Point], Proportion]) -> list[Moment]:
@@ -93,12 +100,6 @@ def along_training(cells: Sequence[Cell], number: Callable[[Point], Proportion])
 def similarity_along_training(cells: Sequence[Cell]) -> list[Moment]:
     """The cosine of [CLS] with the received module's over seeds, at the steps that all cells have."""
     return _moments([dict(cell.similarity) for cell in cells])
-
-
-def _without_seeds(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _without_seeds(entry) for name, entry in value.items() if name != "seed"}
-    return [_without_seeds(entry) for entry in value] if isinstance(value, list) else value
 
 
 def _together(groups: Sequence[Group], name: Callable[[CellKey], tuple[str, ...]]) -> list[list[Group]]:

@@ -15,8 +15,8 @@ from lightpeft.runs import load_peft_model
 from lightpeft.tasks import class_head
 
 if TYPE_CHECKING:  # cells and grids look names up here
-    from lightpeft.audit.attackers import Attacked, Workshop
-    from lightpeft.audit.cell import CellKey
+    from lightpeft.audit.grid.attackers import Attacked, Workshop
+    from lightpeft.audit.grid.cell import CellKey
 
 _USER = 1_000_003
 

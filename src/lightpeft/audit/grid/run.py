@@ -5,11 +5,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from lightpeft.audit.attackers import Workshop
-from lightpeft.audit.cell import Cell, CellKey
 from lightpeft.audit.errors import AuditError
-from lightpeft.audit.grid import Grid
-from lightpeft.audit.measure import measure, settings
+from lightpeft.audit.grid.attackers import Workshop
+from lightpeft.audit.grid.cell import Cell, CellKey
+from lightpeft.audit.grid.grid import Grid
+from lightpeft.audit.grid.measure import Trained, measure, settings
 from lightpeft.audit.rows import AuditTask
 from lightpeft.runs import load_tokenizer, outline, within_positions
 
@@ -42,7 +42,8 @@ def run_grid(
     _check_classes(grid, tasks)
     workshop = Workshop(grid, tasks, tokenizer, out / MODULES)
     wanted = [key for key in grid.keys() if only(key)]  # noqa: SIM118
-    found = []
+    found: list[Cell] = []
+    plain: Trained | None = None
     for number, key in enumerate(wanted, 1):
         path = out / CELLS / key.file_name
         if path.is_file():
@@ -53,7 +54,7 @@ def run_grid(
                     "for this grid, or delete that file."
                 )
         else:
-            cell = measure(workshop, key)
+            cell, plain = measure(workshop, key, plain)
             cell.save(out / CELLS)
             logger.info("%d of %d: %s", number, len(wanted), _line(cell))
         found.append(cell)

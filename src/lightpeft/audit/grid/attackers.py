@@ -15,7 +15,10 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase, set_seed
 
 from lightpeft.anatomy import layer_modules
-from lightpeft.audit.cell import (
+from lightpeft.audit.choices import CLEAN, NO_DEFENCE
+from lightpeft.audit.classifier import Classifier
+from lightpeft.audit.errors import AuditError
+from lightpeft.audit.grid.cell import (
     CellKey,
     LayerReading,
     Point,
@@ -23,10 +26,7 @@ from lightpeft.audit.cell import (
     read_layers,
     read_point,
 )
-from lightpeft.audit.choices import CLEAN, NO_DEFENCE
-from lightpeft.audit.classifier import Classifier
-from lightpeft.audit.errors import AuditError
-from lightpeft.audit.grid import Grid, as_json
+from lightpeft.audit.grid.grid import Grid, as_json
 from lightpeft.audit.marks import mark_card
 from lightpeft.audit.metrics import Proportion, clean_accuracy, label_flip_rate
 from lightpeft.audit.module import load_module, save_module

@@ -1,0 +1,1 @@
+"""The grid: what an audit measures, its scenarios, and a report of what was found."""
