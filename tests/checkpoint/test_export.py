@@ -4,7 +4,7 @@ import copy
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -136,15 +136,35 @@ PLAIN_PEFT = """
 import sys
 sys.modules["lightpeft"] = None
 import torch
-from peft import IA3Config, PeftConfig, PeftModel, PromptTuningConfig, get_peft_model
-from peft.tuners.ia3 import IA3Layer
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
-base = AutoModelForSequenceClassification.from_pretrained(sys.argv[1])
-model = PeftModel.from_pretrained(base, sys.argv[2]).eval()
-with torch.no_grad():
-    save_file({"logits": model(**load_file(sys.argv[3])).logits}, sys.argv[4])
+for line in sys.stdin:
+    base, adapter, batch, found = line.rstrip("\\n").split("\\t")
+    whole = AutoModelForSequenceClassification.from_pretrained(base)
+    model = PeftModel.from_pretrained(whole, adapter).eval()
+    with torch.no_grad():
+        save_file({"logits": model(**load_file(batch)).logits}, found)
+    print("done", flush=True)
 """
+
+
+@pytest.fixture(scope="module")
+def plain_peft() -> Iterator[Callable[..., None]]:
+    """A Python without lightpeft that writes what an adapter on a base computes of a batch."""
+    command = [sys.executable, "-W", "ignore", "-c", PLAIN_PEFT]
+    pipe, null = subprocess.PIPE, subprocess.DEVNULL
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=null, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        given, told = process.stdin, process.stdout
+
+        def compute(*paths: Path) -> None:
+            print(*paths, sep="\t", file=given, flush=True)
+            assert told.readline() == "done\n"
+
+        yield compute
+        given.close()
 
 
 @pytest.mark.parametrize(
@@ -163,7 +183,7 @@ with torch.no_grad():
 @pytest.mark.filterwarnings("ignore:.*have invalid shape")
 @pytest.mark.parametrize("name", ["bert", "roberta"])
 def test_plain_peft_without_lightpeft_computes_the_same(
-    name: str, options: dict[str, object], tmp_path: Path
+    name: str, options: dict[str, object], plain_peft: Callable[..., None], tmp_path: Path
 ) -> None:
     """The head of a base without one is random; with PEFT's task type it is in the adapter."""
     folder = save_base(name, tmp_path / "base")
@@ -176,12 +196,10 @@ def test_plain_peft_without_lightpeft_computes_the_same(
     light_folder = lightpeft.save(model, tmp_path / "light")
     lightpeft.export_full_adapter(light_folder, tmp_path / "full")
     save_file(batch, tmp_path / "batch.safetensors")
-    words = [folder, tmp_path / "full", tmp_path / "batch.safetensors", tmp_path / "found.safetensors"]
-    command = [sys.executable, "-W", "ignore", "-c", PLAIN_PEFT, *map(str, words)]
-    subprocess.run(command, check=True, capture_output=True)
+    found_at = tmp_path / "found.safetensors"
+    plain_peft(folder, tmp_path / "full", tmp_path / "batch.safetensors", found_at)
     expected = outputs(full_size(light_folder), batch)
-    found = load_file(tmp_path / "found.safetensors")["logits"]
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(load_file(found_at)["logits"], expected, rtol=0, atol=1e-5)
 
 
 def test_trained_biases_lose_what_stood_in_for_cut_units(tmp_path: Path) -> None:
