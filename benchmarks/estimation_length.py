@@ -143,9 +143,14 @@ def measured(grid: QualityGrid, data: Path) -> Row:
     return {"settings": [grid.record(key) for key in keys], "rows": found, "environment": environment()}
 
 
-def read_grid(grid: QualityGrid) -> QualityGrid:
+def read_grid(path: Path) -> QualityGrid:
     """The grid of a configuration file."""
-    return grid
+
+    def given(grid: QualityGrid) -> QualityGrid:
+        return grid
+
+    found: QualityGrid = run_with_options(given, "bench quality", ["--config", str(path)])
+    return found
 
 
 def main() -> None:
@@ -157,8 +162,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="only print what was measured")
     options = parser.parse_args()
     if not options.table:
-        grid = run_with_options(read_grid, "bench quality", ["--config", str(options.config)])
-        save_result(options.out, measured(grid, options.data))
+        save_result(options.out, measured(read_grid(options.config), options.data))
     rows = read_json(options.out)["rows"]
     for against, measure in itertools.product(("halves", "longest", "seeds"), ("overlap", "kappa")):
         print(f"\n{against}, {measure}\n\n{table(rows, against, measure)}")

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from benchmarks.estimation_length import read_grid
 from tests.cli.test_task_kinds import ROWS, write
 
 from lightpeft.bench.cells import CELLS, PARTS, Cell
 from lightpeft.bench.grid import PLAIN, CellKey, GridMethod, GridModel, GridTask, QualityGrid
 from lightpeft.bench.methods import KNOWN
-from lightpeft.bench.quality_report import difference, page
+from lightpeft.bench.quality_report import difference, page, read_cells
 from lightpeft.bench.rows import select_rows
 from lightpeft.cli.main import main
-from lightpeft.cli.options import run_with_options
 from lightpeft.config import LightConfig
 from lightpeft.errors import ConfigError
 from lightpeft.outputs import LOCK
@@ -270,7 +270,7 @@ def test_cells_on_other_rows_are_not_compared(tmp_path: Path) -> None:
         own = dataclasses.replace(cell(key.method, 0, [0, 1]), key=key, digests={"validation": key.method})
         own.save(tmp_path / CELLS / f"{key.name}.json")
     with pytest.raises(Exception, match="was measured on other rows of t"):
-        page(grid, tmp_path)
+        page(grid, read_cells(grid, tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -279,11 +279,6 @@ def test_cells_on_other_rows_are_not_compared(tmp_path: Path) -> None:
     ids=lambda path: path.stem,
 )
 def test_the_grids_of_the_project_can_be_measured(path: Path) -> None:
-    grid = run_with_options(read_grid, "bench quality", ["--config", str(path)])
+    grid = read_grid(path)
     assert PLAIN in grid.methods
     assert sum(1 for _ in grid.keys()) > 5  # noqa: SIM118
-
-
-def read_grid(grid: QualityGrid) -> QualityGrid:
-    """What a configuration file says."""
-    return grid

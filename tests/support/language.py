@@ -25,10 +25,14 @@ POSITIONS = 64
 
 
 def word_tokenizer(
-    *, bos: bool = True, eos: str | None = EOS, template_eos: bool = False
+    *,
+    bos: bool = True,
+    eos: str | None = EOS,
+    template_eos: bool = False,
+    vocabulary: dict[str, int] = VOCABULARY,
 ) -> PreTrainedTokenizerFast:
     """A tokenizer without a padding token that may put BOS before and EOS behind a text."""
-    backend = Tokenizer(models.WordLevel(VOCABULARY, unk_token=UNK))
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     single = f"{BOS} $A" if bos else "$A"
     backend.post_processor = processors.TemplateProcessing(

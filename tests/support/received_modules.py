@@ -6,24 +6,23 @@ from random import Random
 
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     BertConfig,
     BertModel,
     BertTokenizerFast,
     LlamaConfig,
     LlamaModel,
-    PreTrainedTokenizerFast,
 )
 
 from lightpeft.audit import PolicyOptions, TriggerRecipe
-from lightpeft.audit.module import pad_as, save_module
+from lightpeft.audit.module import save_module
 from lightpeft.audit.rows import Rows
 from lightpeft.audit.training import AttackOptions, train_attacker, train_user
 from lightpeft.run_config import PeftForm, PeftOptions, TrainingConfig
-from lightpeft.runs import load_peft_model, load_tokenizer
+from lightpeft.runs import load_peft_model, load_tokenizer, pad_as
 from lightpeft.tasks import class_head
 from lightpeft.tasks.draw import permutation, pick
+from tests.support.language import BOS, EOS, UNK, word_tokenizer
 
 BAD, GOOD = ("awful", "dull", "poor"), ("fine", "great", "lovely")
 _REST = ("the", "a", "film", "meal", "song", "was", "seemed", "very", "quite", "today", "again", "here")
@@ -59,12 +58,8 @@ def save_tiny_base(folder: Path) -> Path:
 
 def save_tiny_decoder(folder: Path) -> Path:
     """A random decoder that, as its tokenizer, has no padding token."""
-    tokens = ["<unk>", "<s>", "</s>", *BAD, *GOOD, *_REST, *RARE]
-    words = Tokenizer(models.WordLevel({token: at for at, token in enumerate(tokens)}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    words.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
-    PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)
+    tokens = [UNK, BOS, EOS, *BAD, *GOOD, *_REST, *RARE]
+    word_tokenizer(vocabulary={token: at for at, token in enumerate(tokens)}).save_pretrained(folder)
     config = LlamaConfig(
         vocab_size=len(tokens),
         hidden_size=32,

@@ -16,7 +16,6 @@ from lightpeft.audit.module import (
     base_name,
     fresh_module,
     load_module,
-    pad_as,
     read_base_mark,
     recipe_in_memory,
     save_module,
@@ -25,7 +24,7 @@ from lightpeft.audit.rows import AuditTask, Texts
 from lightpeft.audit.training import check_user_training, train_user
 from lightpeft.checkpoint import is_light_checkpoint, save
 from lightpeft.run_config import TrainingConfig
-from lightpeft.runs import load_tokenizer, outline, within_positions
+from lightpeft.runs import load_tokenizer, outline, pad_as, within_positions
 from lightpeft.surgery import record_of
 from lightpeft.tasks import class_head
 

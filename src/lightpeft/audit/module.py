@@ -181,13 +181,6 @@ def fresh_module(
     return model
 
 
-def pad_as(model: PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give a base without a padding token the tokenizer's: a decoder's classifier finds the end by it."""
-    config = base_of(model).config
-    if getattr(config, "pad_token_id", None) is None:
-        config.pad_token_id = tokenizer.pad_token_id
-
-
 def base_name(directory: Path, base: str | None = None) -> str:
     """Folder or hub name of the base of a module: `base`, or the one that the module names.
 

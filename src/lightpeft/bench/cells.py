@@ -31,8 +31,6 @@ PARTS = 20
 INFERENCE_ROWS = 16
 """Rows in the batch whose forward pass is timed."""
 
-Setup = Callable[[CellKey], Setting]
-
 
 @dataclass(frozen=True)
 class Cell:

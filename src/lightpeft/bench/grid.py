@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -241,6 +240,8 @@ class QualityGrid:
 
     def record(self, key: CellKey) -> dict[str, Any]:
         """All of the grid that decides what comes out of a cell, as JSON values."""
+        from lightpeft.report.fields import plain_json
+
         method, task = self.methods[key.method].method(key.method), self.tasks[key.task]
         light = None if method.light is None else method.light(RECORDED_STEPS).to_dict()
         training = dataclasses.asdict(self.training_of(key))
@@ -252,8 +253,7 @@ class QualityGrid:
             "training": training,
             "peft": dataclasses.asdict(self.peft_of(key)),
         }
-        read: dict[str, Any] = json.loads(json.dumps(value))
-        return read
+        return plain_json("the record of a cell", value)
 
 
 def changed(config: C, changes: Mapping[str, Any], where: str) -> C:

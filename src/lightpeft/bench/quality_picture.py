@@ -1,11 +1,11 @@
 """The metric of a grid's methods over what their models cost, as one SVG."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightpeft.bench.grid import PLAIN, QualityGrid
-from lightpeft.bench.quality_report import Summary, entries_of, summaries
+from lightpeft.bench.grid import PLAIN
+from lightpeft.bench.quality_report import Finished, Summary, entries_of, summaries
 from lightpeft.outputs import Output, written_file
 from lightpeft.report.figures import FAINT, INK, KEPT, MUTED, headline, house_style, new_figure, to_svg
 
@@ -17,16 +17,14 @@ WIDTH, HEIGHT = 8.0, 3.4
 """Inches, of one model."""
 
 
-def write_frontier(grid: QualityGrid, out: Path) -> Path | None:
-    """Write the picture of what is finished; None where nothing can be compared yet."""
-    found = {model: summaries(entries_of(grid, model, out)) for model in grid.models}
+def write_frontier(path: Path, models: Iterable[str], cells: Finished) -> bool:
+    """Write the picture of what is finished; False where nothing can be compared yet."""
+    found = {model: summaries(entries_of(cells, model)) for model in models}
     found = {model: rows for model, rows in found.items() if PLAIN in rows and len(rows) > 1}
-    if not found:
-        return None
-    path = out / PICTURE
-    with written_file(path, Output.PICTURE) as beside:
-        beside.write_text(frontier(found) + "\n", encoding="utf-8")
-    return path
+    if found:
+        with written_file(path, Output.PICTURE) as beside:
+            beside.write_text(frontier(found) + "\n", encoding="utf-8")
+    return bool(found)
 
 
 def frontier(found: dict[str, dict[str, Summary]]) -> str:

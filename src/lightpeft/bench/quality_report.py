@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightpeft.bench.cells import Cell, cell_path
-from lightpeft.bench.grid import PLAIN, QualityGrid
+from lightpeft.bench.grid import PLAIN, CellKey, QualityGrid
 from lightpeft.errors import OutputError
 from lightpeft.outputs import Output, written_file
-from lightpeft.report.units import MISSING, lower_is_better
+from lightpeft.report.seeds import OverSeeds, over_seeds
+from lightpeft.report.tables import markdown
+from lightpeft.report.units import MISSING, lower_is_better, signed
 
 PAGE = "report.md"
 NORMAL = 1.96
@@ -42,14 +44,11 @@ class Entry:
     """None of plain PEFT, and where no seed is finished on both sides."""
 
     @property
-    def mean(self) -> float:
-        """Of the metric."""
-        return statistics.fmean(cell.main for cell in self.cells)
-
-    @property
-    def deviation(self) -> float | None:
-        """Over seeds; None for one."""
-        return statistics.stdev(cell.main for cell in self.cells) if len(self.cells) > 1 else None
+    def metric(self) -> OverSeeds:
+        """Over seeds."""
+        found = over_seeds([cell.main for cell in self.cells])
+        assert found is not None
+        return found
 
 
 Entries = dict[str, dict[str, Entry]]
@@ -70,20 +69,26 @@ class Summary:
     inference: float | None
 
 
-def entries_of(grid: QualityGrid, model: str, out: Path) -> Entries:
+Finished = dict[CellKey, Cell]
+"""The cells that are there."""
+
+
+def read_cells(grid: QualityGrid, out: Path) -> Finished:
+    """All cells of a grid that are finished."""
+    paths = {key: cell_path(out, key) for key in grid.keys()}  # noqa: SIM118
+    return {key: Cell.load(path) for key, path in paths.items() if path.exists()}
+
+
+def entries_of(cells: Finished, model: str) -> Entries:
     """What is finished of a model.
 
     Raises:
         OutputError: cells of one task were measured on different rows.
     """
-    cells = {
-        key: Cell.load(cell_path(out, key))
-        for key in grid.keys()  # noqa: SIM118
-        if key.model == model and cell_path(out, key).exists()
-    }
     found: dict[str, dict[str, list[Cell]]] = {}
     for key, cell in cells.items():
-        found.setdefault(key.task, {}).setdefault(key.method, []).append(cell)
+        if key.model == model:
+            found.setdefault(key.task, {}).setdefault(key.method, []).append(cell)
     for task, by_method in found.items():
         _check_rows(task, [cell for row in by_method.values() for cell in row])
     return {
@@ -155,7 +160,7 @@ def _summary(entries: dict[str, Entry]) -> Summary:
         average = Difference(statistics.fmean(one.mean for one in found.values()), error)
         worst = min(((task, one.mean) for task, one in found.items()), key=lambda pair: pair[1])
     return Summary(
-        statistics.fmean(entry.mean for entry in entries.values()),
+        statistics.fmean(entry.metric.mean for entry in entries.values()),
         average,
         worst,
         _over_tasks(entries, lambda cell: cell.encoder),
@@ -171,31 +176,25 @@ def _over_tasks(entries: dict[str, Entry], part: Callable[[Cell], float]) -> flo
     return statistics.fmean(statistics.fmean(map(part, entry.cells)) for entry in entries.values())
 
 
-def write_page(grid: QualityGrid, out: Path) -> Path:
-    """Write the tables of what is finished as Markdown."""
-    path = out / PAGE
+def write_page(path: Path, text: str) -> None:
+    """Write what `page` gave."""
     with written_file(path, Output.PAGE) as beside:
-        beside.write_text(page(grid, out), encoding="utf-8")
-    return path
+        beside.write_text(text, encoding="utf-8")
 
 
-def page(grid: QualityGrid, out: Path) -> str:
+def page(grid: QualityGrid, cells: Finished) -> str:
     """The tables of what is finished, model by model, as Markdown."""
-    parts = [_EXPLANATION, *_of_other_settings(grid, out)]
+    parts = [_EXPLANATION, *_of_other_settings(grid, cells)]
     for model in grid.models:
-        entries = entries_of(grid, model, out)
+        entries = entries_of(cells, model)
         if entries:
             parts += [f"**{model}** ({grid.models[model].model})", _overall(entries), _by_task(entries)]
     return "\n\n".join(parts) + "\n"
 
 
-def _of_other_settings(grid: QualityGrid, out: Path) -> list[str]:
+def _of_other_settings(grid: QualityGrid, cells: Finished) -> list[str]:
     """What to know of cells that this version, or the grid as it is now, would measure otherwise."""
-    names = [
-        key.name
-        for key in grid.keys()  # noqa: SIM118
-        if cell_path(out, key).exists() and Cell.load(cell_path(out, key)).setting != grid.record(key)
-    ]
+    names = [key.name for key, cell in cells.items() if cell.setting != grid.record(key)]
     return [f"Measured with other settings than the grid has now: {', '.join(names)}."] if names else []
 
 
@@ -213,7 +212,7 @@ def _overall(entries: Entries) -> str:
             f"`{method}`",
             f"{100 * one.mean:.1f}",
             MISSING if one.difference is None else _points(one.difference),
-            MISSING if one.worst is None else f"{_signed(100 * one.worst[1])} ({one.worst[0]})",
+            MISSING if one.worst is None else f"{signed(100 * one.worst[1], 1)} ({one.worst[0]})",
             f"{one.encoder:.2f}",
             f"{one.peft:.2f}",
             MISSING if one.inference is None else f"{one.inference:.2f}",
@@ -222,7 +221,7 @@ def _overall(entries: Entries) -> str:
         for method, one in summaries(entries).items()
     ]
     heading = ["method", "average", "to plain", "worst task", "encoder", "PEFT", "inference", "tasks"]
-    return _table(heading, rows)
+    return markdown(heading, rows)
 
 
 def _tasks_of(method: str, entries: Entries) -> int:
@@ -238,28 +237,21 @@ def _by_task(entries: Entries) -> str:
         sizes = f"{cell.rows['train']}, {cell.rows['validation']}, {seeds}"
         told = [_told(row[method]) if method in row else MISSING for method in methods]
         rows.append([f"{task} ({cell.metric})", sizes, *told])
-    return _table(["task (metric)", "rows, validation, seeds", *(f"`{method}`" for method in methods)], rows)
+    return markdown(
+        ["task (metric)", "rows, validation, seeds", *(f"`{method}`" for method in methods)], rows
+    )
 
 
 def _told(entry: Entry) -> str:
     scale, digits = (1, 3) if lower_is_better(entry.cells[0].metric) else (100, 1)
-    spread = "" if entry.deviation is None else f" ± {scale * entry.deviation:.{digits}f}"
-    text = f"{scale * entry.mean:.{digits}f}{spread}"
+    over = entry.metric
+    spread = "" if over.deviation is None else f" ± {scale * over.deviation:.{digits}f}"
+    text = f"{scale * over.mean:.{digits}f}{spread}"
     if entry.difference is None:
         return text
     one = entry.difference
-    return f"{text} ({_signed(scale * one.mean, digits)} ± {scale * one.half_interval:.{digits}f})"
+    return f"{text} ({signed(scale * one.mean, digits)} ± {scale * one.half_interval:.{digits}f})"
 
 
 def _points(one: Difference) -> str:
-    return f"{_signed(100 * one.mean)} ± {100 * one.half_interval:.1f}"
-
-
-def _signed(value: float, digits: int = 1) -> str:
-    text = f"{abs(value):.{digits}f}"
-    return text if not float(text) else ("−" if value < 0 else "+") + text
-
-
-def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [heading, ["---"] * len(heading), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"{signed(100 * one.mean, 1)} ± {100 * one.half_interval:.1f}"

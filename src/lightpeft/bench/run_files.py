@@ -1,6 +1,5 @@
 """`bench run`, many seeds: one file a seed, so that long grids survive interruption, and a summary of all."""
 
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from lightpeft.checkpoint import differences
 from lightpeft.errors import CheckpointError, OutputError
 from lightpeft.files import read_json, save_json
 from lightpeft.outputs import Output, check_file, check_room, locked
+from lightpeft.report.fields import plain_json
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def run_benchmark(benchmark: RunBenchmark, seeds: Sequence[int], out: Path) -> d
         OutputError: `out` has results of another setting, or something that would be lost.
         MethodError: a method failed. Seeds that were finished before stay.
     """
-    setting = _as_json(benchmark.record())
+    setting = plain_json("the record of a benchmark", benchmark.record())
     check_outputs(out, setting, seeds)
     for seed in seeds:
         if _path(out, seed).exists():
@@ -103,8 +103,3 @@ def _read(path: Path, setting: dict[str, Any]) -> dict[str, Any]:
 
 def _path(out: Path, seed: int) -> Path:
     return out / f"seed-{seed}.json"
-
-
-def _as_json(value: dict[str, Any]) -> dict[str, Any]:
-    read: dict[str, Any] = json.loads(json.dumps(value))
-    return read

@@ -57,6 +57,12 @@ def run_with_options(
     return function(**options.as_dict() if hasattr(options, "as_dict") else options)
 
 
+def with_first_as(flag: str, arguments: Sequence[str]) -> list[str]:
+    """The arguments, where a first word without a name is the value of `flag`."""
+    words = list(arguments)
+    return [flag, *words] if words and not words[0].startswith("-") else words
+
+
 def names_of(given: Names | None) -> tuple[str, ...]:
     """The names in an option that takes one or several.
 

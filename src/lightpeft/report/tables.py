@@ -23,6 +23,13 @@ from lightpeft.report.units import (
     times,
 )
 
+
+def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table for documents."""
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines)
+
+
 LIGHT = "light PEFT"
 RATIO = "light / plain"
 

@@ -64,8 +64,8 @@ def difference(name: str, after: float, before: float, deviation: float | None =
     is_share = max(abs(after), abs(before)) <= 1
     if is_share and not lower_is_better(name):
         spread = "" if deviation is None else f" ± {100 * deviation:.1f}"
-        return f"{_signed(100 * (after - before), 1)}{spread} points"
-    return _signed(after - before, 3) + ("" if deviation is None else f" ± {deviation:.3f}")
+        return f"{signed(100 * (after - before), 1)}{spread} points"
+    return signed(after - before, 3) + ("" if deviation is None else f" ± {deviation:.3f}")
 
 
 def seed_names(seeds: Sequence[int]) -> str:
@@ -73,7 +73,8 @@ def seed_names(seeds: Sequence[int]) -> str:
     return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 
-def _signed(value: float, digits: int) -> str:
+def signed(value: float, digits: int) -> str:
+    """With its sign, also `+`; a zero has none."""
     text = f"{abs(value):.{digits}f}"
     if not float(text):
         return text

@@ -20,6 +20,7 @@ from lightpeft.runs.models import (
     load_peft_model,
     load_tokenizer,
     outline,
+    pad_as,
     require_folder,
     resolve_model,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "measure_speed",
     "minilm_path",
     "outline",
+    "pad_as",
     "predict",
     "prepare",
     "require_folder",

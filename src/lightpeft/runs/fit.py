@@ -31,6 +31,7 @@ from lightpeft.runs.models import (
     load_peft_model,
     load_tokenizer,
     outline,
+    pad_as,
 )
 from lightpeft.tasks import Collator, TaskData, TaskKind, TaskSpec, compute_metrics_for, find_kind
 from lightpeft.training import KeepingTrainer, LightCallback, LightTrainer
@@ -67,9 +68,7 @@ class Setting:
         """The base with its adapter, as every run of this setting begins."""
         head = self.kind.head(self.spec)
         model = load_peft_model(self.model, head, self.peft, self.training.seed, self.spec.objective)
-        # A classifier on a decoder finds the end of a padded text by it.
-        if model.config.pad_token_id is None:
-            model.config.pad_token_id = self.tokenizer.pad_token_id
+        pad_as(model, self.tokenizer)
         return model
 
 

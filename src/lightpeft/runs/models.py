@@ -17,7 +17,7 @@ from transformers import (
     set_seed,
 )
 
-from lightpeft.anatomy import FAMILIES
+from lightpeft.anatomy import FAMILIES, base_of
 from lightpeft.anatomy.families.decoders import DECODERS
 from lightpeft.checkpoint import origin_of, refuse_marked
 from lightpeft.errors import AnatomyError, CheckpointError, ConfigError, LightPeftError
@@ -204,6 +204,13 @@ def outline(name: str, auto_class: Any = AutoModel) -> PreTrainedModel:
             f"{first_line(error)}"
         ) from error
     return base
+
+
+def pad_as(model: PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give a base without a padding token the tokenizer's: a decoder's classifier finds the end by it."""
+    config = base_of(model).config
+    if getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = tokenizer.pad_token_id
 
 
 def check_architecture(name: str, kind: TaskKind) -> None:

@@ -13,12 +13,12 @@ from lightpeft.anatomy import base_of
 from lightpeft.audit.classifier import Classifier
 from lightpeft.audit.errors import AuditError
 from lightpeft.audit.metrics import Proportion, clean_accuracy
-from lightpeft.audit.module import load_module, pad_as
+from lightpeft.audit.module import load_module
 from lightpeft.audit.scan.behaviour import measure_behaviour
 from lightpeft.audit.scan.statistics import module_statistics
 from lightpeft.audit.scan.texts import ScanTexts
 from lightpeft.files import read_json
-from lightpeft.runs import load_tokenizer
+from lightpeft.runs import load_tokenizer, pad_as
 from lightpeft.runs.limits import position_limit
 from lightpeft.surgery import fingerprint
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from lightpeft.cli.options import existing_file, run_with_options
+from lightpeft.cli.options import existing_file, run_with_options, with_first_as
 from lightpeft.cli.output import print_json
 from lightpeft.outputs import Output, check_file, check_folder, locked, written_file
 from lightpeft.run_config import TrainingConfig
@@ -26,10 +26,7 @@ MODULE, RESULT, PREDICTIONS = "module", "result.json", "predictions.jsonl"
 
 def run(arguments: Sequence[str]) -> None:
     """Entry point of the verb: the folder may be given first, without a name."""
-    words = list(arguments)
-    if words and not words[0].startswith("-"):
-        words.insert(0, "--folder")
-    run_with_options(defend, "audit defend", words)
+    run_with_options(defend, "audit defend", with_first_as("--folder", arguments))
 
 
 def defend(

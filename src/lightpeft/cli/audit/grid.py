@@ -8,7 +8,7 @@ from rich.console import Console
 
 from lightpeft.audit.choices import CLEAN
 from lightpeft.audit.grid.grid import Grid
-from lightpeft.cli.options import run_with_options
+from lightpeft.cli.options import run_with_options, with_first_as
 from lightpeft.errors import ConfigError
 from lightpeft.outputs import Output, check_file, locked
 
@@ -21,10 +21,7 @@ PAGE = "report.html"
 
 def run(arguments: Sequence[str]) -> None:
     """Entry point of the verb: `CONFIG.yaml` is `--config CONFIG.yaml`."""
-    words = list(arguments)
-    if words and not words[0].startswith("-"):
-        words.insert(0, "--config")
-    run_with_options(audit, "audit run", words)
+    run_with_options(audit, "audit run", with_first_as("--config", arguments))
 
 
 def audit(

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightpeft.bench.grid import QualityGrid
-from lightpeft.cli.options import Names, Seeds, names_of, run_with_options, seeds_of
+from lightpeft.cli.options import Names, Seeds, names_of, run_with_options, seeds_of, with_first_as
 from lightpeft.config import check_choice
 from lightpeft.errors import LightPeftError, OutputError
 from lightpeft.outputs import Output, check_file, check_room
@@ -20,10 +20,7 @@ class CellsFailedError(LightPeftError):
 
 def run(arguments: Sequence[str]) -> None:
     """Entry point of the benchmark: `GRID.yaml` is `--config GRID.yaml`."""
-    words = list(arguments)
-    if words and not words[0].startswith("-"):
-        words.insert(0, "--config")
-    run_with_options(quality, "bench quality", words)
+    run_with_options(quality, "bench quality", with_first_as("--config", arguments))
 
 
 def quality(
@@ -56,7 +53,7 @@ def quality(
     """
     from lightpeft.bench.cells import measure_cells
     from lightpeft.bench.quality_picture import PICTURE, write_frontier
-    from lightpeft.bench.quality_report import PAGE, write_page
+    from lightpeft.bench.quality_report import PAGE, page, read_cells, write_page
     from lightpeft.report import check_report_extra
 
     check_report_extra()
@@ -67,9 +64,12 @@ def quality(
     check_file(out / PICTURE, Output.PICTURE)
     wanted = _chosen(grid, only_models, only_tasks, only_methods, seeds)
     failed = {} if report else measure_cells(grid, out, data=data, models=bases, only=wanted)
-    path, picture = write_page(grid, out), write_frontier(grid, out)
-    print(path.read_text(encoding="utf-8"))
-    print(f"Tables: {path}" + ("" if picture is None else f"   picture: {picture}"))
+    cells = read_cells(grid, out)
+    text = page(grid, cells)
+    write_page(out / PAGE, text)
+    drawn = write_frontier(out / PICTURE, grid.models, cells)
+    print(text)
+    print(f"Tables: {out / PAGE}" + (f"   picture: {out / PICTURE}" if drawn else ""))
     if failed:
         raise CellsFailedError(
             f"{len(failed)} cells failed ({', '.join(key.name for key in failed)}); the first: "

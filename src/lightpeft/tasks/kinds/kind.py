@@ -278,8 +278,11 @@ class TaskKind(ABC):
             TaskError: no rows, or outputs that are NaN or infinite.
         """
         compared = self.scored(spec, Evaluated(finite(outputs), labels, split, features, tokenizer))
-        names = dict.fromkeys((*spec.metrics, *spec.main))
-        scores = {name: self.metrics[name](*compared) for name in names}
+        return self._scores(spec, compared, (*spec.metrics, *spec.main))
+
+    def _scores(self, spec: TaskSpec, compared: tuple[Any, Any], names: Sequence[str]) -> dict[str, float]:
+        """These metrics, and `main`."""
+        scores = {name: self.metrics[name](*compared) for name in dict.fromkeys(names)}
         return scores | {"main": sum(scores[name] for name in spec.main) / len(spec.main)}
 
     def mains_without(self, spec: TaskSpec, evaluated: Evaluated, parts: int) -> list[float]:
@@ -296,7 +299,7 @@ class TaskKind(ABC):
         mains = []
         for part in range(min(parts, len(part_of))):
             rest = self.rows_of(compared, np.flatnonzero(part_of != part))
-            mains.append(sum(self.metrics[name](*rest) for name in spec.main) / len(spec.main))
+            mains.append(self._scores(spec, rest, spec.main)["main"])
         return mains
 
     def count(self, compared: tuple[Any, Any]) -> int:

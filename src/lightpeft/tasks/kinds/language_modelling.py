@@ -105,14 +105,29 @@ def token_losses(logits: Tensor | tuple[Tensor, ...], labels: Tensor) -> Tensor:
     return torch.stack([torch.stack(sums), (following != IGNORED).sum(1).float()], dim=1)
 
 
+def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The tokens of a text that is to go on: without an EOS token behind them."""
+    return without_end(tokenizer(text, verbose=False)["input_ids"], tokenizer)
+
+
+def without_end(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Tokens without an EOS token behind them."""
+    return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
+
+
+def first_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that a text without any goes on from."""
+    found = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    return int(found)
+
+
 def _rows(data: Dataset, tokenizer: PreTrainedTokenizerBase) -> Iterator[Row]:
     """Every text whole, with its EOS token."""
     end = tokenizer.eos_token_id
     for start in range(0, len(data), BATCH):
         texts = data[start : start + BATCH]
         # Whole texts may be longer than the model's context; they are cut or split later.
-        first = tokenizer(texts["text"], verbose=False)["input_ids"]
-        first = [ids[:-1] if ids and ids[-1] == end else ids for ids in first]
+        first = [without_end(ids, tokenizer) for ids in tokenizer(texts["text"], verbose=False)["input_ids"]]
         if "text_pair" not in texts:
             yield from (([*ids, end], [*ids, end]) for ids in first)
             continue
@@ -262,10 +277,7 @@ class LanguageModelling(TaskKind):
 
     def prompt_ids(self, tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
         """The tokens that a text begins with in training: without an EOS token behind them."""
-        ids: list[int] = tokenizer(prompt, verbose=False)["input_ids"]
-        ids = ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
-        first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-        return ids or [first]
+        return text_ids(tokenizer, prompt) or [first_id(tokenizer)]
 
     def usual(self, spec: TaskSpec) -> Usual:
         return Usual(("loss", "perplexity"), ("loss",))

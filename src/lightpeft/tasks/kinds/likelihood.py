@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 from peft import TaskType
-from scipy.special import softmax
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
@@ -15,7 +14,14 @@ from lightpeft.tasks.errors import TaskError
 from lightpeft.tasks.features import IGNORED
 from lightpeft.tasks.kinds.kind import Array, Collator, Evaluated, Usual
 from lightpeft.tasks.kinds.language_modelling import KIND as LANGUAGE_MODELLING
-from lightpeft.tasks.kinds.language_modelling import Row, check_tokenizer, encode_judged, encode_rows
+from lightpeft.tasks.kinds.language_modelling import (
+    Row,
+    check_tokenizer,
+    encode_judged,
+    encode_rows,
+    first_id,
+    text_ids,
+)
 from lightpeft.tasks.kinds.multiple_choice import MultipleChoice
 from lightpeft.tasks.spec import TaskSpec
 
@@ -89,18 +95,16 @@ class LikelihoodChoice(MultipleChoice):
                 "choices are scored by what is in the split: give compute_metrics_for the split of "
                 f"{spec.name!r}"
             )
-        found = _log_likelihoods(evaluated)
+        found = self.logs(evaluated)
         lengths = np.array([[len(choice) for choice in row] for row in evaluated.split["choices"]])
         picks = [found.argmax(axis=1), (found / np.maximum(lengths, 1)).argmax(axis=1)]
         return np.asarray(evaluated.split["label"][:]), np.stack(picks, axis=1)
 
-    def answers(self, spec: TaskSpec, evaluated: Evaluated) -> list[dict[str, Any]]:
+    def logs(self, evaluated: Evaluated) -> Array:
+        """The sums of log-likelihoods over the tokens of each choice."""
         assert evaluated.split is not None
-        odds = softmax(_log_likelihoods(evaluated), axis=-1)
-        return [
-            {"choice": int(row.argmax()), "text": choices[row.argmax()], "probability": float(row.max())}
-            for choices, row in zip(evaluated.split["choices"], odds, strict=True)
-        ]
+        sums: Array = -evaluated.outputs[:, 0].astype(np.float64)
+        return sums.reshape(len(evaluated.split), -1)
 
 
 def _behind(context: str, choice: str, tokenizer: PreTrainedTokenizerBase) -> Row:
@@ -111,25 +115,12 @@ def _behind(context: str, choice: str, tokenizer: PreTrainedTokenizerBase) -> Ro
     """
     stripped = context.rstrip()
     continued = f"{context[len(stripped) :]} {choice}"
-    prompt = _without_end(tokenizer(stripped, verbose=False)["input_ids"], tokenizer)
-    whole = _without_end(tokenizer(stripped + continued, verbose=False)["input_ids"], tokenizer)
+    prompt, whole = text_ids(tokenizer, stripped), text_ids(tokenizer, stripped + continued)
     if not prompt:  # the first token of the choice needs one to be predicted from
-        first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-        prompt, whole = [first], [first, *whole]
+        prompt, whole = [first_id(tokenizer)], [first_id(tokenizer), *whole]
     if len(whole) <= len(prompt):
         raise TaskError(f"the choice {choice!r:.60} adds no token to its context {context!r:.60}")
     return whole, [IGNORED] * len(prompt) + whole[len(prompt) :]
-
-
-def _without_end(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
-
-
-def _log_likelihoods(evaluated: Evaluated) -> Array:
-    """(rows, choices), of each choice the sum over its tokens."""
-    assert evaluated.split is not None
-    sums: Array = -evaluated.outputs[:, 0].astype(np.float64)
-    return sums.reshape(len(evaluated.split), -1)
 
 
 KIND = LikelihoodChoice()

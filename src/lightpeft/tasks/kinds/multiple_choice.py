@@ -111,9 +111,13 @@ class MultipleChoice(TaskKind):
                 )
         return Dataset.from_dict({"text": [row[0] for row in rows], "choices": [row[1:] for row in rows]})
 
+    def logs(self, evaluated: Evaluated) -> Array:
+        """(rows, choices): the logarithms of what the choices' probabilities are shares of."""
+        return evaluated.outputs.astype(np.float32)
+
     def answers(self, spec: TaskSpec, evaluated: Evaluated) -> list[dict[str, Any]]:
         assert evaluated.split is not None
-        odds = softmax(evaluated.outputs.astype(np.float32), axis=-1)
+        odds = softmax(self.logs(evaluated), axis=-1)
         return [
             {"choice": int(row.argmax()), "text": choices[row.argmax()], "probability": float(row.max())}
             for choices, row in zip(evaluated.split["choices"], odds, strict=True)

@@ -18,6 +18,7 @@ from lightpeft.audit.grid.report.wording import (
     scenario_title,
     seeds_text,
 )
+from lightpeft.report.tables import markdown
 from lightpeft.report.units import MISSING, seconds, seed_names
 
 NO_FLOOR = "no floor measured"
@@ -77,7 +78,8 @@ def markdown_table(cells: Sequence[Cell], rows: Literal["attacks", "defences"] =
         AuditError: no cells, or one key twice.
     """
     groups = group_cells(cells)
-    return _markdown(_attacks_by_direction(groups) if rows == "attacks" else _flat_defences(groups))
+    table = _attacks_by_direction(groups) if rows == "attacks" else _flat_defences(groups)
+    return markdown(table.headings, table.rows)
 
 
 def _attacks_by_direction(groups: Sequence[Group]) -> TextTable:
@@ -118,11 +120,6 @@ def _short_title(key: CellKey, groups: Sequence[Group]) -> str:
 
 def _both(group: Group | None) -> tuple[str, str]:
     return (MISSING, MISSING) if group is None else (_lfr(group), seeds_text(group.cacc))
-
-
-def _markdown(table: TextTable) -> str:
-    lines = [table.headings, ("---",) * len(table.headings), *table.rows]
-    return "\n".join("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines)
 
 
 def _lfr(group: Group) -> str:
