@@ -131,6 +131,22 @@ def test_other_settings_are_refused_before_anything_runs(
     assert "is no cell of bench quality" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--seeds", "0,5"], "seeds has 5, which the grid does not; it has [0, 1]"),
+        (["--only-methods", "halb"], "only_methods is 'halb'"),
+        (["--only-tasks", "moods"], "only_tasks is 'moods'"),
+    ],
+)
+def test_what_is_not_in_the_grid_is_refused(
+    words: list[str], message: str, command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command, *words]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_cell_that_another_process_is_at_is_left_to_it(command: list[str], tmp_path: Path) -> None:
     busy = tmp_path / "out" / CELLS / NAMES[0]
     busy.mkdir(parents=True)

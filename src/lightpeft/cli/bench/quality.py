@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from lightpeft.bench.grid import QualityGrid
 from lightpeft.cli.options import Names, Seeds, names_of, run_with_options, seeds_of, with_first_as
 from lightpeft.config import check_choice
-from lightpeft.errors import LightPeftError, OutputError
+from lightpeft.errors import ConfigError, LightPeftError, OutputError
 from lightpeft.outputs import Output, check_file, check_room
 
 if TYPE_CHECKING:
@@ -87,13 +87,16 @@ def _chosen(
     """Whether a cell was asked for.
 
     Raises:
-        ConfigError: a name that is not in the grid.
+        ConfigError: a name or a seed that is not in the grid.
     """
     chosen = {"models": names_of(models), "tasks": names_of(tasks), "methods": names_of(methods)}
     for group, names in chosen.items():
         for name in names:
             check_choice(f"only_{group}", name, tuple(getattr(grid, group)))
-    only_seeds = seeds_of(seeds, ())
+    only_seeds, known = seeds_of(seeds, ()), sorted({key.seed for key in grid.keys()})  # noqa: SIM118
+    for seed in only_seeds:
+        if seed not in known:
+            raise ConfigError(f"seeds has {seed}, which the grid does not; it has {known}.")
 
     def wanted(key: "CellKey") -> bool:
         parts = zip((key.model, key.task, key.method), chosen.values(), strict=True)
