@@ -35,6 +35,7 @@ from lightpeft.plan import Plan
 from lightpeft.planning import limits, make_plan
 from lightpeft.scores import Scores
 from lightpeft.surgery import (
+    BATCHES,
     CutReport,
     StepGuard,
     base_digests,
@@ -117,7 +118,7 @@ class LightSession:
             self._targeting = Targeting(self.config, pace, total_steps, first_step)
         self.check(model, total_steps)
         origin_of(model)  # says now what a checkpoint of this run could not be loaded without
-        self._estimator = Estimator(model, estimation)
+        self._estimator = Estimator(model, estimation, BATCHES)
         if self._resumed is not None:
             tensors, header = self._resumed
             self._estimator.restore(tensors, header)
@@ -217,9 +218,8 @@ class LightSession:
         if estimator is None or estimator.steps < estimator.config.planned_steps:
             return False
         self.scores = estimator.scores()
-        batch = estimator.last_batch
-        self._proof = batch
-        assert batch is not None
+        batches = tuple(estimator.batches)
+        batch = self._proof = batches[-1]
         self._take_gates_out()
         targeting = self._targeting
         pricing = None if targeting is None else targeting.pricing(model, batch, step)
@@ -239,6 +239,7 @@ class LightSession:
             optimizer,
             scores=self.scores,
             batch=batch,
+            batches=batches,
             config=self.config.surgery,
         )
         self.cut_step = step
