@@ -75,12 +75,13 @@ def corrections(
         sizes: how many inputs stay, per linear that loses some.
         loss_of: what such a linear loses; asked for some at a time.
         batches: what the base was called with in training; with fewer than two nothing can be judged, and
-            nothing is done.
+            with a prefix's keys and values, which a call changes, the base cannot be called again: then nothing
+            is done.
 
     Returns:
         Corrections of those linears where it helps on batches that were not used for it.
     """
-    if len(batches) < 2:
+    if len(batches) < 2 or any(_reads_a_prefix(batch) for batch in batches):
         return {}
     found: dict[str, Correction] = {}
     for group in _groups(base_of(model), sizes):
@@ -88,6 +89,12 @@ def corrections(
         solved = {name: _solve(*tables.pop(name), rank) for name in group}
         found |= {name: one for name, one in solved.items() if one is not None}
     return found
+
+
+def _reads_a_prefix(batch: Batch) -> bool:
+    """Whether the mask is of more tokens than there are."""
+    text, mask = batch.get("input_ids", batch.get("inputs_embeds")), batch.get("attention_mask")
+    return text is not None and mask is not None and mask.dim() == 2 and mask.shape[1] > text.shape[1]
 
 
 class _Moments:
