@@ -75,8 +75,8 @@ def corrections(
         sizes: how many inputs stay, per linear that loses some.
         loss_of: what such a linear loses; asked for some at a time.
         batches: what the base was called with in training; with fewer than two nothing can be judged, and
-            with a prefix's keys and values, which a call changes, the base cannot be called again: then nothing
-            is done.
+            with a prefix's keys and values, which a call changes, none can be made again: then nothing is
+            done.
 
     Returns:
         Corrections of those linears where it helps on batches that were not used for it.
