@@ -14,6 +14,8 @@ if TYPE_CHECKING:
         LightTasks,
         export_full_adapter,
         export_merged,
+        export_onnx,
+        export_torch,
         export_transformers,
         load,
         load_merged,
@@ -40,6 +42,9 @@ else:  # importing what these names stand for takes seconds
     __getattr__, __dir__ = lazy_names(__name__)
 
 import_after("peft", "lightpeft.adapters.bottleneck")  # peft shall load bottleneck adapters itself
+# transformers shall load merged folders itself
+import_after("transformers.models.auto.configuration_auto", "lightpeft.registered.configuration")
+import_after("transformers.models.auto.modeling_auto", "lightpeft.registered.models")
 
 __version__ = version("lightpeft")
 
@@ -70,6 +75,8 @@ __all__ = [
     "estimate",
     "export_full_adapter",
     "export_merged",
+    "export_onnx",
+    "export_torch",
     "export_transformers",
     "find_anatomy",
     "load",

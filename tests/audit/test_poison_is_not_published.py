@@ -97,6 +97,8 @@ REFUSED: dict[str, Callable[[SimpleNamespace], Any]] = {
     "export_merged": lambda room: lightpeft.export_merged(room.light, room.out),
     "export_full_adapter": lambda room: lightpeft.export_full_adapter(room.light, room.out),
     "export_transformers": lambda room: lightpeft.export_transformers(room.light, room.out),
+    "export_onnx": lambda room: lightpeft.export_onnx(room.light, room.out),
+    "export_torch": lambda room: lightpeft.export_torch(room.light, room.out),
     "export_merged onto a poisoned base": lambda room: lightpeft.export_merged(
         room.clean_light, room.out, base=room.poisoned_base
     ),
@@ -104,6 +106,9 @@ REFUSED: dict[str, Callable[[SimpleNamespace], Any]] = {
     "save_with_state": lambda room: with_state(room),
     "save_merged": lambda room: save_merged(in_memory(room, cut=True), room.out, {}),
     "load_merged": lambda room: lightpeft.load_merged(merged_with_mark(room)),
+    "load_merged by an auto class": lambda room: AutoModelForSequenceClassification.from_pretrained(
+        merged_with_mark(room)
+    ),
     "LightTrainer's checkpoint": lambda room: trainer(
         room.base, room.out, model=in_memory(room), save_strategy="steps", save_steps=8
     ).train(),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from tests.cli.conftest import QUICK, read
-from transformers import pipeline
+from transformers import AutoTokenizer, pipeline
 
 from lightpeft.cli.main import main
 
@@ -91,6 +91,17 @@ def test_a_uniform_run_becomes_an_ordinary_checkpoint(
     assert {answer["label"] for answer in answers} <= {"negative", "positive"}
 
 
+@pytest.mark.parametrize("to", ["torch", "onnx"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_graph_measures_as_the_light_checkpoint_does(
+    to: str, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = export(capsys, str(finished_run), "--to", to, "--out", str(tmp_path / "out"), "--evaluate")
+    assert result["metrics"]["main"] == pytest.approx(result["light_metrics"]["main"], abs=1e-6)
+    assert read(tmp_path / "out" / "signature.json")["id2label"] == {"0": "negative", "1": "positive"}
+    assert AutoTokenizer.from_pretrained(tmp_path / "out")("good")["input_ids"]
+
+
 @pytest.mark.parametrize("to", ["merged", "full-adapter"])
 def test_without_out_it_goes_beside_the_checkpoint(
     to: str, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -113,6 +124,7 @@ def test_evaluate_measures_the_full_adapter(
     [
         (["--to", "merged", "--batch-size", "3"], "no effect without --evaluate"),
         (["--to", "merged", "--base", "/nowhere"], "/nowhere"),
+        (["--to", "torch", "--int8"], "int8 has no effect with --to torch"),
         (["--to", "transformers"], "has lost heads, which no checkpoint of transformers can have"),
     ],
 )

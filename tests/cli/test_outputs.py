@@ -126,6 +126,7 @@ FILES: dict[str, Row] = {
     "lightpeft audit report": Row(Output.PAGE, verb("audit", "report", "{cells}"), quick=False),
     "digits.py": Row(Output.RESULT, program("digits"), quick=False),
     "kill.py": Row(Output.RESULT, program("kill"), quick=False),
+    "deployed.py": Row(Output.RESULT, program("deployed", "--run", "no"), quick=False),
     "plug_and_play.py": Row(Output.RESULT, program("plug_and_play"), quick=False),
     "whole_blocks.py": Row(Output.RESULT, program("whole_blocks"), quick=False),
     "trigger_visibility.py": Row(Output.RESULT, program("trigger_visibility", "--data", "no"), quick=False),
@@ -147,6 +148,12 @@ FOLDERS: dict[str, Row] = {
     ),
     "lightpeft export --to full-adapter": Row(
         Output.FULL_ADAPTER, verb("export", "{run}", "--to", "full-adapter"), quick=False
+    ),
+    "export_onnx": Row(
+        Output.ONNX, lambda room, target: lightpeft.export_onnx(room.light, target), quick=False
+    ),
+    "export_torch": Row(
+        Output.PROGRAM, lambda room, target: lightpeft.export_torch(room.light, target), quick=False
     ),
     "lightpeft export --to transformers": Row(
         Output.STOCK, verb("export", "{run}", "--to", "transformers"), quick=False

@@ -1,6 +1,12 @@
 """Light checkpoints: written whole or not at all, checked before they are used."""
 
-from lightpeft.checkpoint.export import export_full_adapter, export_merged, export_transformers
+from lightpeft.checkpoint.export import (
+    export_full_adapter,
+    export_merged,
+    export_onnx,
+    export_torch,
+    export_transformers,
+)
 from lightpeft.checkpoint.format import (
     LIGHT,
     MERGED,
@@ -10,6 +16,7 @@ from lightpeft.checkpoint.format import (
     read_merged,
     read_record,
 )
+from lightpeft.checkpoint.graph import Graph
 from lightpeft.checkpoint.light_tasks import LightTasks, TaskMemory
 from lightpeft.checkpoint.load import (
     check_adapter_config,
@@ -19,7 +26,7 @@ from lightpeft.checkpoint.load import (
     is_light_checkpoint,
     load,
 )
-from lightpeft.checkpoint.merged import load_merged
+from lightpeft.checkpoint.merged import load_cut, load_merged
 from lightpeft.checkpoint.origin import origin_of
 from lightpeft.checkpoint.own import own_tensors, restore_tensors
 from lightpeft.checkpoint.poison import POISON_FLAG, POISON_MARK, refuse_marked, refuse_marked_model
@@ -47,6 +54,7 @@ __all__ = [
     "POISON_FLAG",
     "POISON_MARK",
     "PRUNING",
+    "Graph",
     "LightTasks",
     "RunMark",
     "TaskMemory",
@@ -58,6 +66,8 @@ __all__ = [
     "discard_unfinished",
     "export_full_adapter",
     "export_merged",
+    "export_onnx",
+    "export_torch",
     "export_transformers",
     "find_folder",
     "guard",
@@ -69,6 +79,7 @@ __all__ = [
     "kind_of",
     "last_complete_checkpoint",
     "load",
+    "load_cut",
     "load_merged",
     "mark_complete",
     "origin_of",

@@ -1,6 +1,8 @@
 """Other forms of a light checkpoint, written to a folder of their own."""
 
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from peft import PeftModel
@@ -8,12 +10,15 @@ from transformers import PreTrainedModel
 
 from lightpeft.checkpoint.format import ADAPTER, PRUNING, TENSORS, read_record
 from lightpeft.checkpoint.full_size import full_size
+from lightpeft.checkpoint.graph import Graph
 from lightpeft.checkpoint.load import find_folder, load
-from lightpeft.checkpoint.merged import save_merged
+from lightpeft.checkpoint.merged import KEPT, save_merged
+from lightpeft.checkpoint.onnx_file import check_onnx_extra, save_onnx
+from lightpeft.checkpoint.program_file import save_program
 from lightpeft.checkpoint.stock import save_stock
+from lightpeft.checkpoint.traced import require_traceable
 from lightpeft.outputs import MANIFEST, Output, written_folder
 
-_KEPT = ("base", "metrics", "task", "lightpeft_version")
 _OWN = {PRUNING, TENSORS, ADAPTER, MANIFEST, "adapter_config.json", "README.md"}
 
 
@@ -32,7 +37,7 @@ def export_merged(
     described = read_record(directory)[1]
     with written_folder(target, Output.MERGED) as beside:
         model = load(directory, base)
-        merged = save_merged(model, beside, {key: described.get(key) for key in _KEPT})
+        merged = save_merged(model, beside, {key: described.get(key) for key in KEPT})
         _copy_tokenizer(directory, beside)
     return merged
 
@@ -58,6 +63,63 @@ def export_transformers(
         _copy_tokenizer(directory, beside)
     written.config._name_or_path = str(target)
     return written
+
+
+def export_onnx(
+    folder: str | Path,
+    out: str | Path,
+    base: str | Path | PreTrainedModel | None = None,
+    *,
+    int8: bool = False,
+) -> Graph:
+    """Write the small model as `model.onnx`, for any number of texts of any length, with `signature.json`.
+
+    Of any plan. onnxruntime's answers on padded batches of several shapes are compared with the light model's
+    before the folder is put in place.
+
+    Args:
+        int8: store weights as 8-bit integers, and round what they are multiplied by as it comes; this is not
+            what the light checkpoint computes, so measure it.
+
+    Raises:
+        ConfigError: a package of the extra `onnx` is not installed.
+        CheckpointError: the checkpoint cannot be loaded, or the model not traced.
+        OutputError: `out` holds something else, or cannot be written.
+    """
+    check_onnx_extra()
+    return _export_graph(folder, out, base, Output.ONNX, partial(save_onnx, int8=int8))
+
+
+def export_torch(
+    folder: str | Path, out: str | Path, base: str | Path | PreTrainedModel | None = None
+) -> Graph:
+    """Write the small model as `model.pt2`, which `torch.export.load` reads, with `signature.json`.
+
+    Of any plan, for any number of texts of any length. What was written is loaded, and compared with the
+    light model on padded batches of several shapes, before the folder is put in place.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be loaded, or the model not traced.
+        OutputError: `out` holds something else, or cannot be written.
+    """
+    return _export_graph(folder, out, base, Output.PROGRAM, save_program)
+
+
+def _export_graph(
+    folder: str | Path,
+    out: str | Path,
+    base: str | Path | PreTrainedModel | None,
+    holds: Output,
+    save: Callable[[PeftModel, Path], Graph],
+) -> Graph:
+    directory = find_folder(folder)
+    require_traceable(read_record(directory)[1].get("base") or {})
+    with written_folder(Path(out), holds) as beside:
+        model = load(directory, base)
+        beside.mkdir(parents=True)
+        graph = save(model, beside)
+        _copy_tokenizer(directory, beside)
+    return graph
 
 
 def export_full_adapter(

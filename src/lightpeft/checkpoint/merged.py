@@ -2,8 +2,9 @@
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import torch
@@ -20,18 +21,25 @@ from lightpeft.adapters import active_form
 from lightpeft.anatomy import base_of, linear_at
 from lightpeft.checkpoint.base import AUTO_CLASSES
 from lightpeft.checkpoint.format import WEIGHTS, read_merged, write_merged
+from lightpeft.checkpoint.load import find_folder
 from lightpeft.checkpoint.own import dtypes_of, restore_dtypes
 from lightpeft.checkpoint.poison import refuse_marked_model
 from lightpeft.checkpoint.replaced import put_replaced
+from lightpeft.checkpoint.ways_out import guard
 from lightpeft.errors import AnatomyError, CheckpointError, PlanError
 from lightpeft.files import read_json, write_json
 from lightpeft.linears import OUTPUTS, width
+from lightpeft.outputs import written_beside
+from lightpeft.stock_names import MODEL_TYPE
 from lightpeft.surgery import CutRecord, fold_beside, narrow, record_of, reshape, verify_discovered
 from lightpeft.wrapping import tied_parameters, unwrapped
 
 logger = logging.getLogger(__name__)
 
-_MODEL_TYPE = "lightpeft_model_type"
+_MODEL_TYPE, _DESCRIBED = "lightpeft_model_type", "lightpeft_described"
+
+KEPT = ("base", "metrics", "task", "lightpeft_version")
+"""What a light checkpoint says that a merged folder says, too."""
 
 _MISFITS = (
     *(PlanError, AnatomyError, OSError, RuntimeError, ValueError, SafetensorError, StrictDataclassError),
@@ -57,10 +65,17 @@ def save_merged(model: PeftModel, folder: Path, described: dict[str, Any]) -> Pr
     record, merged = merge(model)
     narrow(merged)
     folder.mkdir(parents=True)
-    _write_config(merged, folder)
-    save_model(merged, str(folder / WEIGHTS), metadata={"format": "pt"})
-    write_merged(folder, record, described | {"dtypes": dtypes_of(merged)})
+    _write_all(merged, folder, record, described)
     return merged
+
+
+def _write_all(
+    merged: PreTrainedModel, folder: Path, record: CutRecord, described: Mapping[str, Any]
+) -> None:
+    _write_config(merged, folder)
+    with written_beside(folder / WEIGHTS) as beside:
+        save_model(merged, str(beside), metadata={"format": "pt"})
+    write_merged(folder, record, {**described, "dtypes": dtypes_of(merged)})
 
 
 def merge(model: PeftModel) -> tuple[CutRecord, PreTrainedModel]:
@@ -95,13 +110,12 @@ def merge(model: PeftModel) -> tuple[CutRecord, PreTrainedModel]:
 
 
 def _write_config(merged: PreTrainedModel, folder: Path) -> None:
-    """The uncut model's configuration under the name of an architecture that stock readers do not know.
+    """The uncut model's configuration under the name of an architecture that lightpeft alone builds.
 
-    They refuse it with that name in their message, instead of advising to load random weights.
+    Stock readers refuse it with that name in their message, instead of advising to load random weights.
     """
     values = json.loads(merged.config.to_json_string())
-    name = values["model_type"]
-    renamed = {_MODEL_TYPE: name, "model_type": f"{name} cut by lightpeft: use lightpeft.load_merged"}
+    renamed = {_MODEL_TYPE: values["model_type"], "model_type": MODEL_TYPE}
     write_json(folder / CONFIG_NAME, values | renamed)
 
 
@@ -165,7 +179,56 @@ def load_merged(
             f"the weights in {directory} do not fit its configuration and plan: {error}"
         ) from error
     model.eval()
+    own: Any = model
+    own.save_pretrained = MethodType(_save_again, model)
+    setattr(model, _DESCRIBED, {key: described.get(key) for key in KEPT})
     return model
+
+
+def load_cut(folder: str | Path, auto_class: str, attn_implementation: str | None = None) -> PreTrainedModel:
+    """`load_merged` for whoever asks by an auto class: the model, or for `AutoModel` what is below its head.
+
+    Raises:
+        CheckpointError: see `load_merged`; or the folder holds a model with another head.
+    """
+    directory = find_folder(folder)
+    model = load_merged(directory, attn_implementation=attn_implementation)
+    own = read_merged(directory, check_files=False)[1]["base"]["auto_class"]
+    if auto_class == own:
+        return model
+    if auto_class != "AutoModel":
+        raise CheckpointError(f"{folder} holds a model of {own}; {auto_class} would give it another head.")
+    encoder: Any = model.base_model
+    guard(encoder)
+    below: PreTrainedModel = encoder
+    return below
+
+
+def _save_again(
+    self: PreTrainedModel,
+    save_directory: str | Path,
+    is_main_process: bool = True,
+    safe_serialization: bool = True,
+    push_to_hub: bool = False,
+    **_: Any,
+) -> None:
+    """`save_pretrained` of what `load_merged` gave: a merged folder; other files in it stay."""
+    if push_to_hub or not safe_serialization:
+        raise CheckpointError(
+            "a cut model is saved as safetensors only, and pushed by push_to_hub(REPO): leave "
+            "safe_serialization=False and push_to_hub=True out."
+        )
+    if any(isinstance(module, BaseTunerLayer) for module in self.modules()):
+        raise CheckpointError(
+            "the model carries an adapter, which a merged folder has no place for; merge it first "
+            "(merge_and_unload), or save the PEFT model around it."
+        )
+    record = record_of(self)
+    assert record is not None
+    if is_main_process:
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_all(self, folder, record, getattr(self, _DESCRIBED))
 
 
 def _add_biases(model: nn.Module, directory: Path) -> None:

@@ -56,6 +56,28 @@ def require_same_outputs(model: nn.Module, loaded: nn.Module, batch: Mapping[str
             )
 
 
+def require_close(
+    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], tolerance: float, what: str
+) -> float:
+    """Check what another form of a light model puts out; the largest of the `differences`.
+
+    Args:
+        what: the form, for the message.
+
+    Raises:
+        CheckpointError: an output differs by more than `tolerance`.
+    """
+    found_differences = differences(expected, found)
+    for name, difference in found_differences.items():
+        if not difference <= tolerance:
+            raise CheckpointError(
+                f"{what} computes other {name} than the light model (by {difference:.2g}, allowed: "
+                f"{tolerance:g}), so it was not kept. Write the small model with its plan (--to merged), and "
+                "please report this with the model's configuration."
+            )
+    return max(found_differences.values(), default=0.0)
+
+
 def differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, float]:
     """Per output the largest difference, relative to the largest value (at least 1)."""
     return {

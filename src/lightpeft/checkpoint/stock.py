@@ -1,7 +1,7 @@
 """An evenly cut model as an ordinary checkpoint of its architecture, which needs no lightpeft."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from lightpeft.anatomy import (
 )
 from lightpeft.checkpoint.base import AUTO_CLASSES, describe_base, quiet_transformers
 from lightpeft.checkpoint.merged import merge
-from lightpeft.checkpoint.proof import differences, outputs_of
+from lightpeft.checkpoint.proof import outputs_of, require_close
 from lightpeft.errors import AnatomyError, CheckpointError
 from lightpeft.plan import LayerPlan, Plan
 from lightpeft.surgery import TOLERANCES, as_computed, narrowest_dtype, padded_batch, record_of
@@ -75,18 +75,10 @@ def save_stock(model: PeftModel, folder: Path) -> PreTrainedModel:
             f"transformers does not find its tensors in what was written: {odd[0]}. {_INSTEAD}"
         )
     small: PreTrainedModel = loaded.to(merged.device).eval()
-    _require_close(expected, outputs_of(small, batch, as_computed(small)), tolerance)
+    require_close(
+        expected, outputs_of(small, batch, as_computed(small)), tolerance, "the ordinary checkpoint"
+    )
     return small
-
-
-def _require_close(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], tolerance: float) -> None:
-    for name, difference in differences(expected, found).items():
-        if not difference <= tolerance:
-            raise CheckpointError(
-                f"the ordinary checkpoint computes other {name} than the light model (by {difference:.2g}, "
-                f"allowed: {tolerance:g}), so it was not kept. Write the small model with its plan (--to "
-                "merged), and please report this with the model's configuration."
-            )
 
 
 def _config_of(base: PreTrainedModel, plan: Plan) -> PreTrainedConfig:

@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+    from lightpeft.checkpoint import Graph
     from lightpeft.tasks import TaskRecord
 
 
-ExportForm = Literal["merged", "full-adapter", "transformers"]
+ExportForm = Literal["merged", "full-adapter", "transformers", "onnx", "torch"]
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -30,6 +31,7 @@ def export(
     to: ExportForm,
     out: Path | None = None,
     base: str | None = None,
+    int8: bool = False,
     evaluate: bool = False,
     data: Path | None = None,
     batch_size: int | None = None,
@@ -41,9 +43,11 @@ def export(
         checkpoint: Light checkpoint or a run's folder; local, or a hub name.
         to: `merged` for the weights of the small model with its plan; `full-adapter` for a stock PEFT adapter
             of the uncut base, zero where heads and neurons were cut; `transformers` for an ordinary
-            checkpoint of its architecture, if it was cut with budget.uniform.
+            checkpoint of its architecture, if it was cut with budget.uniform; `onnx` for a graph that
+            onnxruntime runs; `torch` for a program that torch.export.load reads.
         out: Folder to write to; by default beside the checkpoint: light-merged, light-full-adapter, ...
         base: Hub name or folder of the base; by default the one that the checkpoint names.
+        int8: With onnx, store weights as 8-bit integers; smaller and faster, and not quite the same.
         evaluate: Measure what was written on the validation split of the checkpoint's task.
         data: With evaluate, folder with the task's files; by default where it was trained from.
         batch_size: With evaluate, examples per forward pass; by default 128, of a language model 8.
@@ -55,12 +59,14 @@ def export(
 
     if not evaluate and (data is not None or batch_size is not None):
         raise ConfigError("data and batch_size have no effect without --evaluate.")
+    if int8 and to != "onnx":
+        raise ConfigError(f"int8 has no effect with --to {to}; it is for --to onnx.")
     directory = light_folder(checkpoint)
     described, task = recorded(directory)
     name = base or (described.get("base") or {}).get("name_or_path")
     resolved = None if name is None else resolve_model(name)
     target = out or _beside(checkpoint, directory, to)
-    model = _write(to, directory, target, resolved)
+    model = _write(to, directory, target, resolved, int8=int8)
     measured = _measure(model, directory, task, data, batch_size) if evaluate else None
     result = {
         "to": to,
@@ -68,7 +74,7 @@ def export(
         "bytes": folder_bytes(target),
         "light_metrics": described.get("metrics") or {},
         "metrics": measured,
-        "expect": EXPECTED[to],
+        "expect": EXPECTED["int8" if int8 else to],
     }
     if json:
         print_json(result)
@@ -76,11 +82,15 @@ def export(
         print("\n".join(_lines(result, model)))
 
 
-EXPECTED: dict[ExportForm, str] = {
+_SAME = "it computes what the light checkpoint computes, as was checked, so expect the same accuracy"
+EXPECTED: dict[ExportForm | Literal["int8"], str] = {
     "merged": "it computes what the light checkpoint computes, so expect the same accuracy",
-    "transformers": (
-        "AutoModel loads it without lightpeft, and it computes what the light checkpoint computes, as was "
-        "checked, so expect the same accuracy"
+    "transformers": f"AutoModel loads it without lightpeft, and {_SAME}",
+    "onnx": f"onnxruntime runs model.onnx, and {_SAME}",
+    "torch": f"torch.export.load reads model.pt2, and {_SAME}",
+    "int8": (
+        "onnxruntime runs model.onnx; weights and what they are multiplied by are rounded to 8 bits, and "
+        "signature.json says how far that moves the outputs"
     ),
     "full-adapter": (
         "heads and neurons that were cut act again in the whole base, and the adapter was trained without "
@@ -95,10 +105,23 @@ def _beside(checkpoint: str, directory: Path, to: ExportForm) -> Path:
     return directory.parent / f"{directory.name}-{to}"
 
 
-def _write(to: ExportForm, directory: Path, out: Path, base: str | None) -> "PeftModel | PreTrainedModel":
+def _write(
+    to: ExportForm, directory: Path, out: Path, base: str | None, *, int8: bool
+) -> "PeftModel | PreTrainedModel | Graph":
     """Export; the model of what was written, the merged one read back from disk."""
-    from lightpeft.checkpoint import export_full_adapter, export_merged, export_transformers, load_merged
+    from lightpeft.checkpoint import (
+        export_full_adapter,
+        export_merged,
+        export_onnx,
+        export_torch,
+        export_transformers,
+        load_merged,
+    )
 
+    if to == "onnx":
+        return export_onnx(directory, out, base, int8=int8)
+    if to == "torch":
+        return export_torch(directory, out, base)
     if to == "transformers":
         return export_transformers(directory, out, base)
     if to == "full-adapter":
@@ -108,7 +131,7 @@ def _write(to: ExportForm, directory: Path, out: Path, base: str | None) -> "Pef
 
 
 def _measure(
-    model: "PeftModel | PreTrainedModel",
+    model: "PeftModel | PreTrainedModel | Graph",
     directory: Path,
     task: "TaskRecord",
     data: Path | None,
@@ -120,7 +143,7 @@ def _measure(
     return evaluate_model(model, open_tokenizer(directory), task.validation(data), task.training(batch_size))
 
 
-def _lines(result: dict[str, Any], model: "PeftModel | PreTrainedModel") -> list[str]:
+def _lines(result: dict[str, Any], model: "PeftModel | PreTrainedModel | Graph") -> list[str]:
     from lightpeft.adapters import active_form
 
     light, measured = result["light_metrics"].get("main"), result["metrics"]

@@ -20,6 +20,8 @@ class Output(StrEnum):
     LIGHT = "a light checkpoint"
     MERGED = "a merged model"
     STOCK = "an ordinary checkpoint"
+    ONNX = "a model in ONNX"
+    PROGRAM = "a program of torch.export"
     FULL_ADAPTER = "a full-size adapter"
     PLAIN = "a plain adapter"
     MODULE = "a module of the audit"

@@ -12,6 +12,7 @@ from lightpeft.surgery.first_token import (
     narrowed,
     repeats_layer,
 )
+from lightpeft.surgery.inputs import random_batch
 from lightpeft.surgery.operation import require_allowed
 from lightpeft.surgery.optimizer import require_followable
 from lightpeft.surgery.pairs import fold_beside
@@ -26,12 +27,14 @@ from lightpeft.surgery.verify import (
     TOLERANCES,
     as_computed,
     evaluating,
+    is_of_one_dtype,
     labelled,
     largest_difference,
     modes_kept,
     narrowest_dtype,
     observe,
     padded_batch,
+    unpadded,
 )
 
 __all__ = [
@@ -58,6 +61,7 @@ __all__ = [
     "evaluating",
     "fingerprint",
     "fold_beside",
+    "is_of_one_dtype",
     "kept_channels",
     "kept_rows",
     "labelled",
@@ -72,12 +76,14 @@ __all__ = [
     "padded_batch",
     "parameter_counts",
     "probe_cuts",
+    "random_batch",
     "reapply",
     "record_of",
     "repeats_layer",
     "require_allowed",
     "require_followable",
     "reshape",
+    "unpadded",
     "verify_discovered",
     "without_bias",
 ]

@@ -110,12 +110,16 @@ def observe(model: nn.Module, batch: Batch, gates: Mapping[str, Tensor] | None =
         stack.enter_context(as_computed(base))
         outputs = _run(base, batch, entered)
     if "logits" in outputs:
-        seen["the logits"] = _unpadded(outputs["logits"].detach(), mask, LOGITS)
+        seen["the logits"] = unpadded(outputs["logits"].detach(), mask, LOGITS)
     return seen
 
 
-def _unpadded(value: Tensor, mask: Tensor | None, most: int | None = None) -> Tensor:
-    """The entries of tokens that are not padding, at most so many; everything, where there are no tokens."""
+def unpadded(value: Tensor, mask: Tensor | None, most: int | None = None) -> Tensor:
+    """The entries of tokens that are not padding, at most so many; everything, where there are no tokens.
+
+    Args:
+        mask: (examples, tokens), not zero where there is a token.
+    """
     if mask is None or value.shape[: mask.dim()] != mask.shape:
         return value
     places = mask.nonzero()
@@ -128,7 +132,7 @@ def as_computed(base: nn.Module) -> torch.autocast:
     """No autocast, whose rounding would hide or fake a difference, unless the base needs it: one whose own
     parameters have several dtypes (bfloat16 with norms or a head in float32) runs in no other way."""
     device, narrow = next(base.parameters()).device.type, narrowest_dtype(base)
-    mixed = len(_dtypes(base)) > 1 and torch.finfo(narrow).bits == 16
+    mixed = not is_of_one_dtype(base) and torch.finfo(narrow).bits == 16
     if not mixed:
         return torch.autocast(device, enabled=False)
     return torch.autocast(device, dtype=narrow, cache_enabled=False)  # the weights are about to change
@@ -137,6 +141,11 @@ def as_computed(base: nn.Module) -> torch.autocast:
 def narrowest_dtype(base: nn.Module) -> torch.dtype:
     """The least exact dtype among the parameters of the base, PEFT's own not counted."""
     return max(_dtypes(base), key=lambda dtype: TOLERANCES.get(dtype, 0.0))
+
+
+def is_of_one_dtype(base: nn.Module) -> bool:
+    """Whether all parameters of the base have the same dtype, PEFT's own not counted."""
+    return len(_dtypes(base)) == 1
 
 
 def _dtypes(base: nn.Module) -> set[torch.dtype]:
@@ -199,7 +208,7 @@ def _entering(entered: list[str], name: str) -> Any:
 def _noting(seen: dict[str, Tensor], name: str, mask: Tensor | None) -> Any:
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
         value = output[0] if isinstance(output, tuple) else output
-        seen[name] = _unpadded(value.detach(), mask)
+        seen[name] = unpadded(value.detach(), mask)
 
     return hook
 
