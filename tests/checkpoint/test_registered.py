@@ -159,20 +159,22 @@ def test_what_would_be_something_else_is_refused(what: str, room: SimpleNamespac
     assert not (tmp_path / "out").exists()
 
 
-ELSEWHERE = """
-import sys
-sys.modules["lightpeft"] = None
-from transformers import AutoConfig
-AutoConfig.from_pretrained(sys.argv[1])
-"""
+def in_another_process(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    ask = f"import sys; {line}; from transformers import AutoConfig; AutoConfig.from_pretrained(sys.argv[1])"
+    command = [sys.executable, "-W", "ignore", "-c", ask, str(folder)]
+    return subprocess.run(command, check=False, capture_output=True, text=True)
 
 
 def test_where_lightpeft_is_not_imported_the_error_says_what_to_do(room: SimpleNamespace) -> None:
-    command = [sys.executable, "-W", "ignore", "-c", ELSEWHERE, str(room.merged)]
-    said = subprocess.run(command, check=False, capture_output=True, text=True)
+    said = in_another_process('sys.modules["lightpeft"] = None', room.merged)
     assert said.returncode
     assert "import lightpeft first, or use lightpeft.load_merged" in said.stderr
     assert "ignore_mismatched_sizes" not in said.stderr
+
+
+def test_importing_lightpeft_before_transformers_is_as_good(room: SimpleNamespace) -> None:
+    said = in_another_process("import lightpeft", room.merged)
+    assert not said.returncode, said.stderr
 
 
 def test_adapters_on_a_merged_folder_find_it_again(room: SimpleNamespace, tmp_path: Path) -> None:

@@ -127,6 +127,7 @@ FILES: dict[str, Row] = {
     "digits.py": Row(Output.RESULT, program("digits"), quick=False),
     "kill.py": Row(Output.RESULT, program("kill"), quick=False),
     "deployed.py": Row(Output.RESULT, program("deployed", "--run", "no"), quick=False),
+    "graph_zoo.py": Row(Output.RESULT, program("graph_zoo"), quick=False),
     "plug_and_play.py": Row(Output.RESULT, program("plug_and_play"), quick=False),
     "whole_blocks.py": Row(Output.RESULT, program("whole_blocks"), quick=False),
     "trigger_visibility.py": Row(Output.RESULT, program("trigger_visibility", "--data", "no"), quick=False),
