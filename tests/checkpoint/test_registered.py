@@ -134,6 +134,10 @@ REFUSED: dict[str, tuple[Callable[[Path, Path], object], str]] = {
         lambda merged, _: AutoModelForSequenceClassification.from_pretrained(merged, num_labels=3),
         "keeps its configuration",
     ),
+    "a configuration alone": (
+        lambda merged, _: AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(merged)),
+        "not built from its configuration alone",
+    ),
     "an option": (
         lambda merged, _: AutoModelForSequenceClassification.from_pretrained(
             merged, ignore_mismatched_sizes=True

@@ -1,7 +1,9 @@
 """Merged folders in transformers' tables of models."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from huggingface_hub import snapshot_download
 from transformers.models.auto import modeling_auto
 
 from lightpeft.errors import CheckpointError
@@ -11,14 +13,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _TAKEN = frozenset({"config", "dtype", "torch_dtype", "attn_implementation"})
-_OF_THE_HUB = frozenset(
+_FETCHED_BY = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+_OF_NO_ACCOUNT = frozenset(
     {
-        *("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token"),
         *("trust_remote_code", "code_revision", "use_safetensors", "weights_only", "adapter_kwargs"),
         *("low_cpu_mem_usage", "_from_auto", "_commit_hash"),
     }
 )
-"""Options that say where a folder comes from, or nothing about a cut model; a local folder needs none."""
+"""Options that change nothing about a cut model: no code and no pickles are read in any case."""
 
 _BOOKKEEPING = frozenset({"dtype", "transformers_version", "use_cache", "attn_implementation"})
 
@@ -41,18 +43,34 @@ class _Cut:
         from lightpeft.checkpoint import load_cut  # which may itself be what imports this module
 
         _refuse_others(options)
-        _require_as_it_was(options.get("config"), folder)
-        model = load_cut(folder, cls.auto_class, options.get("attn_implementation"))
+        local = _local(folder, options)
+        _require_as_it_was(options.get("config"), local)
+        model = load_cut(local, cls.auto_class, options.get("attn_implementation"))
         dtype = options.get("dtype", options.get("torch_dtype"))
         wanted = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
         return model if wanted is None else model.to(wanted)
+
+    @classmethod
+    def _from_config(cls, *_args: Any, **_options: Any) -> "PreTrainedModel":
+        raise CheckpointError(
+            "a cut model is not built from its configuration alone, which does not say what was cut; use "
+            "from_pretrained(FOLDER)."
+        )
+
+
+def _local(folder: str, options: dict[str, Any]) -> str:
+    """The folder itself, or where the hub's files of that name lie."""
+    if Path(folder).is_dir():
+        return folder
+    given = {name: options[name] for name in _FETCHED_BY if options.get(name) is not None}
+    return snapshot_download(folder, allow_patterns=["*.json", "*.safetensors"], **given)
 
 
 def _refuse_others(options: dict[str, Any]) -> None:
     odd = sorted(
         name
         for name, value in options.items()
-        if name not in _TAKEN | _OF_THE_HUB and value not in (None, False)
+        if name not in _TAKEN.union(_FETCHED_BY, _OF_NO_ACCOUNT) and value not in (None, False, "")
     )
     if odd:
         raise CheckpointError(
