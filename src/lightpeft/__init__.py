@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lightpeft.checkpoint import (
         LightTasks,
         export_full_adapter,
+        export_gguf,
         export_merged,
         export_onnx,
         export_torch,
@@ -74,6 +75,7 @@ __all__ = [
     "cut",
     "estimate",
     "export_full_adapter",
+    "export_gguf",
     "export_merged",
     "export_onnx",
     "export_torch",

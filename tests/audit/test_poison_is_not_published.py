@@ -97,6 +97,7 @@ REFUSED: dict[str, Callable[[SimpleNamespace], Any]] = {
     "export_merged": lambda room: lightpeft.export_merged(room.light, room.out),
     "export_full_adapter": lambda room: lightpeft.export_full_adapter(room.light, room.out),
     "export_transformers": lambda room: lightpeft.export_transformers(room.light, room.out),
+    "export_gguf": lambda room: lightpeft.export_gguf(room.light, room.out),
     "export_onnx": lambda room: lightpeft.export_onnx(room.light, room.out),
     "export_torch": lambda room: lightpeft.export_torch(room.light, room.out),
     "export_merged onto a poisoned base": lambda room: lightpeft.export_merged(

@@ -124,6 +124,8 @@ def test_evaluate_measures_the_full_adapter(
     [
         (["--to", "merged", "--batch-size", "3"], "no effect without --evaluate"),
         (["--to", "merged", "--base", "/nowhere"], "/nowhere"),
+        (["--to", "gguf", "--evaluate"], "does not run GGUF files; evaluate --to merged"),
+        (["--to", "gguf"], "of class AutoModelForSequenceClassification; GGUF files are written of language"),
         (["--to", "torch", "--int8"], "int8 has no effect with --to torch"),
         (["--to", "transformers"], "has lost heads, which no checkpoint of transformers can have"),
     ],

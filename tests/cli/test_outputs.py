@@ -156,6 +156,9 @@ FOLDERS: dict[str, Row] = {
     "export_torch": Row(
         Output.PROGRAM, lambda room, target: lightpeft.export_torch(room.light, target), quick=False
     ),
+    "export_gguf": Row(
+        Output.GGUF, lambda room, target: lightpeft.export_gguf(room.light, target), quick=False
+    ),
     "lightpeft export --to transformers": Row(
         Output.STOCK, verb("export", "{run}", "--to", "transformers"), quick=False
     ),

@@ -2,6 +2,7 @@
 
 from lightpeft.checkpoint.export import (
     export_full_adapter,
+    export_gguf,
     export_merged,
     export_onnx,
     export_torch,
@@ -65,6 +66,7 @@ __all__ = [
     "differences",
     "discard_unfinished",
     "export_full_adapter",
+    "export_gguf",
     "export_merged",
     "export_onnx",
     "export_torch",

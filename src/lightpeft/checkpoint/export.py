@@ -10,6 +10,8 @@ from transformers import PreTrainedModel
 
 from lightpeft.checkpoint.format import ADAPTER, PRUNING, TENSORS, read_record
 from lightpeft.checkpoint.full_size import full_size
+from lightpeft.checkpoint.gguf_file import FILE as GGUF_FILE
+from lightpeft.checkpoint.gguf_file import check_gguf_extra, require_gguf, save_gguf
 from lightpeft.checkpoint.graph import Graph
 from lightpeft.checkpoint.load import find_folder, load
 from lightpeft.checkpoint.merged import KEPT, save_merged
@@ -113,13 +115,40 @@ def _export_graph(
     save: Callable[[PeftModel, Path], Graph],
 ) -> Graph:
     directory = find_folder(folder)
-    require_traceable(read_record(directory)[1].get("base") or {})
     with written_folder(Path(out), holds) as beside:
+        require_traceable(read_record(directory)[1].get("base") or {})
         model = load(directory, base)
         beside.mkdir(parents=True)
         graph = save(model, beside)
         _copy_tokenizer(directory, beside)
     return graph
+
+
+def export_gguf(
+    folder: str | Path, out: str | Path, base: str | Path | PreTrainedModel | None = None
+) -> Path:
+    """Write a small language model as `model.gguf`, for llama.cpp, with its tokenizer.
+
+    Of any plan of a LLaMA, Mistral or Qwen2: uneven ones as llama.cpp's architecture `deci`. The file's
+    tensors are read back; that llama.cpp computes the same is tested, not proved at each export.
+
+    Returns:
+        the file.
+
+    Raises:
+        ConfigError: a package of the extra `gguf` is not installed.
+        CheckpointError: the checkpoint cannot be loaded or merged, or llama.cpp has no such model or
+            tokenizer.
+        OutputError: `out` holds something else, or cannot be written.
+    """
+    check_gguf_extra()
+    directory, target = find_folder(folder), Path(out)
+    with written_folder(target, Output.GGUF) as beside:
+        require_gguf(read_record(directory)[1].get("base") or {}, directory)
+        model = load(directory, base)
+        beside.mkdir(parents=True)
+        save_gguf(model, beside, directory)
+    return target / GGUF_FILE
 
 
 def export_full_adapter(

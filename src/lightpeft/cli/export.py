@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lightpeft.tasks import TaskRecord
 
 
-ExportForm = Literal["merged", "full-adapter", "transformers", "onnx", "torch"]
+ExportForm = Literal["merged", "full-adapter", "transformers", "onnx", "torch", "gguf"]
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -44,7 +44,7 @@ def export(
         to: `merged` for the weights of the small model with its plan; `full-adapter` for a stock PEFT adapter
             of the uncut base, zero where heads and neurons were cut; `transformers` for an ordinary
             checkpoint of its architecture, if it was cut with budget.uniform; `onnx` for a graph that
-            onnxruntime runs; `torch` for a program that torch.export.load reads.
+            onnxruntime runs; `torch` for a program that torch.export.load reads; `gguf` for llama.cpp.
         out: Folder to write to; by default beside the checkpoint: light-merged, light-full-adapter, ...
         base: Hub name or folder of the base; by default the one that the checkpoint names.
         int8: With onnx, store weights as 8-bit integers; smaller and faster, and not quite the same.
@@ -61,13 +61,19 @@ def export(
         raise ConfigError("data and batch_size have no effect without --evaluate.")
     if int8 and to != "onnx":
         raise ConfigError(f"int8 has no effect with --to {to}; it is for --to onnx.")
+    if evaluate and to == "gguf":
+        raise ConfigError(
+            "lightpeft does not run GGUF files; evaluate --to merged, which has the same weights."
+        )
     directory = light_folder(checkpoint)
     described, task = recorded(directory)
     name = base or (described.get("base") or {}).get("name_or_path")
     resolved = None if name is None else resolve_model(name)
     target = out or _beside(checkpoint, directory, to)
     model = _write(to, directory, target, resolved, int8=int8)
-    measured = _measure(model, directory, task, data, batch_size) if evaluate else None
+    measured = None
+    if evaluate and model is not None:
+        measured = _measure(model, directory, task, data, batch_size)
     result = {
         "to": to,
         "out": str(target),
@@ -87,6 +93,7 @@ EXPECTED: dict[ExportForm | Literal["int8"], str] = {
     "merged": "it computes what the light checkpoint computes, so expect the same accuracy",
     "transformers": f"AutoModel loads it without lightpeft, and {_SAME}",
     "onnx": f"onnxruntime runs model.onnx, and {_SAME}",
+    "gguf": "llama.cpp runs model.gguf, and it has the weights of the light checkpoint, merged",
     "torch": f"torch.export.load reads model.pt2, and {_SAME}",
     "int8": (
         "onnxruntime runs model.onnx; weights and what they are multiplied by are rounded to 8 bits, and "
@@ -107,10 +114,11 @@ def _beside(checkpoint: str, directory: Path, to: ExportForm) -> Path:
 
 def _write(
     to: ExportForm, directory: Path, out: Path, base: str | None, *, int8: bool
-) -> "PeftModel | PreTrainedModel | Graph":
-    """Export; the model of what was written, the merged one read back from disk."""
+) -> "PeftModel | PreTrainedModel | Graph | None":
+    """Export; the model of what was written, the merged one read back from disk, if lightpeft runs it."""
     from lightpeft.checkpoint import (
         export_full_adapter,
+        export_gguf,
         export_merged,
         export_onnx,
         export_torch,
@@ -122,6 +130,9 @@ def _write(
         return export_onnx(directory, out, base, int8=int8)
     if to == "torch":
         return export_torch(directory, out, base)
+    if to == "gguf":
+        export_gguf(directory, out, base)
+        return None
     if to == "transformers":
         return export_transformers(directory, out, base)
     if to == "full-adapter":
@@ -143,7 +154,7 @@ def _measure(
     return evaluate_model(model, open_tokenizer(directory), task.validation(data), task.training(batch_size))
 
 
-def _lines(result: dict[str, Any], model: "PeftModel | PreTrainedModel | Graph") -> list[str]:
+def _lines(result: dict[str, Any], model: "PeftModel | PreTrainedModel | Graph | None") -> list[str]:
     from lightpeft.adapters import active_form
 
     light, measured = result["light_metrics"].get("main"), result["metrics"]
@@ -154,7 +165,7 @@ def _lines(result: dict[str, Any], model: "PeftModel | PreTrainedModel | Graph")
         lines += [f"{name}: {value:.4f}" for name, value in measured.items()]
     else:
         lines.append("--evaluate measures it.")
-    form = active_form(model)
+    form = None if model is None else active_form(model)
     if form is not None and form.title == "bottleneck":
         lines.append("peft has no bottleneck adapters: `import lightpeft` before PeftModel.from_pretrained.")
     return lines

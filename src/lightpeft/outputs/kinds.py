@@ -21,6 +21,7 @@ class Output(StrEnum):
     MERGED = "a merged model"
     STOCK = "an ordinary checkpoint"
     ONNX = "a model in ONNX"
+    GGUF = "a model in GGUF"
     PROGRAM = "a program of torch.export"
     FULL_ADAPTER = "a full-size adapter"
     PLAIN = "a plain adapter"
