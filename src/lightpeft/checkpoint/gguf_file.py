@@ -214,7 +214,7 @@ def _write(model: PreTrainedModel, layers: list[_Layer], vocabulary: Vocabulary,
 
     config = model.config
     name, sizes = _architecture(config, layers)
-    kind = _KINDS[model.dtype]
+    kind = _KINDS.get(model.dtype, _KINDS[torch.float32])
     writer = gguf.GGUFWriter(str(path), name)
     writer.add_file_type(getattr(gguf.LlamaFileType, kind[0]))
     writer.add_vocab_size(config.vocab_size)

@@ -76,7 +76,7 @@ def read_vocabulary(folder: Path, size: int) -> Vocabulary:
     if model.get("type") != "BPE":
         raise _no_place(f"of the kind {model.get('type')!r}")
     by_pieces = bool(model.get("byte_fallback"))
-    if by_pieces and not _BYTES <= model["vocab"].keys():
+    if by_pieces and not model["vocab"].keys() >= _BYTES:
         raise _no_place("without a token for every byte")
     split = "default" if by_pieces else _split(described.get("pre_tokenizer") or {})
     tokens, types = _tokens(model, described.get("added_tokens") or [], size, by_pieces)
