@@ -134,7 +134,7 @@ class _Layer:
         self.neurons = self._rows("ffn_up") if self.has_neurons else _LEAST_NEURONS
 
     def _rows(self, name: str) -> int:
-        return self._state[f"{_LINEARS[name]}.weight"].shape[0]
+        return len(self._state[f"{_LINEARS[name]}.weight"])
 
     @property
     def biased(self) -> set[str]:
@@ -274,7 +274,7 @@ def _read_back(path: Path, written: dict[str, Bytes]) -> None:
     import gguf
 
     found = {one.name: one.data.view(np.uint8).reshape(-1) for one in gguf.GGUFReader(path).tensors}
-    odd = [name for name, value in written.items() if not np.array_equal(found.get(name), value)]
+    odd = [name for name, value in written.items() if name not in found or (found[name] != value).any()]
     if odd or len(found) != len(written):
         raise CheckpointError(
             f"{path.name} does not hold the model's tensors ({odd[:3]}); the disk may be faulty."

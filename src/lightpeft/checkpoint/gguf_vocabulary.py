@@ -105,7 +105,7 @@ def _split(pre_tokenizer: dict[str, Any]) -> str:
     if kinds == ["Digits", "ByteLevel"] and parts[0].get("individual_digits"):
         return "smollm"
     if kinds == ["Split", "ByteLevel"]:
-        found = _SPLITS.get((parts[0].get("pattern") or {}).get("Regex"))
+        found = _SPLITS.get(str((parts[0].get("pattern") or {}).get("Regex")))
         if found is not None:
             return found
     raise _no_place(f"that splits texts by {kinds}, in no way that is known here")

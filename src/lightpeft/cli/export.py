@@ -163,7 +163,7 @@ def _lines(result: dict[str, Any], model: "PeftModel | PreTrainedModel | Graph |
         lines.append(f"light checkpoint, as recorded: main {light:.4f}")
     if measured is not None:
         lines += [f"{name}: {value:.4f}" for name, value in measured.items()]
-    else:
+    elif model is not None:
         lines.append("--evaluate measures it.")
     form = None if model is None else active_form(model)
     if form is not None and form.title == "bottleneck":

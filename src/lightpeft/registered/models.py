@@ -63,7 +63,7 @@ def _local(folder: str, options: dict[str, Any]) -> str:
     if Path(folder).is_dir():
         return folder
     given = {name: options[name] for name in _FETCHED_BY if options.get(name) is not None}
-    return snapshot_download(folder, allow_patterns=["*.json", "*.safetensors"], **given)
+    return str(snapshot_download(folder, allow_patterns=["*.json", "*.safetensors"], **given))
 
 
 def _refuse_others(options: dict[str, Any]) -> None:
