@@ -26,7 +26,7 @@ from lightpeft import (
     PlanError,
     Target,
 )
-from lightpeft.training.callback import _require_one_process
+from lightpeft.training.callback import require_supported
 from lightpeft.wrapping import peft_model_in, require_peft_model
 
 
@@ -306,8 +306,8 @@ def test_two_peft_models_in_one_model_are_refused(base: Path) -> None:
     ("flag", "advice"), [("deepspeed", "leave deepspeed out"), ("fsdp", "leave fsdp out")]
 )
 def test_what_does_not_survive_a_cut_is_told_how_to_be_left_out(flag: str, advice: str) -> None:
-    kinds = {"parallel_mode": None, "n_gpu": 0, "deepspeed": None, "fsdp": None}
+    kinds = {"n_gpu": 0, "deepspeed": None, "fsdp": None}
     given: Any = SimpleNamespace(**kinds | {flag: True})
     with pytest.raises(ConfigError, match=advice) as raised:
-        _require_one_process(given)
+        require_supported(given)
     assert "CUDA_VISIBLE_DEVICES" not in str(raised.value)

@@ -23,6 +23,7 @@ from lightpeft.estimation.gates import Gate, Mask, Probe, spread
 from lightpeft.estimation.readout import Readout
 from lightpeft.estimation.sites import Site, find_sites
 from lightpeft.estimation.statistics import WindowSums
+from lightpeft.processes import Processes
 from lightpeft.score_tables import GRADIENT_STATISTICS
 from lightpeft.scores import Scores
 
@@ -42,10 +43,17 @@ class Estimator:
 
     Gates are no parameters of the model: clipping, weight decay and `state_dict` never see them. So their
     gradients are those of the whole, unclipped step; only the loss scale has to be taken out.
+
+    Args:
+        processes: those that train this model together. The gates' gradients are averaged over them, as DDP
+            does with the parameters', so that all of them find the scores of the whole batch.
     """
 
-    def __init__(self, model: nn.Module, config: EstimationConfig) -> None:
+    def __init__(
+        self, model: nn.Module, config: EstimationConfig, processes: Processes = Processes()
+    ) -> None:
         self.config = config
+        self._processes = processes
         self._base = base_of(model)
         self.anatomy: Anatomy = find_anatomy(model)
         self.modules: tuple[PeftModule, ...] = find_modules(model)
@@ -60,6 +68,8 @@ class Estimator:
             self._sizes(),
             start=config.window_start,
             device=self._device,
+            processes=processes,
+            own=self._measured_sizes(),
         )
         self._handles: list[Removable] = []
         self.last_batch: dict[str, Any] | None = None
@@ -119,6 +129,7 @@ class Estimator:
             loss_scale: what the loss was multiplied by (float16 training).
         """
         grads = torch.cat([self._take_grad(gate) for gate in self._gates]) / loss_scale
+        grads = self._processes.average(grads)
         finite = torch.isfinite(grads).all()
         grads = torch.where(finite, grads, 0.0)
         of_base, of_ranks = grads[: self._rank_start], grads[self._rank_start :]
@@ -235,6 +246,11 @@ class Estimator:
         sizes = {
             f"{kind}.{name}": units[kind] for kind, names in self._readout.gradients.items() for name in names
         }
+        return sizes | {"finite_steps": 1} | self._measured_sizes()
+
+    def _measured_sizes(self) -> dict[str, int]:
+        """Of what is summed in the forward pass."""
+        sizes: dict[str, int] = {}
         if self._readout.needs_shares:
             sizes |= {"share_sum": len(self.modules), "share_count": len(self.modules)}
         layers = len(self.anatomy.modules)
@@ -244,7 +260,7 @@ class Estimator:
         channels = sum(site.channels for site in averaged)
         if self._readout.needs_fluctuations:
             sizes |= {"input_square": channels, "hidden_square": layers, "hidden_count": layers}
-        return sizes | {"finite_steps": 1, "input_sum": channels, "input_count": len(averaged)}
+        return sizes | {"input_sum": channels, "input_count": len(averaged)}
 
     def _take_grad(self, gate: Gate) -> Tensor:
         grad, gate.values.grad = gate.values.grad, None

@@ -1,9 +1,20 @@
 """The order of examples by length, the same whether a run was interrupted or not."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_grouped_indices
+
+
+def say_epoch(batches: Any, epoch: int) -> None:
+    """Tell a Trainer's loader the epoch before batches of it are skipped.
+
+    accelerate 1.15 tells it to no sampler of several processes afterwards, so that a run that is resumed in a
+    later epoch would go on in the order of the first.
+    """
+    if hasattr(batches, "set_epoch"):
+        batches.set_epoch(epoch)
 
 
 class ResumableLengthSampler(LengthGroupedSampler):
