@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from tests.support.distributed import SCENARIOS, Scenario
 from tests.support.language import save_language_model
 from tests.support.models import save_base
-from tests.support.runs import PAPER, trainer, weights
+from tests.support.runs import DEFAULT, PAPER, trainer, weights
 from transformers import TrainerCallback
 
 import lightpeft
@@ -130,6 +130,7 @@ def killed(root: Path) -> dict[str, Any]:
     """One of two processes is killed before and after the cut; both are started again."""
     options = {
         "per_device_train_batch_size": 4,
+        "train_sampling_strategy": "group_by_length",
         "average_tokens_across_devices": False,
         "max_steps": STEPS,
         "save_strategy": "steps",
@@ -137,7 +138,7 @@ def killed(root: Path) -> dict[str, Any]:
     }
 
     def train(folder: Path, callbacks: list[Any], resume: bool) -> Any:
-        run = trainer(root / "dropping", folder, PAPER, callbacks=callbacks, **options)
+        run = trainer(root / "dropping", folder, DEFAULT, callbacks=callbacks, **options)
         run.train(resume_from_checkpoint=resume)
         return run
 

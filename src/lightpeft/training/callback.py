@@ -26,7 +26,6 @@ from lightpeft.scores import Scores
 from lightpeft.surgery import CutReport, require_followable
 from lightpeft.training.keeping import begin_run, processes_of
 from lightpeft.training.live_run import trainer_at_work
-from lightpeft.training.order import say_epoch
 from lightpeft.training.prefix import Ahead
 from lightpeft.training.run_settings import run_settings
 from lightpeft.training.schedule import (
@@ -139,12 +138,6 @@ class LightCallback(TrainerCallback):
         shows = not args.disable_tqdm and state.is_world_process_zero
         self.session.begin(model, state.max_steps, shows, pace, state.global_step, self._processes)
         self.session.freeze(model, _ahead(args, state, batches))
-
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if not self._processes.is_alone:
-            say_epoch(kwargs.get("train_dataloader"), int(state.epoch or 0))
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

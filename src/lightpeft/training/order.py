@@ -10,8 +10,8 @@ from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_group
 def say_epoch(batches: Any, epoch: int) -> None:
     """Tell a Trainer's loader the epoch before batches of it are skipped.
 
-    accelerate 1.15 tells it to no sampler of several processes afterwards, so that a run that is resumed in a
-    later epoch would go on in the order of the first.
+    In one of several processes accelerate 1.15 finds no sampler behind the skipped batches but its own, so
+    that a run that is resumed in a later epoch would go on in the order of the first.
     """
     if hasattr(batches, "set_epoch"):
         batches.set_epoch(epoch)

@@ -28,8 +28,8 @@ def ddp_around(wrapped: nn.Module | None, model: nn.Module) -> DistributedDataPa
     if not isinstance(wrapped, DistributedDataParallel) or wrapped.module is not model:
         raise ConfigError(
             "several processes train the model together, but not in torch's DistributedDataParallel, the "
-            f"only form that can be cut inside a run: found {type(wrapped).__name__}. Leave torch_compile and "
-            "other wrappers out, and train by a transformers Trainer under torchrun or accelerate launch."
+            f"only form that can be cut inside a run: found {type(wrapped).__name__}. Leave torch_compile "
+            "and other wrappers out, and train by a transformers Trainer under torchrun or accelerate launch."
         )
     if wrapped._comm_hooks:
         raise ConfigError(
