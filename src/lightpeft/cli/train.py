@@ -91,9 +91,10 @@ def train(
     """
     from lightpeft.cli.experiment import base_to_use, check_ready, show
     from lightpeft.cli.tasks import TaskOptions
-    from lightpeft.runs import Experiment, make_setting, run_experiment
+    from lightpeft.runs import Experiment, join_processes, make_setting, run_experiment
 
     del preset
+    processes = join_processes()
     check_ready(out)
     options = PeftOptions(peft, lora, bottleneck, adapter)
     base = base_to_use(model, options)
@@ -120,4 +121,5 @@ def train(
         resume=resume,
         progress=not json,
     )
-    show(result, out, json=json)
+    if processes.is_first:
+        show(result, out, json=json)

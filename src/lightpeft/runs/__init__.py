@@ -13,6 +13,7 @@ from lightpeft.runs.harness import (
     harness_version,
     load_harness_tasks,
 )
+from lightpeft.runs.joining import join_processes
 from lightpeft.runs.limits import within_positions
 from lightpeft.runs.minilm import minilm_path
 from lightpeft.runs.models import (
@@ -47,6 +48,7 @@ __all__ = [
     "fit",
     "generate_texts",
     "harness_version",
+    "join_processes",
     "load_config",
     "load_harness_tasks",
     "load_peft_model",

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import PeftModel
+from torch import Tensor
 from transformers import (
     PreTrainedTokenizerBase,
     PrinterCallback,
@@ -24,7 +25,9 @@ from transformers import (
 )
 
 from lightpeft.config import LightConfig
+from lightpeft.processes import Processes
 from lightpeft.run_config import PeftOptions, TrainingConfig
+from lightpeft.runs.joining import counts_items
 from lightpeft.runs.limits import check_tokens, within_positions
 from lightpeft.runs.models import (
     check_architecture,
@@ -129,7 +132,7 @@ def check_steps(training: TrainingConfig, rows: int) -> None:
     Raises:
         ConfigError: the warm-up is.
     """
-    steps = training.steps(rows)
+    steps = training.steps(rows, Processes.of_group().count)
     training.check_warmup(steps)
     for name in ("eval_steps", "save_steps"):
         if (getattr(training, name) or 0) > steps:
@@ -235,7 +238,15 @@ def prepare(
         trainer.add_callback(_Bar)
     if isinstance(trainer, LightTrainer):
         clock.session = trainer.light
+    if trainer.args.world_size > 1:
+        trainer.args.average_tokens_across_devices = counts_items(model, _first_batch(setting, model))
     return Run(setting, model, trainer, clock)
+
+
+def _first_batch(setting: Setting, model: PeftModel) -> dict[str, Tensor]:
+    rows = [setting.train[index] for index in range(min(2, len(setting.train)))]
+    device = next(model.parameters()).device
+    return {name: torch.as_tensor(value).to(device) for name, value in setting.collator(rows).items()}
 
 
 def _last_evaluation(trainer: Trainer) -> dict[str, float]:
