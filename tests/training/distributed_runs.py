@@ -6,6 +6,7 @@ Prints one JSON object of what the runs found; their weights are in ROOT.
 """
 
 import dataclasses
+import io
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 from tests.support.distributed import SCENARIOS, Scenario
-from tests.support.language import save_language_model
+from tests.support.language import save_language_model, sentences, write_texts
 from tests.support.models import save_base
 from tests.support.runs import DEFAULT, PAPER, trainer, weights
 from transformers import TrainerCallback
@@ -28,6 +30,7 @@ from transformers import TrainerCallback
 import lightpeft
 from lightpeft import Target
 from lightpeft.checkpoint import last_complete_checkpoint
+from lightpeft.cli.main import main as command
 from lightpeft.outputs import locked
 from lightpeft.surgery import record_of
 
@@ -221,6 +224,39 @@ def targeted(root: Path) -> list[Any]:
     return _results(forked(TOGETHER, work))
 
 
+def commanded(root: Path) -> dict[str, Any]:
+    """`lightpeft train` in one process and in two, and a verb that is of one; what each prints."""
+    data = write_texts(root / "texts", sentences(64), sentences(9, seed=1))
+    found: dict[str, Any] = {}
+    for count in (1, TOGETHER):
+        flags = {
+            "model": root / "llama",
+            "task": "texts",
+            "objective": "causal-lm",
+            "data": data,
+            "text": "text",
+            "out": root / f"command-{count}",
+            "lora.dropout": 0.0,
+            "training.batch_size": 8 // count,
+            "training.max_steps": STEPS,
+            "training.max_length": 16,
+            "estimation.steps": 4,
+            "training.packing": False,
+        }
+        words = ["train", *(word for name, value in flags.items() for word in (f"--{name}", str(value)))]
+        found[str(count)] = _results(forked(count, lambda index, words=words: _printed(words)))
+    found["evaluate"] = _results(forked(TOGETHER, lambda index: _printed(["evaluate", "x"], joins=True)))
+    return found
+
+
+def _printed(words: list[str], *, joins: bool = False) -> dict[str, Any]:
+    if joins:
+        dist.init_process_group("gloo")
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as errors:
+        status = command(words)
+    return {"status": status, "printed": out.getvalue(), "errors": errors.getvalue()}
+
+
 def main(root: Path) -> dict[str, Any]:
     """All runs."""
     save_base("bert", root / "bert")
@@ -231,6 +267,7 @@ def main(root: Path) -> dict[str, Any]:
         "killed": killed(root),
         "failing": failing(root),
         "targeted": targeted(root),
+        "commanded": commanded(root),
     }
 
 

@@ -10,9 +10,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.support.distributed import SCENARIOS
+from tests.support.distributed import SCENARIOS, Texts
+from tests.support.language import save_language_model
+from tests.support.models import make_batch, tiny_peft
+from torch.utils.data import DataLoader
+from transformers import AutoModelForCausalLM
+
+from lightpeft.runs.joining import counts_items
 
 HERE = Path(__file__).parent
+ADAPTER = "adapter_model.safetensors"
 pytestmark = pytest.mark.slow
 
 
@@ -103,3 +110,35 @@ def test_one_process_measures_for_a_target_and_all_have_its_plan(found: dict[str
     assert first == second
     assert first["measured"] > 0
     assert first["plan"]["target"]["quantity"] == "inference"
+
+
+def test_the_command_does_it_too_and_one_process_speaks(root: Path, found: dict[str, Any]) -> None:
+    (alone,), (first, second) = (found["commanded"][count] for count in ("1", "2"))
+    assert [one["status"] for one in (alone, first, second)] == [0, 0, 0]
+    assert "The light model reached loss" in first["printed"]
+    assert "step 4, cut" in first["errors"]
+    assert (second["printed"], second["errors"]) == ("", "")
+    results = [json.loads((root / f"command-{count}" / "result.json").read_text()) for count in (1, 2)]
+    assert [one["config"]["processes"] for one in results] == [1, 2]
+    assert results[0]["light"]["metric"] == pytest.approx(results[1]["light"]["metric"], abs=1e-5)
+    adapters = [load_file(root / f"command-{count}" / "light" / ADAPTER) for count in (1, 2)]
+    assert adapters[0].keys() == adapters[1].keys()
+    for name, value in adapters[0].items():
+        torch.testing.assert_close(value, adapters[1][name], rtol=0, atol=1e-5)
+
+
+def test_a_verb_of_one_process_refuses_several(found: dict[str, Any]) -> None:
+    for one in found["commanded"]["evaluate"]:
+        assert one["status"] == 2
+        assert "2 processes were started (WORLD_SIZE), and evaluate is of one" in one["errors"]
+
+
+@pytest.mark.parametrize(("name", "counts"), [("llama", True), ("bert", False)])
+def test_a_loss_says_whether_it_counts_items(name: str, counts: bool, tmp_path: Path) -> None:
+    if name == "llama":
+        model: Any = AutoModelForCausalLM.from_pretrained(save_language_model(name, tmp_path / name))
+        batch = next(iter(DataLoader(Texts(), batch_size=2)))
+    else:
+        model, batch = tiny_peft(name, tmp_path / name), make_batch(name, rows=2, labels=True)
+    assert counts_items(model, batch) == counts
+    assert model.training == (name == "bert")

@@ -353,4 +353,5 @@ def _config(experiment: Experiment) -> dict[str, Any]:
         "training": dataclasses.asdict(experiment.setting.training),
         "peft": dataclasses.asdict(experiment.setting.peft),
         "light": experiment.light.to_dict(),
+        "processes": Processes.of_group().count,
     }

@@ -110,7 +110,7 @@ class KeepingTrainer(Trainer):
         if not isinstance(sampler, LengthGroupedSampler):
             return sampler
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return ResumableLengthSampler(sampler, seed)
+        return ResumableLengthSampler(sampler, seed, self.args.world_size)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """A run that is resumed at its end takes no further step; a Trainer by itself takes one."""

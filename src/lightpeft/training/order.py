@@ -21,10 +21,15 @@ class ResumableLengthSampler(LengthGroupedSampler):
     """Groups examples of similar length; the order of an epoch follows from seed and epoch alone.
 
     transformers' own draws it from the global generator, which is elsewhere when a run is resumed.
+
+    Args:
+        sampler: of one process, for its own examples of a step.
+        processes: how many take the batches of this order by turns; those of a step are alike in length.
     """
 
-    def __init__(self, sampler: LengthGroupedSampler, seed: int) -> None:
-        super().__init__(sampler.batch_size, lengths=sampler.lengths, generator=torch.Generator())
+    def __init__(self, sampler: LengthGroupedSampler, seed: int, processes: int = 1) -> None:
+        batch = sampler.batch_size * processes
+        super().__init__(batch, lengths=sampler.lengths, generator=torch.Generator())
         self.seed, self.epoch = seed, 0
 
     def set_epoch(self, epoch: int) -> None:
