@@ -2,8 +2,8 @@
 
 python benchmarks/scaling_paper.py
 
-Nothing is measured here but the two shares of the cut, which are those of benchmarks/results/scaling.json (PEFT
-parameters) and of the preset `default` (parameters of the layers).
+The two shares of the cut are those of benchmarks/results/scaling.json (PEFT parameters) and of the preset
+`default` (parameters of the layers).
 """
 
 from dataclasses import dataclass

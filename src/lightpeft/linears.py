@@ -3,6 +3,7 @@
 from typing import TypeGuard
 
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 
 Projection = nn.Linear | Conv1D
@@ -17,7 +18,7 @@ def is_plain_linear(module: nn.Module) -> TypeGuard[Projection]:
     if type(module) is not Conv1D and not (isinstance(module, nn.Linear) and not _own_state(module)):
         return False
     weight = module.weight
-    return type(weight.data) is Tensor and weight.dtype.is_floating_point and weight.dim() == 2
+    return type(weight.data) in (Tensor, DTensor) and weight.dtype.is_floating_point and weight.dim() == 2
 
 
 def _own_state(linear: nn.Linear) -> set[str]:

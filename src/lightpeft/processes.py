@@ -7,11 +7,17 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
-from lightpeft.errors import LightPeftError
+from lightpeft.errors import ConfigError, LightPeftError
 
 T = TypeVar("T")
+
+TWO_PHASES = (
+    "Estimate and cut in a first phase, and train the cut model, an ordinary PeftModel, under that engine in "
+    "a second one: examples/two_phase.py, docs/distributed.md."
+)
 
 
 @dataclass(frozen=True)
@@ -109,6 +115,27 @@ class Processes:
         """Until all of them are here."""
         if not self.is_alone:
             dist.barrier()
+
+
+def whole(values: Tensor) -> Tensor:
+    """All of a tensor that FSDP keeps in parts; called by all processes. Any other tensor is itself."""
+    return values.full_tensor() if isinstance(values, DTensor) else values
+
+
+def require_whole(model: nn.Module, what: str) -> None:
+    """Refuse a model of whose parameters every process has a part.
+
+    Args:
+        what: cannot be done with it.
+
+    Raises:
+        ConfigError: some are in parts.
+    """
+    if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        raise ConfigError(
+            f"{what}: the model's parameters are in parts on several processes (FSDP, tensor parallelism). "
+            f"{TWO_PHASES}"
+        )
 
 
 def _told(error: Exception) -> tuple[type[LightPeftError], str]:

@@ -9,6 +9,7 @@ import dataclasses
 import io
 import json
 import os
+import runpy
 import signal
 import socket
 import sys
@@ -25,6 +26,7 @@ from tests.support.distributed import SCENARIOS, Scenario
 from tests.support.language import save_language_model, sentences, write_texts
 from tests.support.models import save_base
 from tests.support.runs import DEFAULT, PAPER, trainer, weights
+from tests.support.word_bert import save_word_bert
 from transformers import TrainerCallback
 
 import lightpeft
@@ -34,6 +36,8 @@ from lightpeft.cli.main import main as command
 from lightpeft.outputs import locked
 from lightpeft.surgery import record_of
 
+EXAMPLE = Path(__file__).parents[2] / "examples" / "two_phase.py"
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 STEPS = 8
 TOGETHER = 2
 Work = Callable[[int], Any]
@@ -224,6 +228,41 @@ def targeted(root: Path) -> list[Any]:
     return _results(forked(TOGETHER, work))
 
 
+def sharded(root: Path) -> dict[str, Any]:
+    """The example of two phases in one process, and in two that have parts of the parameters (FSDP2)."""
+    base = save_word_bert(root / "words", **NO_DROPOUT)
+
+    def work(index: int, count: int) -> Any:
+        if count > 1:
+            os.environ["TORCHELASTIC_RUN_ID"] = "tests"
+        sys.argv = [str(EXAMPLE), str(base), str(root / f"phases-{count}")]
+        names = runpy.run_path(str(EXAMPLE), run_name="__main__")
+        model, plan = names["model"], lightpeft.Plan.from_json(_plan_of(root / f"phases-{count}" / "light"))
+        return [
+            _refused(lambda: lightpeft.cut(model, plan)),
+            _refused(lambda: lightpeft.save(model, root / f"{index}")),
+        ]
+
+    return {
+        str(count): _results(forked(count, lambda index, count=count: work(index, count)))
+        for count in (1, TOGETHER)
+    }
+
+
+def _plan_of(folder: Path) -> str:
+    return json.dumps(json.loads((folder / "pruning.json").read_text())["plan"])
+
+
+def _refused(action: Callable[[], Any]) -> str | None:
+    try:
+        action()
+    except lightpeft.ConfigError as error:
+        return str(error)
+    except lightpeft.LightPeftError:  # of a whole model, which is cut already
+        return None
+    return None
+
+
 def commanded(root: Path) -> dict[str, Any]:
     """`lightpeft train` in one process and in two, and a verb that is of one; what each prints."""
     data = write_texts(root / "texts", sentences(64), sentences(9, seed=1))
@@ -268,6 +307,7 @@ def main(root: Path) -> dict[str, Any]:
         "failing": failing(root),
         "targeted": targeted(root),
         "commanded": commanded(root),
+        "sharded": sharded(root),
     }
 
 

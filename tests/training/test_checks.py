@@ -303,7 +303,7 @@ def test_two_peft_models_in_one_model_are_refused(base: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flag", "advice"), [("deepspeed", "leave deepspeed out"), ("fsdp", "leave fsdp out")]
+    ("flag", "advice"), [("deepspeed", "DeepSpeed.*two_phase.py"), ("fsdp", "FSDP.*two_phase.py")]
 )
 def test_what_does_not_survive_a_cut_is_told_how_to_be_left_out(flag: str, advice: str) -> None:
     kinds = {"n_gpu": 0, "deepspeed": None, "fsdp": None}

@@ -142,3 +142,20 @@ def test_a_loss_says_whether_it_counts_items(name: str, counts: bool, tmp_path: 
         model, batch = tiny_peft(name, tmp_path / name), make_batch(name, rows=2, labels=True)
     assert counts_items(model, batch) == counts
     assert model.training == (name == "bert")
+
+
+def test_two_phases_of_parts_end_as_one_process_does(root: Path, found: dict[str, Any]) -> None:
+    """Under FSDP2 by hand, as in the example."""
+    plans = [
+        json.loads((root / f"phases-{count}" / "light" / "pruning.json").read_text()) for count in (1, 2)
+    ]
+    assert plans[0]["plan"]["layers"] == plans[1]["plan"]["layers"]
+    assert plans[0]["plan"]["modules"] == plans[1]["plan"]["modules"]
+    alone, together = (load_file(root / f"phases-{count}" / "light" / ADAPTER) for count in (1, 2))
+    assert alone.keys() == together.keys()
+    for name, value in alone.items():
+        torch.testing.assert_close(value, together[name], rtol=0, atol=1e-5)
+    assert found["sharded"]["1"] == [[None, None]]
+    for refusals in found["sharded"]["2"]:
+        for text in refusals:
+            assert "the model's parameters are in parts on several processes" in text

@@ -15,7 +15,7 @@ from lightpeft.config import SurgeryConfig
 from lightpeft.edits import Journal
 from lightpeft.errors import AnatomyError, CheckpointError, VerificationError
 from lightpeft.plan import Plan
-from lightpeft.processes import Processes
+from lightpeft.processes import Processes, require_whole
 from lightpeft.scores import Scores
 from lightpeft.surgery.fingerprint import base_digests, other_tensors
 from lightpeft.surgery.first_token import can_narrow
@@ -106,8 +106,9 @@ def cut(
     Raises:
         PlanError: the plan does not fit, or the model is cut already.
         VerificationError: the cut model computes something else; names the layer.
-        ConfigError: the optimizer does not survive a cut.
+        ConfigError: the optimizer does not survive a cut, or the model is in parts on several processes.
     """
+    require_whole(model, "it cannot be cut")
     with processes.agreed():
         operation = Operation(model, plan, scores, config or SurgeryConfig())
         before = Counts.of(model)

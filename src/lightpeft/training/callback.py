@@ -1,5 +1,6 @@
 """`LightCallback`: Light-PEFT in anybody's `transformers.Trainer`."""
 
+import logging
 import math
 import warnings
 from collections.abc import Callable, Sized
@@ -15,13 +16,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import SaveStrategy
 
 from lightpeft.checkpoint import RunMark, is_complete, mark_complete, require_complete, run_of, unmark
 from lightpeft.config import LightConfig, Preset
 from lightpeft.errors import ConfigError
 from lightpeft.outputs import locked
 from lightpeft.plan import Plan
-from lightpeft.processes import Processes
+from lightpeft.processes import TWO_PHASES, Processes, require_whole
 from lightpeft.scores import Scores
 from lightpeft.surgery import CutReport, require_followable
 from lightpeft.training.keeping import begin_run, processes_of
@@ -40,16 +42,23 @@ from lightpeft.training.targeting import Pace
 from lightpeft.training.wrapper import ddp_around, renew
 from lightpeft.wrapping import peft_model_in, require_peft_model
 
+logger = logging.getLogger(__name__)
+
 
 class LightCallback(TrainerCallback):
     """Estimates, cuts and goes on, inside the run of any `transformers.Trainer` (TRL's included).
 
     Estimation steps are ordinary training steps and count as such.
+
+    Args:
+        stop_after_cut: end the training once the model is cut and a checkpoint of that is written, from which
+            another run goes on; for engines that a cut inside a run does not survive.
     """
 
-    def __init__(self, config: LightConfig | Preset = "default") -> None:
+    def __init__(self, config: LightConfig | Preset = "default", *, stop_after_cut: bool = False) -> None:
         chosen = config if isinstance(config, LightConfig) else LightConfig.preset(config)
         self.session = LightSession(chosen)
+        self.stop_after_cut = stop_after_cut
         self._restored_from: Path | None = None
         self._trains = False
         self._run: RunMark | None = None
@@ -110,6 +119,9 @@ class LightCallback(TrainerCallback):
         vars(model).pop("load_adapter", None)
         resumed = self._restored_from or (_checkpoint(args, state) if state.global_step else None)
         require_supported(args)
+        require_whole(model, "it cannot be cut inside the run")
+        if self.stop_after_cut:
+            _require_resumable(args, self.session.config)
         self._processes = processes_of(args)
         self._wrapper = None if self._processes.is_alone else _wrapper_around(kwargs["model"])
         if not self.is_kept:
@@ -167,6 +179,14 @@ class LightCallback(TrainerCallback):
         if self.session.config.restart_schedule:
             getattr(optimizer, "optimizer", optimizer).state.clear()
             restart_schedule(kwargs["lr_scheduler"], args, state.max_steps - state.global_step)
+        if self.stop_after_cut:
+            control.should_save = control.should_training_stop = True
+            self._announce(args, state, control)
+            logger.info(
+                "the first phase is over after %d of %d steps: %s is the cut model with its optimizer, its "
+                "schedule and the place in the data; a second run goes on from it (docs/distributed.md)",
+                *(state.global_step, state.max_steps, _checkpoint(args, state)),
+            )
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -325,8 +345,8 @@ def require_supported(args: TrainingArguments) -> None:
     problems = {
         "several GPUs in one process (show it one, CUDA_VISIBLE_DEVICES=0, or start a process for each: "
         "torchrun --nproc_per_node)": args.n_gpu > 1,
-        "DeepSpeed (leave deepspeed out)": bool(args.deepspeed) or engine == DistributedType.DEEPSPEED,
-        "FSDP (leave fsdp out)": bool(args.fsdp) or engine == DistributedType.FSDP,
+        "DeepSpeed": bool(args.deepspeed) or engine == DistributedType.DEEPSPEED,
+        "FSDP": bool(args.fsdp) or engine == DistributedType.FSDP,
         "a model in parts on several devices (leave parallelism_config out)": (
             getattr(args, "parallelism_config", None) is not None
         ),
@@ -335,5 +355,25 @@ def require_supported(args: TrainingArguments) -> None:
     if found:
         raise ConfigError(
             "the cut changes the shapes of parameters inside the run, which the following does not survive: "
-            f"{', '.join(found)}. Several processes that each have the whole model (DDP) do."
+            f"{', '.join(found)}. Leave it out (several processes that each have the whole model, as in DDP, "
+            f"are no problem). Or: {TWO_PHASES}"
+        )
+
+
+def _require_resumable(args: TrainingArguments, config: LightConfig) -> None:
+    """Refuse a first phase that a second one could not go on from.
+
+    Raises:
+        ConfigError: it would leave no whole checkpoint, or a schedule that is not in it.
+    """
+    problems = {
+        "save_strategy='no'": args.save_strategy == SaveStrategy.NO,
+        "save_only_model=True": bool(args.save_only_model),
+        "restart_schedule=True": config.restart_schedule,
+    }
+    found = [name for name, present in problems.items() if present]
+    if found:
+        raise ConfigError(
+            "stop_after_cut ends in a checkpoint from which another run goes on in the same schedule. That "
+            f"cannot be with {' and '.join(found)}."
         )

@@ -18,10 +18,17 @@ class LightTrainer(KeepingTrainer):
 
     Args:
         light: a configuration or the name of a preset; everything else is the Trainer's.
+        stop_after_cut: see `LightCallback`.
     """
 
-    def __init__(self, *args: Any, light: LightConfig | Preset = "default", **kwargs: Any) -> None:
-        self.light = LightCallback(light)
+    def __init__(
+        self,
+        *args: Any,
+        light: LightConfig | Preset = "default",
+        stop_after_cut: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        self.light = LightCallback(light, stop_after_cut=stop_after_cut)
         self.light.is_kept = True
         super().__init__(*args, **kwargs)
         self.add_callback(self.light)
