@@ -1,4 +1,4 @@
-"""Light PEFT under FSDP2, in two phases: estimate on the sharded base, cut a whole one on the CPU, shard again.
+"""Light PEFT under FSDP2, in two phases: estimate on the sharded base; cut a whole copy, and shard that.
 
 torchrun --nproc_per_node 2 examples/two_phase.py MODEL OUT
 """
