@@ -3,7 +3,7 @@
 from lightpeft.run_config import MINILM
 from lightpeft.runs.continued import base_of_adapter
 from lightpeft.runs.experiment import LIGHT, PLAIN, SCORES, Experiment, run_experiment
-from lightpeft.runs.fit import Outcome, Run, Setting, fit, make_setting, prepare
+from lightpeft.runs.fit import Outcome, Run, Setting, check_reporting, fit, make_setting, prepare
 from lightpeft.runs.generation import generate_texts
 from lightpeft.runs.harness import (
     HarnessScore,
@@ -44,6 +44,7 @@ __all__ = [
     "ask_harness",
     "base_of_adapter",
     "check_harness_options",
+    "check_reporting",
     "evaluate_model",
     "fit",
     "generate_texts",

@@ -96,6 +96,9 @@ class Experiment:
     repeats: int = 10
     """Timed repeats of each action."""
 
+    report_to: tuple[str, ...] = ()
+    """Names of transformers' integrations that get the Trainers' logs."""
+
 
 def run_experiment(
     experiment: Experiment,
@@ -234,7 +237,7 @@ def _fit(
     setting = dataclasses.replace(experiment.setting, training=training)
     folder = checkpoint_folder(out, PLAIN if light is None else LIGHT, seed)
     goes_on = Processes.of_group().decided(lambda: resume and folder.is_dir())
-    return fit(setting, light, folder, resume=goes_on, progress=progress)
+    return fit(setting, light, folder, resume=goes_on, progress=progress, report_to=experiment.report_to)
 
 
 def checkpoint_folder(out: Path, method: str, seed: int) -> Path:

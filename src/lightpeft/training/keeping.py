@@ -186,8 +186,9 @@ def _newest(folder: Path, settings: dict[str, Any]) -> Path:
         raise CheckpointError(
             f"{folder} has no complete checkpoint to resume from; start without resume_from_checkpoint."
         )
+    odd = differences(mark.settings, settings) or "another number of processes"
     raise CheckpointError(
-        f"the checkpoints in {folder} are of another run, with {differences(mark.settings, settings)}. "
+        f"the checkpoints in {folder} are of another run, with {odd}. "
         "Resume with the same settings, or start in another folder; in Python, "
         f"resume_from_checkpoint={str(other)!r} goes on from it all the same."
     )

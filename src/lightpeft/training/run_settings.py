@@ -35,7 +35,7 @@ def run_settings(
     """
     return {
         "training": {name: _plain(getattr(args, name, None)) for name in _DECIDING}
-        | {"processes": args.world_size},
+        | ({"processes": args.world_size} if args.world_size > 1 else {}),
         "light": None if light is None else _plain(light),
         "peft": _peft(model),
         "base": _base(model),
