@@ -8,11 +8,13 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from lightpeft.errors import ConfigError, LightPeftError
 
 T = TypeVar("T")
+
+_OF_PARTS = "full_tensor"
+"""What a DTensor has; torch cannot import that class where it is built without torch.distributed."""
 
 TWO_PHASES = (
     "Estimate and cut in a first phase, and train the cut model, an ordinary PeftModel, under that engine in "
@@ -119,7 +121,10 @@ class Processes:
 
 def whole(values: Tensor) -> Tensor:
     """All of a tensor that FSDP keeps in parts; called by all processes. Any other tensor is itself."""
-    return values.full_tensor() if isinstance(values, DTensor) else values
+    if not hasattr(values, _OF_PARTS):
+        return values
+    gathered: Tensor = getattr(values, _OF_PARTS)()
+    return gathered
 
 
 def require_whole(model: nn.Module, what: str) -> None:
@@ -131,7 +136,7 @@ def require_whole(model: nn.Module, what: str) -> None:
     Raises:
         ConfigError: some are in parts.
     """
-    if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+    if any(hasattr(parameter, _OF_PARTS) for parameter in model.parameters()):
         raise ConfigError(
             f"{what}: the model's parameters are in parts on several processes (FSDP, tensor parallelism). "
             f"{TWO_PHASES}"

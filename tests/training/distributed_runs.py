@@ -144,8 +144,11 @@ def killed(root: Path) -> dict[str, Any]:
         "save_steps": 2,
     }
 
+    def prepared(folder: Path, callbacks: list[Any]) -> Any:
+        return trainer(root / "dropping", folder, DEFAULT, callbacks=callbacks, **options)
+
     def train(folder: Path, callbacks: list[Any], resume: bool) -> Any:
-        run = trainer(root / "dropping", folder, DEFAULT, callbacks=callbacks, **options)
+        run = prepared(folder, callbacks)
         run.train(resume_from_checkpoint=resume)
         return run
 
@@ -173,7 +176,8 @@ def killed(root: Path) -> dict[str, Any]:
             "from": None if last is None else last.name,
             "steps": _results(forked(TOGETHER, second)),
         }
-    return found
+    alone = forked(1, lambda index: _refusal(prepared(root / "whole", []), resume_from_checkpoint=True))
+    return found | {"alone": _results(alone)}
 
 
 def failing(root: Path) -> dict[str, Any]:
@@ -207,9 +211,9 @@ def _differs(*_: Any) -> float:
     raise lightpeft.VerificationError("layer 0 differs.")
 
 
-def _refusal(run: Any) -> dict[str, Any]:
+def _refusal(run: Any, **options: Any) -> dict[str, Any]:
     try:
-        run.train()
+        run.train(**options)
     except lightpeft.LightPeftError as error:
         return {"error": type(error).__name__, "text": str(error), "steps": run.state.global_step}
     return {"error": None, "steps": run.state.global_step}

@@ -80,6 +80,12 @@ def test_a_run_of_which_one_process_was_killed_goes_on_to_the_same_end(
         assert_close(root, f"killed-{step}-{index}", f"whole-{index}", 1e-6)
 
 
+def test_it_does_not_go_on_in_another_number_of_processes(found: dict[str, Any]) -> None:
+    (alone,) = found["killed"]["alone"]
+    assert (alone["error"], alone["steps"]) == ("CheckpointError", 0)
+    assert "of another run, with another number of processes" in alone["text"]
+
+
 def test_where_one_verification_fails_no_process_has_a_cut_model(found: dict[str, Any]) -> None:
     first, second = found["failing"]["verification"]
     assert (first["error"], second["error"]) == ("VerificationError", "VerificationError")
