@@ -1,5 +1,6 @@
 """What cannot be done is refused before the first step, with what was found and what to do."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import DistributedType
 from peft import LoraConfig, get_peft_model
 from tests.support.models import ROWS, load_base, make_batch, save_base, snapshot, tiny_peft, with_lora
 from tests.support.plans import random_plan
@@ -311,3 +313,17 @@ def test_what_does_not_survive_a_cut_is_told_how_to_be_left_out(flag: str, advic
     with pytest.raises(ConfigError, match=advice) as raised:
         require_supported(given)
     assert "CUDA_VISIBLE_DEVICES" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("engine", "name"), [(DistributedType.DEEPSPEED, "DeepSpeed"), (DistributedType.FSDP, "FSDP")]
+)
+def test_an_engine_that_only_accelerate_launch_was_told_of_is_refused(
+    engine: DistributedType, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    callback = sys.modules["lightpeft.training.callback"]
+    monkeypatch.setattr(callback, "is_initialized", lambda: True)
+    monkeypatch.setattr(callback, "AcceleratorState", lambda: SimpleNamespace(distributed_type=engine))
+    given: Any = SimpleNamespace(n_gpu=0, deepspeed=None, fsdp=None)
+    with pytest.raises(ConfigError, match=f"{name}.*two_phase.py"):
+        require_supported(given)
