@@ -315,6 +315,17 @@ def test_what_does_not_survive_a_cut_is_told_how_to_be_left_out(flag: str, advic
     assert "CUDA_VISIBLE_DEVICES" not in str(raised.value)
 
 
+@pytest.mark.parametrize("kind", [LightTrainer, Trainer])
+def test_processes_that_train_each_for_itself_are_warned_of(
+    kind: type[Trainer], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    callbacks = [] if kind is LightTrainer else [LightCallback(DEFAULT)]
+    run = trainer(base, tmp_path / "run", DEFAULT, kind=kind, callbacks=callbacks, max_steps=5)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.warns(UserWarning, match=r"2 processes were started .* trains for itself"):
+        run.train()
+
+
 @pytest.mark.parametrize(
     ("engine", "name"), [(DistributedType.DEEPSPEED, "DeepSpeed"), (DistributedType.FSDP, "FSDP")]
 )

@@ -26,7 +26,7 @@ from lightpeft.plan import Plan
 from lightpeft.processes import TWO_PHASES, Processes, require_whole
 from lightpeft.scores import Scores
 from lightpeft.surgery import CutReport, require_followable
-from lightpeft.training.keeping import begin_run, processes_of
+from lightpeft.training.keeping import begin_run, processes_of, warn_if_apart
 from lightpeft.training.live_run import trainer_at_work
 from lightpeft.training.prefix import Ahead
 from lightpeft.training.run_settings import run_settings
@@ -125,6 +125,7 @@ class LightCallback(TrainerCallback):
         self._processes = processes_of(args)
         self._wrapper = None if self._processes.is_alone else _wrapper_around(kwargs["model"])
         if not self.is_kept:
+            warn_if_apart(args)
             self._lock.close()
             with self._processes.agreed():
                 if args.should_save:

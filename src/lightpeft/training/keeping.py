@@ -1,6 +1,8 @@
 """A Trainer that takes care of its checkpoints: whole ones, of one run, one run in a folder at a time."""
 
+import os
 import uuid
+import warnings
 from collections.abc import Callable, Mapping, Sized
 from contextlib import ExitStack
 from pathlib import Path
@@ -53,6 +55,7 @@ class KeepingTrainer(Trainer):
         folder = Path(str(self.args.output_dir))
         model = cast(nn.Module, self.model)
         settings = run_settings(self.args, model, self.train_dataset, self.light_settings())
+        warn_if_apart(self.args)
         processes = processes_of(self.args)
         if resume_from_checkpoint is True:
             resume_from_checkpoint = processes.decided(lambda: str(_newest(folder, settings)))
@@ -152,6 +155,17 @@ def processes_of(args: TrainingArguments) -> Processes:
     """Those that train by these arguments."""
     together = args.parallel_mode == ParallelMode.DISTRIBUTED
     return Processes.of_group() if together else Processes()
+
+
+def warn_if_apart(args: TrainingArguments) -> None:
+    """Several processes were started, and each is about to train a model of its own."""
+    started = os.environ.get("WORLD_SIZE", "1")
+    if started != "1" and args.world_size == 1:
+        warnings.warn(
+            f"{started} processes were started (WORLD_SIZE), but this one trains for itself, because "
+            "accelerate made no group of them. On a CPU, set TrainingArguments(use_cpu=True).",
+            stacklevel=3,
+        )
 
 
 def begin_run(args: TrainingArguments, settings: dict[str, Any], resumed: Path | None) -> RunMark:
