@@ -31,7 +31,7 @@ from lightpeft.files import read_json, write_json
 from lightpeft.processes import Processes
 from lightpeft.report import environment
 from lightpeft.runs import MINILM, resolve_model
-from lightpeft.training.wrapper import renew
+from lightpeft.training import renew
 
 ROWS, TOKENS = 8, 64
 """Of each process."""

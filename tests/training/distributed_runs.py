@@ -25,8 +25,10 @@ from safetensors.torch import save_file
 from tests.support.distributed import SCENARIOS, Scenario
 from tests.support.language import save_language_model, sentences, write_texts
 from tests.support.models import save_base
-from tests.support.runs import DEFAULT, PAPER, trainer, weights
+from tests.support.runs import DEFAULT, PAPER, Sentences, fresh_model, trainer, weights
 from tests.support.word_bert import save_word_bert
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import default_collate
 from transformers import TrainerCallback
 
 import lightpeft
@@ -34,7 +36,9 @@ from lightpeft import Target
 from lightpeft.checkpoint import last_complete_checkpoint
 from lightpeft.cli.main import main as command
 from lightpeft.outputs import locked
+from lightpeft.processes import Processes
 from lightpeft.surgery import record_of
+from lightpeft.training import renew
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "two_phase.py"
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -267,6 +271,41 @@ def _refused(action: Callable[[], Any]) -> str | None:
     return None
 
 
+def own_loops(root: Path) -> dict[str, Any]:
+    """A loop of somebody's own around torch's DDP."""
+    rows = Sentences()
+
+    def work(index: int, count: int) -> Any:
+        if count > 1:
+            dist.init_process_group("gloo")
+        processes, inner = Processes.of_group(), fresh_model(root / "bert")
+        model = inner if processes.is_alone else DistributedDataParallel(inner)
+        batches = [
+            default_collate([rows[n] for n in range(step * 4 + index, step * 4 + 4, count)])
+            for step in range(STEPS)
+        ]
+        optimizer = torch.optim.AdamW([p for p in inner.parameters() if p.requires_grad], lr=1e-2)
+        scores = lightpeft.estimate(
+            model, batches, lightpeft.EstimationConfig(steps=4), optimizer=optimizer, processes=processes
+        )
+        plan = lightpeft.make_plan(scores, lightpeft.find_anatomy(inner), lightpeft.Budget())
+        lightpeft.cut(inner, plan, optimizer, scores=scores, batch=batches[3], processes=processes)
+        if model is not inner:
+            renew(model)
+        model.train()
+        for batch in batches[4:]:
+            model(**batch).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        save_file(weights(inner), root / f"loop-{count}-{index}.safetensors")
+        return plan.to_dict()["layers"]
+
+    return {
+        str(count): _results(forked(count, lambda index, count=count: work(index, count)))
+        for count in (1, TOGETHER)
+    }
+
+
 def commanded(root: Path) -> dict[str, Any]:
     """`lightpeft train` in one process and in two, and a verb that is of one; what each prints."""
     data = write_texts(root / "texts", sentences(64), sentences(9, seed=1))
@@ -312,6 +351,7 @@ def main(root: Path) -> dict[str, Any]:
         "targeted": targeted(root),
         "commanded": commanded(root),
         "sharded": sharded(root),
+        "own loops": own_loops(root),
     }
 
 

@@ -165,3 +165,10 @@ def test_two_phases_of_parts_end_as_one_process_does(root: Path, found: dict[str
     for refusals in found["sharded"]["2"]:
         for text in refusals:
             assert "the model's parameters are in parts on several processes" in text
+
+
+def test_a_loop_of_ones_own_in_two_processes_ends_as_in_one(root: Path, found: dict[str, Any]) -> None:
+    (alone,), together = (found["own loops"][count] for count in ("1", "2"))
+    assert together == [alone, alone]
+    assert_close(root, "loop-1-0", "loop-2-0", 1e-5)
+    assert_close(root, "loop-2-0", "loop-2-1", 0.0)
