@@ -139,7 +139,7 @@ def estimated_and_cut(
 ) -> int:
     """Bytes that the gates' gradients are, in a step of estimation."""
     inner = sent.ddp.module
-    estimator = Estimator(inner, EstimationConfig(steps=ESTIMATION), processes)
+    estimator = Estimator(inner, EstimationConfig(steps=ESTIMATION), processes=processes)
     estimator.attach()
     for _ in range(ESTIMATION):
         sent.ddp(**batch).loss.backward()

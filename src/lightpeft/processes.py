@@ -104,14 +104,21 @@ class Processes:
             yield
         except Exception as error:
             failed = error
-        told: list[Any] = [None] * self.count
-        dist.all_gather_object(told, None if failed is None else _told(failed))
+        told = self.gathered(None if failed is None else _told(failed))
         if failed is not None:
             raise failed
         for index, one in enumerate(told):
             if one is not None:
                 kind, text = one
                 raise kind(f"{text} (found by process {index} of {self.count})")
+
+    def gathered(self, value: T) -> list[T]:
+        """What each of them gives, in their order."""
+        if self.is_alone:
+            return [value]
+        held: list[Any] = [None] * self.count
+        dist.all_gather_object(held, value)
+        return held
 
     def wait(self) -> None:
         """Until all of them are here."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -23,9 +24,13 @@ from lightpeft.estimation.gates import Gate, Mask, Probe, spread
 from lightpeft.estimation.readout import Readout
 from lightpeft.estimation.sites import Site, find_sites
 from lightpeft.estimation.statistics import WindowSums
+from lightpeft.files import under
 from lightpeft.processes import Processes
 from lightpeft.score_tables import GRADIENT_STATISTICS
 from lightpeft.scores import Scores
+
+_BATCH = "batch"
+"""What the kept batches are under, in the state."""
 
 
 class Removable(Protocol):
@@ -43,15 +48,22 @@ class Estimator:
 
     Gates are no parameters of the model: clipping, weight decay and `state_dict` never see them. So their
     gradients are those of the whole, unclipped step; only the loss scale has to be taken out.
-
-    Args:
-        processes: those that train this model together. The gates' gradients are averaged over them, as DDP
-            does with the parameters', so that all of them find the scores of the whole batch.
     """
 
     def __init__(
-        self, model: nn.Module, config: EstimationConfig, processes: Processes = Processes()
+        self,
+        model: nn.Module,
+        config: EstimationConfig,
+        keep_batches: int = 1,
+        processes: Processes = Processes(),
     ) -> None:
+        """Find the places of the gates.
+
+        Args:
+            keep_batches: how many of the latest batches are kept, for what is done at the cut.
+            processes: those that train this model together. The gates' gradients are averaged over them, as
+                DDP does with the parameters', so that all of them find the scores of the whole batch.
+        """
         self.config = config
         self._processes = processes
         self._base = base_of(model)
@@ -72,8 +84,8 @@ class Estimator:
             own=self._measured_sizes(),
         )
         self._handles: list[Removable] = []
-        self.last_batch: dict[str, Any] | None = None
-        """Arguments of the model's last training forward, by name."""
+        self.batches: deque[dict[str, Tensor]] = deque(maxlen=keep_batches)
+        """Arguments of the base's latest training forwards, by name; the last one is the latest."""
         trained = [gate.values for gate in self._gates if isinstance(gate, Mask)]
         self._gate_optimizer = torch.optim.AdamW(trained, weight_decay=0.0) if trained else None
 
@@ -174,6 +186,10 @@ class Estimator:
                 tensors[f"gate.{position}"] = gate.values
                 moments = self._gate_optimizer.state.get(gate.values, {})
                 tensors |= {f"moment.{position}.{key}": value for key, value in moments.items()}
+        own = [{name: value.cpu().clone() for name, value in batch.items()} for batch in self.batches]
+        for index, batches in enumerate(self._processes.gathered(own)):
+            for position, batch in enumerate(batches):
+                tensors |= {f"{_batch_of(index)}.{position}.{name}": one for name, one in batch.items()}
         return tensors, header
 
     @torch.no_grad()
@@ -194,10 +210,19 @@ class Estimator:
                         for key, value in tensors.items()
                         if key.startswith(start)
                     }
+            self._restore_batches(under(tensors, _batch_of(self._processes.index)))
         except (KeyError, RuntimeError) as error:
             raise CheckpointError(
                 f"the saved estimation does not fit this model and configuration: {error}."
             ) from error
+
+    def _restore_batches(self, tensors: dict[str, Tensor]) -> None:
+        """In their order: the position comes first in a name."""
+        batches: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            position, _, name = key.partition(".")
+            batches.setdefault(int(position), {})[name] = value.to(self._device)
+        self.batches.extend(batch for _, batch in sorted(batches.items()))
 
     def _watch(self, is_over: Callable[[], bool]) -> None:
         """Last, because torch asks how to call a hook only when its turn has come."""
@@ -217,7 +242,9 @@ class Estimator:
     def _note_batch(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         if module.training:
             given = dict(zip(inspect.signature(module.forward).parameters, args, strict=False)) | kwargs
-            self.last_batch = {name: value for name, value in given.items() if isinstance(value, Tensor)}
+            self.batches.append(
+                {name: value.detach() for name, value in given.items() if isinstance(value, Tensor)}
+            )
 
     def _make_gate(self, site: Site) -> Gate:
         if self._readout.of_base.trains_gates and site.kind != "ranks":
@@ -294,6 +321,10 @@ class Estimator:
             site.module: total / count.clamp(1)
             for site, total, count in zip(averaged, per_site, counts, strict=True)
         }
+
+
+def _batch_of(process: int) -> str:
+    return f"{_BATCH}_of_{process}" if process else _BATCH
 
 
 def _check_finite(finite_steps: Tensor, steps: int) -> None:

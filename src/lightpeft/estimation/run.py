@@ -53,7 +53,7 @@ def estimate(
         optimizer = torch.optim.AdamW(trainable, lr=learning_rate)
     steps = _steps_on(batches) if config.steps == "auto" else config.steps
     inner = model.module if isinstance(model, DistributedDataParallel) else model
-    estimator = Estimator(inner, dataclasses.replace(config, steps=steps), processes)
+    estimator = Estimator(inner, dataclasses.replace(config, steps=steps), processes=processes)
     was_training = model.training
     estimator.attach()
     try:

@@ -16,6 +16,7 @@ from lightpeft.surgery.operation import require_allowed
 from lightpeft.surgery.optimizer import require_followable
 from lightpeft.surgery.pairs import fold_beside
 from lightpeft.surgery.probe import ProbeReport, probe_cuts, verify_discovered
+from lightpeft.surgery.reconstruction import BATCHES
 from lightpeft.surgery.record import WHEN_CUT, CutRecord, attach_record, record_of
 from lightpeft.surgery.reference import AdaptersOn, StepGuard
 from lightpeft.surgery.skipped_layer import SkippedLayer
@@ -34,6 +35,7 @@ from lightpeft.surgery.verify import (
 )
 
 __all__ = [
+    "BATCHES",
     "TOLERANCES",
     "TRAINED",
     "WHEN_CUT",

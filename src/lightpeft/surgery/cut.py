@@ -1,7 +1,7 @@
 """`cut`: make a model smaller by a plan, in place, and prove that it still computes the same."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,9 +56,14 @@ class CutReport:
     beside: int = 0
     """Linears whose removed ΔW is added to what they put out, because folding would lose it or
     change what is tied to them."""
+    reconstructed: float = 0.0
+    """Of what was cut, beyond its mean, the share of the square that what stays says on batches held back;
+    the mean over the output projections where anything was reconstructed."""
 
     @classmethod
-    def of(cls, before: Counts, after: Counts, difference: float, beside: int) -> "CutReport":
+    def of(
+        cls, before: Counts, after: Counts, difference: float, beside: int, reconstructed: float
+    ) -> "CutReport":
         """From counts before and after."""
         return cls(
             *(before.encoder, after.encoder),
@@ -66,6 +71,7 @@ class CutReport:
             *(before.modules, after.modules),
             difference,
             beside,
+            reconstructed,
         )
 
     def describe(self) -> str:
@@ -74,11 +80,16 @@ class CutReport:
             f"; the removed ΔW of {self.beside} linears stays beside them in float32, as folding would lose "
             "part of it or change what is tied to them"
         )
+        again = (
+            f"; what stays says {self.reconstructed:.0%} of what went, beyond its mean, at the output "
+            "projections (on batches held back)"
+        )
         return (
             f"encoder parameters {self.encoder_before:,} -> {self.encoder_after:,}, "
             f"PEFT parameters {self.peft_before:,} -> {self.peft_after:,}, "
             f"PEFT modules {self.modules_before} -> {self.modules_after}; "
             f"verified, largest difference {self.difference:.1e}{kept if self.beside else ''}"
+            f"{again if self.reconstructed else ''}"
         )
 
 
@@ -89,6 +100,7 @@ def cut(
     *,
     scores: Scores | None = None,
     batch: Mapping[str, Any] | None = None,
+    batches: Sequence[Mapping[str, Any]] = (),
     config: SurgeryConfig | None = None,
     processes: Processes = Processes(),
 ) -> CutReport:
@@ -99,6 +111,8 @@ def cut(
         optimizer: its state follows the cut, so that training goes on.
         scores: the estimation's; needed to fold trained gates and to compensate means.
         batch: a real batch to verify on, best with padding; random tokens if not given.
+        batches: real ones, as the base takes them, to reconstruct on what is cut from what stays
+            (`config.reconstruct_rank`); two at least, eight are plenty. Without them its mean alone is kept.
         config: what to fold and compensate.
         processes: those that cut the same model together, each verified on a batch of its own; where one
             of them fails, all put theirs back.
@@ -116,13 +130,16 @@ def cut(
         expected = operation.observe_reference(inputs)
         narrowest = narrowest_dtype(operation.base)
         digests = base_digests(model)
+    operation.reconstruct(batches, processes)
     journal = Journal()
     try:
         with processes.agreed():
             operation.perform(journal)
             difference = largest_difference(expected, observe(model, inputs), narrowest)
             operation.compensate(journal)
-            report = CutReport.of(before, Counts.of(model), difference, len(operation.beside))
+            report = CutReport.of(
+                *(before, Counts.of(model), difference, len(operation.beside), operation.reconstructed)
+            )
             follow = None if optimizer is None else prepare_to_follow(optimizer, journal)
             narrows = operation.config.first_token and can_narrow(
                 model, labelled(inputs, batch), operation.skipped

@@ -1,5 +1,6 @@
 """One cut of one model: what is known before it, and its steps in their order."""
 
+import statistics
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -23,6 +24,7 @@ from lightpeft.edits import Journal, index_tensor
 from lightpeft.errors import EstimationError, PlanError
 from lightpeft.linears import INPUTS, matrix, width
 from lightpeft.plan import Plan
+from lightpeft.processes import Processes
 from lightpeft.scores import Scores
 from lightpeft.surgery.base import (
     cut_base,
@@ -39,7 +41,9 @@ from lightpeft.surgery.pairs import (
     fold_beside,
     fold_pairs,
     lost_by_folding,
+    together,
 )
+from lightpeft.surgery.reconstruction import Correction, Loss, corrections
 from lightpeft.surgery.record import CutRecord, record_of
 from lightpeft.surgery.skipped_layer import passed_over, skip_layers
 from lightpeft.surgery.uniform import without_bias
@@ -91,6 +95,8 @@ class Operation:
         self._prepare_followers()
         self.without_bias = without_bias(model, plan)
         means = scores.means if scores is not None and config.compensate else {}
+        self.means = means
+        self.corrections: dict[str, Correction] = {}
         self.shifts = self._mean_contributions(means)
         self.rank_shifts = self._mean_outputs(means)
         self.pairs: Pairs = {}
@@ -122,6 +128,27 @@ class Operation:
         with passed_over(self.base, self.skipped, self.anatomy.modules) as self.forms:
             return observe(self.model, inputs, self.reference_gates())
 
+    def reconstruct(self, batches: Sequence[Batch], processes: Processes = Processes()) -> None:
+        """Learn what the kept inputs of output projections can say of what is cut; before it is.
+
+        Args:
+            batches: of this process.
+            processes: those that cut the same model together, on what all of their batches say.
+        """
+        rank = self.config.reconstruct_rank
+        if not rank or not self.config.compensate:
+            return
+        with torch.no_grad(), passed_over(self.base, self.skipped, self.anatomy.modules):
+            self.corrections = corrections(
+                *(self.model, self.anatomy, self._sizes_of_what_stays(), self._loss, batches, rank),
+                processes,
+            )
+
+    @property
+    def reconstructed(self) -> float:
+        """As in `CutReport`."""
+        return statistics.fmean(one.share for one in self.corrections.values()) if self.corrections else 0.0
+
     def perform(self, journal: Journal) -> None:
         """Cut the base, fold gates, put what goes beside its linears, cut the ranks."""
         cut_base(self.base, self.anatomy, self.plan, self.followers, journal)
@@ -143,7 +170,8 @@ class Operation:
             follower.finish(journal)
 
     def compensate(self, journal: Journal) -> None:
-        """Put the means of what was cut in its place (FLAP, An et al. 2024)."""
+        """Put the means of what was cut in its place (FLAP, An et al. 2024), and what the rest can say."""
+        self._correct(journal)
         for module in self._survivors():
             if module.name in self.rank_shifts:
                 module.add_to_constant(self.rank_shifts[module.name], journal)
@@ -152,6 +180,20 @@ class Operation:
                 shift, more = self.shifts.get(module.name), self.rank_shifts[module.name]
                 self.shifts[module.name] = more if shift is None else shift + more
         shift_biases(self.base, self.shifts, journal)
+
+    def _correct(self, journal: Journal) -> None:
+        tied = tied_parameters(self.base)
+        found = {name: correction.pair for name, correction in self.corrections.items()}
+        add_pairs(self.base, found, journal)
+        for name, pair in found.items():
+            if id(linear_at(self.base, name).weight) in tied:
+                self.beside |= {name}
+            self.pairs[name] = together(self.pairs.get(name), pair)
+            if name in self.shifts:
+                left, right = pair
+                self.shifts[name] = self.shifts[name] - left @ (
+                    right @ self._mean_of(name)[self.channels[name]]
+                )
 
     def settle(self) -> None:
         """Fold the pairs that lose nothing by it. This cannot be taken back, and changes nothing that is
@@ -280,6 +322,32 @@ class Operation:
             effect = self._effect_of_adapter(name, vector)
             shifts[name] = _finite(shift if effect is None else shift + effect, name)
         return shifts
+
+    def _sizes_of_what_stays(self) -> dict[str, int]:
+        """Inputs of the output projections that lose some, unless PEFT reads the weights (DoRA's norms)."""
+        return {
+            name: len(kept)
+            for name, kept in self.channels.items()
+            if 0 < len(kept) < width(linear_at(self.base, name), INPUTS) and not self._weights_are_read(name)
+        }
+
+    def _loss(self, name: str) -> Loss:
+        linear, kept = linear_at(self.base, name), self.channels[name]
+        device, weight = linear.weight.device, matrix(linear).detach().float()
+        gone = torch.ones(weight.shape[1], dtype=torch.bool).index_fill(0, kept, False).nonzero().flatten()
+        for module in self.modules:
+            if module.name == name and module.is_linear:
+                left, right = module.low_rank_pair(torch.arange(module.rank))
+                weight = weight + left.float() @ right.float()
+        if name in self.gates:
+            weight = weight * self.gates[name].to(weight)
+        return Loss(kept.to(device), gone.to(device), weight[:, gone.to(device)], self._mean_of(name))
+
+    def _mean_of(self, name: str) -> Tensor:
+        """Of the inputs of a linear, where the mean of what it loses goes into its bias."""
+        linear = linear_at(self.base, name)
+        none = linear.weight.new_zeros(width(linear, INPUTS), dtype=torch.float32)
+        return self.means[name].to(none) if name in self.shifts else none
 
     def _effect_of_adapter(self, name: str, inputs: Tensor) -> Tensor | None:
         """What the adapter adds to the output of a linear for these inputs."""

@@ -31,12 +31,24 @@ class PairBeside:
         return output + added.to(output.dtype)
 
 
+def together(first: Pair | None, second: Pair) -> Pair:
+    """One pair that does what both do."""
+    if first is None:
+        return second
+    (left, right), (more_left, more_right) = ([_wide(one) for one in pair] for pair in (first, second))
+    return torch.cat([left, more_left.to(left)], 1), torch.cat([right, more_right.to(right)])
+
+
 def add_pairs(base: PreTrainedModel, pairs: Mapping[str, Pair], journal: Journal) -> None:
-    """Put pairs beside linears, in float32 at least; no weight changes."""
+    """Put pairs beside linears, in float32 at least; no weight changes. What is beside one already stays."""
     for name, (left, right) in pairs.items():
         linear = linear_at(base, name)
-        hook = PairBeside(left.to(linear.weight.device), right.to(linear.weight.device))
-        journal.add_hook(linear.register_forward_hook(hook))
+        there = next((hook for hook in linear._forward_hooks.values() if isinstance(hook, PairBeside)), None)
+        pair = left.to(linear.weight.device), right.to(linear.weight.device)
+        if there is not None:
+            there.left, there.right = together((there.left, there.right), pair)
+        else:
+            journal.add_hook(linear.register_forward_hook(PairBeside(*pair)))
 
 
 def fold_pairs(base: PreTrainedModel, pairs: Mapping[str, Pair], journal: Journal) -> None:

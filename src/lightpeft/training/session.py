@@ -36,6 +36,7 @@ from lightpeft.planning import Pricing, limits, make_plan
 from lightpeft.processes import Processes
 from lightpeft.scores import Scores
 from lightpeft.surgery import (
+    BATCHES,
     CutReport,
     StepGuard,
     base_digests,
@@ -121,7 +122,7 @@ class LightSession:
             self._targeting = Targeting(self.config, pace, total_steps, first_step, processes)
         self.check(model, total_steps)
         origin_of(model)  # says now what a checkpoint of this run could not be loaded without
-        self._estimator = Estimator(model, estimation, processes)
+        self._estimator = Estimator(model, estimation, BATCHES, processes)
         if self._resumed is not None:
             tensors, header = self._resumed
             self._estimator.restore(tensors, header)
@@ -221,9 +222,8 @@ class LightSession:
         if estimator is None or estimator.steps < estimator.config.planned_steps:
             return False
         self.scores = self._processes.shared(estimator.scores())
-        batch = estimator.last_batch
-        self._proof = batch
-        assert batch is not None
+        batches = tuple(estimator.batches)
+        batch = self._proof = batches[-1]
         self._take_gates_out()
         targeting = self._targeting
         self.plan = self._processes.decided(lambda: self._make_plan(model, estimator.anatomy, batch, step))
@@ -236,6 +236,7 @@ class LightSession:
             optimizer,
             scores=self.scores,
             batch=batch,
+            batches=batches,
             config=self.config.surgery,
             processes=self._processes,
         )
