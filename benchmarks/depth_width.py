@@ -126,7 +126,7 @@ def at_wanted_share(setting: Setting, cuts: Cuts, plain: Outcome, folder: Path) 
             if not tries:
                 raise
             break
-        share = inference_share_of(outcome, plain, setting, FEW)
+        share = inference_share_of(outcome.model, setting, FEW)
         print(cuts, {"target": round(target, 4), "share": round(share, 3)}, flush=True)
         tries.append({"target": round(target, 4), "share": share})
         if abs(share - WANTED) <= NEAR:
@@ -154,10 +154,8 @@ def numbers(outcome: Outcome, plain: Outcome, setting: Setting) -> dict[str, Any
         "plain_main": plain.main,
         "target": plan.target.share,
         "predicted": plan.target.predicted,
-        "inference_share": inference_share_of(outcome, plain, setting, FEW),
+        "inference_share": inference_share_of(outcome.model, setting, FEW),
         "kept": {kind: count.kept for kind, count in plan.counts._asdict().items()},
-        "run_seconds": outcome.seconds,
-        "plain_seconds": plain.seconds,
     }
 
 

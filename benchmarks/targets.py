@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModel
+
 from lightpeft import LightConfig, Target
 from lightpeft.bench import save_result, select_rows
 from lightpeft.bench.speed import batches, inference_share
@@ -71,10 +73,9 @@ def chosen_cells(options: argparse.Namespace, names: list[str]) -> Iterator[tupl
 
 def cells(name: str, seed: int, options: argparse.Namespace) -> None:
     """Every method of one model and seed; finished ones are kept."""
-    plain: Outcome | None = None
     for method, light in METHODS.items():
         path = options.out / f"{name}-{method}-{seed}.json"
-        if path.is_file() and method != "plain":
+        if path.is_file():
             continue
         row = MODELS[name]
         task = TaskOptions("glue/sst2", options.data, ()).load()
@@ -82,13 +83,9 @@ def cells(name: str, seed: int, options: argparse.Namespace) -> None:
         setting = setting_of(row["path"](), task, training, options, row["rows"])
         with tempfile.TemporaryDirectory() as folder:
             outcome = fit(setting, light, Path(folder), progress=False)
-        plain = outcome if method == "plain" else plain
-        assert plain is not None
-        value = numbers(outcome, plain, setting) | {"model": name, "method": method, "seed": seed}
+        value = numbers(outcome, setting) | {"model": name, "method": method, "seed": seed}
         save_result(path, value | {"environment": environment()})
-        print(
-            path, {key: value[key] for key in ("main", "target", "run_share", "inference_share")}, flush=True
-        )
+        print(path, {key: value[key] for key in ("main", "target", "inference_share")}, flush=True)
 
 
 def setting_of(
@@ -118,12 +115,10 @@ def training_of(
     )
 
 
-def numbers(outcome: Outcome, plain: Outcome, setting: Setting) -> dict[str, Any]:
-    """What a run reached, and its shares of plain PEFT with the same seed."""
+def numbers(outcome: Outcome, setting: Setting) -> dict[str, Any]:
+    """What a run reached, and its share of plain PEFT's inference time."""
     plan = None if outcome.light is None else outcome.light.plan
     target = None if plan is None or plan.target is None else plan.target
-    assert outcome.seconds is not None
-    assert plain.seconds is not None
     return {
         "main": outcome.main,
         "target": None
@@ -137,16 +132,14 @@ def numbers(outcome: Outcome, plain: Outcome, setting: Setting) -> dict[str, Any
         },
         "frozen_layers": None if plan is None else plan.frozen_layers,
         "kept": None if plan is None else {kind: count.kept for kind, count in plan.counts._asdict().items()},
-        "run_seconds": outcome.seconds,
-        "run_share": outcome.seconds / plain.seconds,
-        "inference_share": inference_share_of(outcome, plain, setting),
+        "inference_share": inference_share_of(outcome.model, setting),
     }
 
 
-def inference_share_of(outcome: Outcome, plain: Outcome, setting: Setting, repeats: int = REPEATS) -> float:
+def inference_share_of(model: PeftModel, setting: Setting, repeats: int = REPEATS) -> float:
     """Of plain PEFT's inference time, over three batches."""
     some = itertools.islice(batches(setting, setting.validation), 3)
-    return inference_share(outcome.model, plain.model, some, repeats)
+    return inference_share(model, setting.load_model(), some, repeats)
 
 
 if __name__ == "__main__":

@@ -287,10 +287,11 @@ class SurgeryConfig:
     compensate: bool = True
     """Add the mean contribution of cut neurons and heads to the output projections' biases (FLAP)."""
 
-    reconstruct_rank: int = 32
+    reconstruct_rank: int = 0
     """Rank of what is added to the kept columns of output projections, so that what stays says what it can of
-    what was cut beyond its mean (ridge regression on the last batches of the estimation); 0 leaves it out, as
-    does `compensate` off. The checkpoint stores it, rank × (inputs + outputs) numbers per projection."""
+    what was cut beyond its mean (ridge regression on the last batches of the estimation): 32, say, where more
+    than half of the neurons go. The checkpoint stores it, rank × (inputs + outputs) numbers per projection.
+    0, or `compensate` off, leaves it out."""
 
     first_token: bool = True
     """Run the last layer, above its attention, for the first token alone, where the head reads no other."""

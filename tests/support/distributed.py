@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import AutoModelForCausalLM, Trainer
 
-from lightpeft import Budget, EstimationConfig, LightCallback, LightConfig, LightTrainer
+from lightpeft import Budget, EstimationConfig, LightCallback, LightConfig, LightTrainer, SurgeryConfig
 from tests.support.language import VOCABULARY
 from tests.support.models import living_lora
 from tests.support.runs import DEFAULT, ESTIMATION, PAPER, arguments, trainer
@@ -31,6 +31,7 @@ FISHER = LightConfig(
     budget=Budget(heads_scope="global", neurons_scope="global", layers=1 / 3),
     learning_rate_factor=1.0,
 )
+RECONSTRUCTING = dataclasses.replace(DEFAULT, surgery=SurgeryConfig(reconstruct_rank=32))
 FREEZING = dataclasses.replace(DEFAULT, budget=Budget(frozen_layers=2))
 Made = tuple[Trainer, LightCallback]
 
@@ -107,7 +108,9 @@ SCENARIOS = {
         options={"gradient_accumulation_steps": 2, "train_sampling_strategy": "group_by_length"},
     ),
     "text": Scenario(
-        _language, DEFAULT, options={"accelerator_config": {"even_batches": False}, "learning_rate": 3e-3}
+        _language,
+        RECONSTRUCTING,
+        options={"accelerator_config": {"even_batches": False}, "learning_rate": 3e-3},
     ),
     "callback": Scenario(
         _callback,

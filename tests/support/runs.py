@@ -27,8 +27,10 @@ AUTO = LightConfig(
     estimation=EstimationConfig(window="second_half"),
     budget=Budget(neurons_scope="global"),
 )
-FASTER = dataclasses.replace(DEFAULT, learning_rate_factor=2.0)
-CONFIGS = {"default": DEFAULT, "paper": PAPER, "auto": AUTO, "faster": FASTER}
+FASTER = dataclasses.replace(
+    DEFAULT, learning_rate_factor=2.0, surgery=dataclasses.replace(DEFAULT.surgery, reconstruct_rank=4)
+)
+CONFIGS = {"default": DEFAULT, "paper": PAPER, "auto": AUTO, "faster, reconstructing": FASTER}
 
 
 class Sentences(Dataset[dict[str, Tensor]]):

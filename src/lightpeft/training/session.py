@@ -119,7 +119,8 @@ class LightSession:
         estimation = self._estimation_in(total_steps)
         if self.config.target.is_set:
             assert pace is not None
-            self._targeting = Targeting(self.config, pace, total_steps, first_step, processes)
+            device = next(model.parameters()).device
+            self._targeting = Targeting(self.config, pace, total_steps, first_step, device, processes)
         self.check(model, total_steps)
         origin_of(model)  # says now what a checkpoint of this run could not be loaded without
         self._estimator = Estimator(model, estimation, BATCHES, processes)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from lightpeft.anatomy import find_anatomy
@@ -49,8 +50,11 @@ class Targeting:
         pace: Pace,
         total_steps: int,
         first_step: int,
+        device: torch.device,
         processes: Processes = Processes(),
     ) -> None:
+        # On the CPU the clock of the latency table, for which other programs do not count.
+        self._clock = time.thread_time if device.type == "cpu" else time.perf_counter
         self._config, self._pace, self._total, self._processes = config, pace, total_steps, processes
         self._table: CostTable | None = None
         self._before = 0
@@ -138,12 +142,12 @@ class Targeting:
 
     def begin_step(self) -> None:
         """An optimizer step begins."""
-        self._began = time.perf_counter()
+        self._began = self._clock()
 
     def end_step(self) -> None:
         """It is over, the cut counted if it was in this step."""
         if self._began is not None:
-            self._seconds.append(time.perf_counter() - self._began)
+            self._seconds.append(self._clock() - self._began)
         self._began = None
 
     def say_at_end(self, plan: TargetPlan) -> None:
