@@ -13,11 +13,15 @@ _LINEAR_STATE = frozenset(vars(nn.Linear(1, 1)))
 
 
 def is_plain_linear(module: nn.Module) -> TypeGuard[Projection]:
-    """Whether `module` is one of the two, or a subclass that holds nothing else: not a quantised one."""
+    """Whether `module` is one of the two, or a subclass that holds nothing else: not a quantised one.
+
+    Its weight may be in parts on several processes (a DTensor).
+    """
     if type(module) is not Conv1D and not (isinstance(module, nn.Linear) and not _own_state(module)):
         return False
     weight = module.weight
-    return type(weight.data) is Tensor and weight.dtype.is_floating_point and weight.dim() == 2
+    is_plain = type(weight.data) is Tensor or hasattr(weight.data, "full_tensor")
+    return is_plain and weight.dtype.is_floating_point and weight.dim() == 2
 
 
 def _own_state(linear: nn.Linear) -> set[str]:

@@ -294,9 +294,9 @@ class TrainingConfig:
         """Tokens per example where nothing else limits them."""
         return DEFAULT_MAX_LENGTH if self.max_length is None else self.max_length
 
-    def steps(self, rows: int) -> int:
-        """Optimizer steps of a run on so many rows, as a Trainer on one device counts them."""
+    def steps(self, rows: int, processes: int = 1) -> int:
+        """Optimizer steps of a run on so many rows, as the Trainer of so many processes counts them."""
         if self.max_steps is not None:
             return self.max_steps
-        batches = math.ceil(rows / self.batch_size)
+        batches = math.ceil(rows / (self.batch_size * processes))
         return math.ceil(self.epochs * math.ceil(batches / self.gradient_accumulation))

@@ -4,38 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
-from tokenizers import normalizers, pre_tokenizers
-from transformers import BertConfig, BertModel, BertTokenizerFast
-
-from lightpeft.tasks import load_task
+from tests.support.word_bert import save_word_bert
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny-bert")
-    texts = load_task("demo/sentiment", sizes={"train": 200, "validation": 50}).train["text"]
-    vocabulary = _vocabulary(texts)
-    BertTokenizerFast(vocab=vocabulary, do_lower_case=True).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=96,
-        max_position_embeddings=72,
-    )
-    BertModel(config).save_pretrained(folder)
-    return folder
-
-
-def _vocabulary(texts: list[str]) -> dict[str, int]:
-    splitter = pre_tokenizers.BertPreTokenizer()
-    normalizer = normalizers.BertNormalizer(lowercase=True)
-    words = {word for text in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))}
-    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted(words)]
-    return {token: index for index, token in enumerate(tokens)}
+    return save_word_bert(tmp_path_factory.mktemp("tiny-bert"))
 
 
 @pytest.fixture(scope="session")

@@ -4,10 +4,13 @@ import json
 import sys
 import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 from peft import PeftModel
 from tests.cli.conftest import QUICK, read
+from transformers import TrainerCallback
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 import lightpeft
 from lightpeft.cli.anatomy import anatomy_of
@@ -252,6 +255,24 @@ def test_too_few_steps_fail_before_training(
     assert main([*words, "--estimation.steps", "10"]) == 2
     assert "estimation.steps is 10" in capsys.readouterr().err
     assert not (tmp_path / "o" / "light").exists()
+
+
+def test_the_log_goes_where_the_user_wants_it(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[float] = []
+
+    class Notes(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            told.extend(value for name, value in logs.items() if name == "loss")
+
+    monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "notes", Notes)
+    monkeypatch.setattr(
+        sys.modules["lightpeft.runs.fit"], "get_available_reporting_integrations", lambda: ["notes"]
+    )
+    words = ["train", "--model", str(tiny_model), "--out", str(tmp_path / "o"), *QUICK]
+    assert main([*words, "--report_to", "notes"]) == 0
+    assert told
 
 
 def test_help_explains_fields(capsys: pytest.CaptureFixture[str]) -> None:

@@ -126,6 +126,8 @@ OPTIONS: list[tuple[str, str]] = [
     ("--model ./nowhere", "the model './nowhere' does not exist"),
     ("--adapter ./nowhere", "the adapter './nowhere' cannot be used"),
     ("--resume", "resume needs training.save_steps"),
+    ("--report_to tensorbored", "Did you mean 'tensorboard'?"),
+    ("--report_to clearml", "clearml, which is not installed"),
 ]
 
 

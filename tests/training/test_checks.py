@@ -1,5 +1,6 @@
 """What cannot be done is refused before the first step, with what was found and what to do."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import DistributedType
 from peft import LoraConfig, get_peft_model
 from tests.support.models import ROWS, load_base, make_batch, save_base, snapshot, tiny_peft, with_lora
 from tests.support.plans import random_plan
@@ -26,7 +28,7 @@ from lightpeft import (
     PlanError,
     Target,
 )
-from lightpeft.training.callback import _require_one_process
+from lightpeft.training.callback import require_supported
 from lightpeft.wrapping import peft_model_in, require_peft_model
 
 
@@ -303,11 +305,36 @@ def test_two_peft_models_in_one_model_are_refused(base: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flag", "advice"), [("deepspeed", "leave deepspeed out"), ("fsdp", "leave fsdp out")]
+    ("flag", "advice"), [("deepspeed", "DeepSpeed.*two_phase.py"), ("fsdp", "FSDP.*two_phase.py")]
 )
 def test_what_does_not_survive_a_cut_is_told_how_to_be_left_out(flag: str, advice: str) -> None:
-    kinds = {"parallel_mode": None, "n_gpu": 0, "deepspeed": None, "fsdp": None}
+    kinds = {"n_gpu": 0, "deepspeed": None, "fsdp": None}
     given: Any = SimpleNamespace(**kinds | {flag: True})
     with pytest.raises(ConfigError, match=advice) as raised:
-        _require_one_process(given)
+        require_supported(given)
     assert "CUDA_VISIBLE_DEVICES" not in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", [LightTrainer, Trainer])
+def test_processes_that_train_each_for_itself_are_warned_of(
+    kind: type[Trainer], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    callbacks = [] if kind is LightTrainer else [LightCallback(DEFAULT)]
+    run = trainer(base, tmp_path / "run", DEFAULT, kind=kind, callbacks=callbacks, max_steps=5)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.warns(UserWarning, match=r"2 processes were started .* trains for itself"):
+        run.train()
+
+
+@pytest.mark.parametrize(
+    ("engine", "name"), [(DistributedType.DEEPSPEED, "DeepSpeed"), (DistributedType.FSDP, "FSDP")]
+)
+def test_an_engine_that_only_accelerate_launch_was_told_of_is_refused(
+    engine: DistributedType, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    callback = sys.modules["lightpeft.training.callback"]
+    monkeypatch.setattr(callback, "is_initialized", lambda: True)
+    monkeypatch.setattr(callback, "AcceleratorState", lambda: SimpleNamespace(distributed_type=engine))
+    given: Any = SimpleNamespace(n_gpu=0, deepspeed=None, fsdp=None)
+    with pytest.raises(ConfigError, match=f"{name}.*two_phase.py"):
+        require_supported(given)

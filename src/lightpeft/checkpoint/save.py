@@ -20,6 +20,7 @@ from lightpeft.checkpoint.proof import read_back
 from lightpeft.errors import CheckpointError
 from lightpeft.files import read_json, write_json
 from lightpeft.outputs import Output, written_folder
+from lightpeft.processes import require_whole
 from lightpeft.surgery import CutRecord, record_of
 
 
@@ -41,10 +42,12 @@ def save(
 
     Raises:
         CheckpointError: the model was not cut or the audit poisoned it.
+        ConfigError: it is in parts on several processes.
         OutputError: `folder` holds something else, which is left as it is, or cannot be written.
     """
     target = Path(folder)
     record = _record_to_save(model)
+    require_whole(model, "it cannot be saved as it is")
     refuse_marked_model(model)
     with written_folder(target, Output.LIGHT) as beside:
         beside.mkdir(parents=True)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 from lightpeft import stopping
+from lightpeft.cli.launched import require_one_process
 from lightpeft.cli.quiet import quieten
 from lightpeft.errors import LightPeftError
 
@@ -59,6 +60,7 @@ def _guarded(verb: str, options: list[str], debug: bool) -> int:
     is_command = stopping.is_command()
     try:
         quieten()
+        require_one_process(verb)
         run = importlib.import_module(f"lightpeft.cli.{verb}").run
         with stopping.raised_inside() if is_command else nullcontext():
             status = int(run(options) or 0)

@@ -56,6 +56,7 @@ def train(
     compare: bool = False,
     seeds: Seeds | None = None,
     resume: bool = False,
+    report_to: Names | None = None,
     json: bool = False,
 ) -> None:
     """Fine-tune lightly: estimate what the task does not need, cut it, train on, evaluate, save.
@@ -87,14 +88,17 @@ def train(
         compare: Also train plain PEFT, for the same steps, and show both side by side.
         seeds: Seeds to run, the metric is their mean; by default training.seed alone.
         resume: Go on from the newest complete checkpoint below `out` (see training.save_steps).
+        report_to: Who gets the Trainer's log, of transformers' integrations (tensorboard, wandb, ...).
         json: Print the result as JSON instead of a table.
     """
     from lightpeft.cli.experiment import base_to_use, check_ready, show
     from lightpeft.cli.tasks import TaskOptions
-    from lightpeft.runs import Experiment, make_setting, run_experiment
+    from lightpeft.runs import Experiment, check_reporting, join_processes, make_setting, run_experiment
 
     del preset
+    processes = join_processes()
     check_ready(out)
+    check_reporting(names_of(report_to))
     options = PeftOptions(peft, lora, bottleneck, adapter)
     base = base_to_use(model, options)
     training.check_intervals()
@@ -110,6 +114,7 @@ def train(
         seeds=tuple(seeds_of(seeds, [training.seed])),
         compare=compare,
         task=task_options.record(loaded, setting.training),
+        report_to=names_of(report_to),
     )
     result = run_experiment(
         experiment,
@@ -120,4 +125,5 @@ def train(
         resume=resume,
         progress=not json,
     )
-    show(result, out, json=json)
+    if processes.is_first:
+        show(result, out, json=json)

@@ -25,6 +25,7 @@ from lightpeft.estimation.readout import Readout
 from lightpeft.estimation.sites import Site, find_sites
 from lightpeft.estimation.statistics import WindowSums
 from lightpeft.files import under
+from lightpeft.processes import Processes
 from lightpeft.score_tables import GRADIENT_STATISTICS
 from lightpeft.scores import Scores
 
@@ -49,13 +50,22 @@ class Estimator:
     gradients are those of the whole, unclipped step; only the loss scale has to be taken out.
     """
 
-    def __init__(self, model: nn.Module, config: EstimationConfig, keep_batches: int = 1) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        config: EstimationConfig,
+        keep_batches: int = 1,
+        processes: Processes = Processes(),
+    ) -> None:
         """Find the places of the gates.
 
         Args:
             keep_batches: how many of the latest batches are kept, for what is done at the cut.
+            processes: those that train this model together. The gates' gradients are averaged over them, as
+                DDP does with the parameters', so that all of them find the scores of the whole batch.
         """
         self.config = config
+        self._processes = processes
         self._base = base_of(model)
         self.anatomy: Anatomy = find_anatomy(model)
         self.modules: tuple[PeftModule, ...] = find_modules(model)
@@ -70,6 +80,8 @@ class Estimator:
             self._sizes(),
             start=config.window_start,
             device=self._device,
+            processes=processes,
+            own=self._measured_sizes(),
         )
         self._handles: list[Removable] = []
         self.batches: deque[dict[str, Tensor]] = deque(maxlen=keep_batches)
@@ -129,6 +141,7 @@ class Estimator:
             loss_scale: what the loss was multiplied by (float16 training).
         """
         grads = torch.cat([self._take_grad(gate) for gate in self._gates]) / loss_scale
+        grads = self._processes.average(grads)
         finite = torch.isfinite(grads).all()
         grads = torch.where(finite, grads, 0.0)
         of_base, of_ranks = grads[: self._rank_start], grads[self._rank_start :]
@@ -173,8 +186,10 @@ class Estimator:
                 tensors[f"gate.{position}"] = gate.values
                 moments = self._gate_optimizer.state.get(gate.values, {})
                 tensors |= {f"moment.{position}.{key}": value for key, value in moments.items()}
-        for position, batch in enumerate(self.batches):
-            tensors |= {f"{_BATCH}.{position}.{name}": value.clone() for name, value in batch.items()}
+        own = [{name: value.cpu().clone() for name, value in batch.items()} for batch in self.batches]
+        for index, batches in enumerate(self._processes.gathered(own)):
+            for position, batch in enumerate(batches):
+                tensors |= {f"{_batch_of(index)}.{position}.{name}": one for name, one in batch.items()}
         return tensors, header
 
     @torch.no_grad()
@@ -195,7 +210,7 @@ class Estimator:
                         for key, value in tensors.items()
                         if key.startswith(start)
                     }
-            self._restore_batches(under(tensors, _BATCH))
+            self._restore_batches(under(tensors, _batch_of(self._processes.index)))
         except (KeyError, RuntimeError) as error:
             raise CheckpointError(
                 f"the saved estimation does not fit this model and configuration: {error}."
@@ -258,6 +273,11 @@ class Estimator:
         sizes = {
             f"{kind}.{name}": units[kind] for kind, names in self._readout.gradients.items() for name in names
         }
+        return sizes | {"finite_steps": 1} | self._measured_sizes()
+
+    def _measured_sizes(self) -> dict[str, int]:
+        """Of what is summed in the forward pass."""
+        sizes: dict[str, int] = {}
         if self._readout.needs_shares:
             sizes |= {"share_sum": len(self.modules), "share_count": len(self.modules)}
         layers = len(self.anatomy.modules)
@@ -267,7 +287,7 @@ class Estimator:
         channels = sum(site.channels for site in averaged)
         if self._readout.needs_fluctuations:
             sizes |= {"input_square": channels, "hidden_square": layers, "hidden_count": layers}
-        return sizes | {"finite_steps": 1, "input_sum": channels, "input_count": len(averaged)}
+        return sizes | {"input_sum": channels, "input_count": len(averaged)}
 
     def _take_grad(self, gate: Gate) -> Tensor:
         grad, gate.values.grad = gate.values.grad, None
@@ -301,6 +321,10 @@ class Estimator:
             site.module: total / count.clamp(1)
             for site, total, count in zip(averaged, per_site, counts, strict=True)
         }
+
+
+def _batch_of(process: int) -> str:
+    return f"{_BATCH}_of_{process}" if process else _BATCH
 
 
 def _check_finite(finite_steps: Tensor, steps: int) -> None:

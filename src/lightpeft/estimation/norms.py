@@ -5,6 +5,7 @@ from transformers import PreTrainedModel
 
 from lightpeft.anatomy import Units, linear_at
 from lightpeft.linears import matrix
+from lightpeft.processes import whole
 
 
 def weight_norms(base: PreTrainedModel, units: Units) -> Tensor:
@@ -25,4 +26,4 @@ def column_squares(base: PreTrainedModel, linear: str) -> Tensor:
 
 def _squares(base: PreTrainedModel, name: str, over: int) -> Tensor:
     """Sums of the squared weights of a linear over its outputs (0) or inputs (1), float32 on the CPU."""
-    return matrix(linear_at(base, name)).detach().float().square().sum(over).cpu()
+    return whole(matrix(linear_at(base, name)).detach().float().square().sum(over)).cpu()

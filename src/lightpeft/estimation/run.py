@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from lightpeft.config import EstimationConfig, auto_steps
 from lightpeft.errors import ConfigError
 from lightpeft.estimation.estimator import Estimator
+from lightpeft.processes import Processes
 from lightpeft.scores import Scores
 
 
@@ -22,17 +24,20 @@ def estimate(
     *,
     optimizer: torch.optim.Optimizer | None = None,
     learning_rate: float = 3e-4,
+    processes: Processes = Processes(),
 ) -> Scores:
     """Train `model`'s PEFT modules for some steps with gates in place, and score every unit.
 
     These are real training steps: the PEFT weights are better afterwards, the base is untouched.
 
     Args:
-        model: a PeftModel; its forward must return a loss.
+        model: a PeftModel, or DDP around one; its forward must return a loss.
         batches: one per optimizer step, tensors by argument name, labels included.
         config: how many steps, which scores; `steps="auto"` takes 3 % of the batches, at least 40 and at most
             200, and 40 where they have no length; where there are fewer, all of them.
         optimizer: of the trainable parameters; AdamW with `learning_rate` if not given.
+        processes: those that train this model together, each on batches of its own: `Processes.of_group()`.
+            Averaging the gradients of the parameters is the model's affair (DDP, or FSDP2's `fully_shard`).
 
     Raises:
         ConfigError: the batches end before the steps do, or nothing is trainable.
@@ -47,7 +52,8 @@ def estimate(
             )
         optimizer = torch.optim.AdamW(trainable, lr=learning_rate)
     steps = _steps_on(batches) if config.steps == "auto" else config.steps
-    estimator = Estimator(model, dataclasses.replace(config, steps=steps))
+    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    estimator = Estimator(inner, dataclasses.replace(config, steps=steps), processes=processes)
     was_training = model.training
     estimator.attach()
     try:
@@ -55,7 +61,7 @@ def estimate(
             _train_step(model, batch, optimizer, estimator)
         if config.steps != "auto":
             _require(steps, estimator.steps)
-        return estimator.scores()
+        return processes.shared(estimator.scores())
     finally:
         estimator.detach()
         model.train(was_training)

@@ -3,7 +3,7 @@
 from lightpeft.run_config import MINILM
 from lightpeft.runs.continued import base_of_adapter
 from lightpeft.runs.experiment import LIGHT, PLAIN, SCORES, Experiment, run_experiment
-from lightpeft.runs.fit import Outcome, Run, Setting, fit, make_setting, prepare
+from lightpeft.runs.fit import Outcome, Run, Setting, check_reporting, fit, make_setting, prepare
 from lightpeft.runs.generation import generate_texts
 from lightpeft.runs.harness import (
     HarnessScore,
@@ -13,6 +13,7 @@ from lightpeft.runs.harness import (
     harness_version,
     load_harness_tasks,
 )
+from lightpeft.runs.joining import join_processes
 from lightpeft.runs.limits import within_positions
 from lightpeft.runs.minilm import minilm_path
 from lightpeft.runs.models import (
@@ -43,10 +44,12 @@ __all__ = [
     "ask_harness",
     "base_of_adapter",
     "check_harness_options",
+    "check_reporting",
     "evaluate_model",
     "fit",
     "generate_texts",
     "harness_version",
+    "join_processes",
     "load_config",
     "load_harness_tasks",
     "load_peft_model",

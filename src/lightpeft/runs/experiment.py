@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import statistics
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from lightpeft.checkpoint import require_unused, save
 from lightpeft.config import LightConfig
 from lightpeft.outputs import Output, check_file, check_folder, check_room, locked, written_folder
 from lightpeft.plan import Plan
+from lightpeft.processes import Processes
 from lightpeft.report import (
     Curve,
     Measurement,
@@ -94,6 +96,9 @@ class Experiment:
     repeats: int = 10
     """Timed repeats of each action."""
 
+    report_to: tuple[str, ...] = ()
+    """Names of transformers' integrations that get the Trainers' logs."""
+
 
 def run_experiment(
     experiment: Experiment,
@@ -109,18 +114,26 @@ def run_experiment(
 
     The first seed's models are saved and measured; the metric is the mean over seeds.
 
+    Of several processes that run it together, the first one writes and measures.
+
     Raises:
         OutputError: `out` is in use, cannot be written, or holds what would be lost.
     """
-    with locked(out):
-        check_outputs(out, compare=experiment.compare)
-        if not resume and experiment.setting.training.save_steps is not None:
-            for folder in checkpoint_folders(experiment, out):
-                require_unused(folder, "Go on with it by --resume")
-        result, light = _run(experiment, out, kind, title, command, resume, progress)
-        result.save(out / RESULT)
-        write_report(out / PAGE, result, light.plan, light.scores)
-    return result
+    processes = Processes.of_group()
+    with ExitStack() as stack:
+        with processes.agreed():
+            if processes.is_first:
+                stack.enter_context(locked(out))
+                _check_unused(experiment, out, resume)
+        pairs, speeds = _run(experiment, out, resume, progress)
+        return processes.decided(lambda: _written(experiment, pairs, speeds, out, kind, title, command))
+
+
+def _check_unused(experiment: Experiment, out: Path, resume: bool) -> None:
+    check_outputs(out, compare=experiment.compare)
+    if not resume and experiment.setting.training.save_steps is not None:
+        for folder in checkpoint_folders(experiment, out):
+            require_unused(folder, "Go on with it by --resume")
 
 
 def check_outputs(out: Path, *, compare: bool) -> None:
@@ -139,19 +152,24 @@ def check_outputs(out: Path, *, compare: bool) -> None:
 
 
 def _run(
+    experiment: Experiment, out: Path, resume: bool, progress: bool
+) -> tuple[list[Pair], dict[str, Speed]]:
+    """The runs of all seeds, and the speeds of the first one's models."""
+    first, *others = experiment.seeds
+    pair, speeds = _first_seed(experiment, first, out, resume, progress)
+    return [pair, *(_further_seed(experiment, seed, out, resume, progress) for seed in others)], speeds
+
+
+def _written(
     experiment: Experiment,
+    pairs: Sequence[Pair],
+    speeds: dict[str, Speed],
     out: Path,
     kind: Literal["demo", "train"],
     title: str,
     command: str,
-    resume: bool,
-    progress: bool,
-) -> tuple[Result, Finished]:
-    """The result, and the first seed's light run."""
-    first, *others = experiment.seeds
-    pair, speeds = _first_seed(experiment, first, out, resume, progress)
-    pairs = [pair, *(_further_seed(experiment, seed, out, resume, progress) for seed in others)]
-    _, plain, light = pair
+) -> Result:
+    _, plain, light = pairs[0]
     result = Result(
         kind=kind,
         title=title,
@@ -166,7 +184,9 @@ def _run(
         peft=experiment.setting.peft.title,
         seed_cuts=seed_cuts([_plan_of(run) for _, _, run in pairs]),
     )
-    return result, light
+    result.save(out / RESULT)
+    write_report(out / PAGE, result, light.plan, light.scores)
+    return result
 
 
 def _first_seed(
@@ -175,9 +195,15 @@ def _first_seed(
     """Train both, save and measure them: the only two models that are in memory at once."""
     light = _fit(experiment, experiment.light, seed, out, resume, progress)
     plain = _fit(experiment, None, seed, out, resume, progress) if experiment.compare else None
-    _save(experiment, out, plain, light)
-    speeds = _measure(experiment, plain, light)
+    speeds = Processes.of_group().decided(lambda: _saved_and_measured(experiment, out, plain, light))
     return (seed, None if plain is None else Finished.of(plain), Finished.of(light)), speeds
+
+
+def _saved_and_measured(
+    experiment: Experiment, out: Path, plain: Outcome | None, light: Outcome
+) -> dict[str, Speed]:
+    _save(experiment, out, plain, light)
+    return _measure(experiment, plain, light)
 
 
 def _further_seed(experiment: Experiment, seed: int, out: Path, resume: bool, progress: bool) -> Pair:
@@ -210,7 +236,8 @@ def _fit(
     training = dataclasses.replace(experiment.setting.training, seed=seed)
     setting = dataclasses.replace(experiment.setting, training=training)
     folder = checkpoint_folder(out, PLAIN if light is None else LIGHT, seed)
-    return fit(setting, light, folder, resume=resume and folder.is_dir(), progress=progress)
+    goes_on = Processes.of_group().decided(lambda: resume and folder.is_dir())
+    return fit(setting, light, folder, resume=goes_on, progress=progress, report_to=experiment.report_to)
 
 
 def checkpoint_folder(out: Path, method: str, seed: int) -> Path:
@@ -329,4 +356,5 @@ def _config(experiment: Experiment) -> dict[str, Any]:
         "training": dataclasses.asdict(experiment.setting.training),
         "peft": dataclasses.asdict(experiment.setting.peft),
         "light": experiment.light.to_dict(),
+        "processes": Processes.of_group().count,
     }

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import PeftModel
+from torch import Tensor
 from transformers import (
     PreTrainedTokenizerBase,
     PrinterCallback,
@@ -22,9 +23,16 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    get_available_reporting_integrations,
+)
 
 from lightpeft.config import LightConfig
+from lightpeft.errors import ConfigError, did_you_mean
+from lightpeft.processes import Processes
 from lightpeft.run_config import PeftOptions, TrainingConfig
+from lightpeft.runs.joining import counts_items
 from lightpeft.runs.limits import check_tokens, within_positions
 from lightpeft.runs.models import (
     check_architecture,
@@ -123,13 +131,31 @@ def make_setting(model: str, task: TaskData, training: TrainingConfig, peft: Pef
     )
 
 
+def check_reporting(names: Sequence[str]) -> None:
+    """Refuse, before anything is loaded, integrations that transformers does not know or have here.
+
+    Raises:
+        ConfigError: naming those it has.
+    """
+    unknown = [name for name in names if name not in INTEGRATION_TO_CALLBACK]
+    if unknown:
+        known = sorted(INTEGRATION_TO_CALLBACK)
+        raise ConfigError(
+            f"report_to names {unknown[0]!r}, which transformers does not know."
+            f"{did_you_mean(unknown[0], known)} There are {', '.join(known)}."
+        )
+    missing = [name for name in names if name not in get_available_reporting_integrations()]
+    if missing:
+        raise ConfigError(f"report_to names {missing[0]}, which is not installed: pip install {missing[0]}")
+
+
 def check_steps(training: TrainingConfig, rows: int) -> None:
     """Refuse a warm-up that is longer than the run on so many rows; warn of intervals that are.
 
     Raises:
         ConfigError: the warm-up is.
     """
-    steps = training.steps(rows)
+    steps = training.steps(rows, Processes.of_group().count)
     training.check_warmup(steps)
     for name in ("eval_steps", "save_steps"):
         if (getattr(training, name) or 0) > steps:
@@ -139,15 +165,23 @@ def check_steps(training: TrainingConfig, rows: int) -> None:
 
 
 def fit(
-    setting: Setting, light: LightConfig | None, folder: Path, *, resume: bool = False, progress: bool = True
+    setting: Setting,
+    light: LightConfig | None,
+    folder: Path,
+    *,
+    resume: bool = False,
+    progress: bool = True,
+    report_to: Sequence[str] = (),
 ) -> Outcome:
     """Train plain PEFT (`light` None) or light PEFT, and evaluate.
 
     Args:
         folder: for the Trainer's checkpoints.
         resume: go on from the newest complete checkpoint in `folder`.
+        report_to: names of transformers' integrations that get the Trainer's log.
     """
-    run = prepare(setting, setting.load_model(), light, folder, progress=progress)
+    model = setting.load_model()
+    run = prepare(setting, model, light, folder, progress=progress, report_to=report_to)
     start = time.perf_counter()
     outcome = run.train(resume=resume)
     seconds = time.perf_counter() - start
@@ -204,6 +238,7 @@ def prepare(
     *,
     progress: bool = True,
     callbacks: Sequence[TrainerCallback] = (),
+    report_to: Sequence[str] = (),
 ) -> Run:
     """Set up plain PEFT (`light` None) or light PEFT.
 
@@ -211,11 +246,14 @@ def prepare(
         model: what is trained, as `Setting.load_model` gives it.
         folder: for the Trainer's checkpoints.
         callbacks: of the Trainer, beside its own.
+        report_to: names of transformers' integrations that get the Trainer's log.
     """
     clock = _StepClock()
     options: dict[str, Any] = {
         "model": model,
-        "args": training_arguments(setting.training, folder, progress, setting.kind.evaluation_batches),
+        "args": training_arguments(
+            setting.training, folder, progress, setting.kind.evaluation_batches, report_to
+        ),
         "train_dataset": setting.train,
         "eval_dataset": setting.validation,
         "processing_class": setting.tokenizer,
@@ -235,7 +273,15 @@ def prepare(
         trainer.add_callback(_Bar)
     if isinstance(trainer, LightTrainer):
         clock.session = trainer.light
+    if trainer.args.world_size > 1:
+        trainer.args.average_tokens_across_devices = counts_items(model, _first_batch(setting, model))
     return Run(setting, model, trainer, clock)
+
+
+def _first_batch(setting: Setting, model: PeftModel) -> dict[str, Tensor]:
+    rows = [setting.train[index] for index in range(min(2, len(setting.train)))]
+    device = next(model.parameters()).device
+    return {name: torch.as_tensor(value).to(device) for name, value in setting.collator(rows).items()}
 
 
 def _last_evaluation(trainer: Trainer) -> dict[str, float]:
@@ -247,7 +293,11 @@ def _last_evaluation(trainer: Trainer) -> dict[str, float]:
 
 
 def training_arguments(
-    training: TrainingConfig, folder: Path, progress: bool, evaluation_batches: int
+    training: TrainingConfig,
+    folder: Path,
+    progress: bool,
+    evaluation_batches: int,
+    report_to: Sequence[str] = (),
 ) -> TrainingArguments:
     """The Trainer's arguments for a run."""
     return TrainingArguments(
@@ -274,7 +324,7 @@ def training_arguments(
         save_total_limit=2,
         logging_steps=10,
         train_sampling_strategy="group_by_length" if training.groups_lengths else "random",
-        report_to=[],
+        report_to=list(report_to),
         disable_tqdm=not (progress and sys.stderr.isatty()),
         dataloader_pin_memory=torch.cuda.is_available(),
     )

@@ -15,6 +15,7 @@ from lightpeft.config import SurgeryConfig
 from lightpeft.edits import Journal
 from lightpeft.errors import AnatomyError, CheckpointError, VerificationError
 from lightpeft.plan import Plan
+from lightpeft.processes import Processes, require_whole
 from lightpeft.scores import Scores
 from lightpeft.surgery.fingerprint import base_digests, other_tensors
 from lightpeft.surgery.first_token import can_narrow
@@ -101,6 +102,7 @@ def cut(
     batch: Mapping[str, Any] | None = None,
     batches: Sequence[Mapping[str, Any]] = (),
     config: SurgeryConfig | None = None,
+    processes: Processes = Processes(),
 ) -> CutReport:
     """Cut `model` in place by `plan`, verified; on any failure the model is put back as it was.
 
@@ -112,32 +114,37 @@ def cut(
         batches: real ones, as the base takes them, to reconstruct on what is cut from what stays
             (`config.reconstruct_rank`); two at least, eight are plenty. Without them its mean alone is kept.
         config: what to fold and compensate.
+        processes: those that cut the same model together, each verified on a batch of its own; where one
+            of them fails, all put theirs back.
 
     Raises:
         PlanError: the plan does not fit, or the model is cut already.
         VerificationError: the cut model computes something else; names the layer.
-        ConfigError: the optimizer does not survive a cut.
+        ConfigError: the optimizer does not survive a cut, or the model is in parts on several processes.
     """
-    operation = Operation(model, plan, scores, config or SurgeryConfig())
-    before = Counts.of(model)
-    inputs = padded_batch(model, batch)
-    expected = operation.observe_reference(inputs)
-    narrowest = narrowest_dtype(operation.base)
-    digests = base_digests(model)
-    operation.reconstruct(batches)
+    require_whole(model, "it cannot be cut")
+    with processes.agreed():
+        operation = Operation(model, plan, scores, config or SurgeryConfig())
+        before = Counts.of(model)
+        inputs = padded_batch(model, batch)
+        expected = operation.observe_reference(inputs)
+        narrowest = narrowest_dtype(operation.base)
+        digests = base_digests(model)
+    operation.reconstruct(batches, processes)
     journal = Journal()
     try:
-        operation.perform(journal)
-        difference = largest_difference(expected, observe(model, inputs), narrowest)
-        operation.compensate(journal)
-        report = CutReport.of(
-            *(before, Counts.of(model), difference, len(operation.beside), operation.reconstructed)
-        )
-        follow = None if optimizer is None else prepare_to_follow(optimizer, journal)
-        narrows = operation.config.first_token and can_narrow(
-            model, labelled(inputs, batch), operation.skipped
-        )
-        record = dataclasses.replace(operation.record(digests), first_token=narrows)
+        with processes.agreed():
+            operation.perform(journal)
+            difference = largest_difference(expected, observe(model, inputs), narrowest)
+            operation.compensate(journal)
+            report = CutReport.of(
+                *(before, Counts.of(model), difference, len(operation.beside), operation.reconstructed)
+            )
+            follow = None if optimizer is None else prepare_to_follow(optimizer, journal)
+            narrows = operation.config.first_token and can_narrow(
+                model, labelled(inputs, batch), operation.skipped
+            )
+        record = dataclasses.replace(operation.record(digests), first_token=processes.shared(narrows))
         attach_record(model, record)
         keep_adapters_on(operation.base)
     except (AnatomyError, VerificationError) as error:

@@ -24,6 +24,7 @@ from lightpeft.edits import Journal, index_tensor
 from lightpeft.errors import EstimationError, PlanError
 from lightpeft.linears import INPUTS, matrix, width
 from lightpeft.plan import Plan
+from lightpeft.processes import Processes
 from lightpeft.scores import Scores
 from lightpeft.surgery.base import (
     cut_base,
@@ -127,14 +128,20 @@ class Operation:
         with passed_over(self.base, self.skipped, self.anatomy.modules) as self.forms:
             return observe(self.model, inputs, self.reference_gates())
 
-    def reconstruct(self, batches: Sequence[Batch]) -> None:
-        """Learn what the kept inputs of output projections can say of what is cut; before it is."""
+    def reconstruct(self, batches: Sequence[Batch], processes: Processes = Processes()) -> None:
+        """Learn what the kept inputs of output projections can say of what is cut; before it is.
+
+        Args:
+            batches: of this process.
+            processes: those that cut the same model together, on what all of their batches say.
+        """
         rank = self.config.reconstruct_rank
         if not rank or not self.config.compensate:
             return
         with torch.no_grad(), passed_over(self.base, self.skipped, self.anatomy.modules):
             self.corrections = corrections(
-                self.model, self.anatomy, self._sizes_of_what_stays(), self._loss, batches, rank
+                *(self.model, self.anatomy, self._sizes_of_what_stays(), self._loss, batches, rank),
+                processes,
             )
 
     @property

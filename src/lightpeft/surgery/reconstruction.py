@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lightpeft.anatomy import Anatomy, base_of, linear_at
 from lightpeft.estimation import TokenWeights
 from lightpeft.linears import OUTPUTS, width
+from lightpeft.processes import Processes
 from lightpeft.surgery.pairs import Pair
 from lightpeft.surgery.verify import Batch, as_computed, evaluating
 
@@ -67,6 +68,7 @@ def corrections(
     loss_of: Callable[[str], Loss],
     batches: Sequence[Batch],
     rank: int,
+    processes: Processes = Processes(),
 ) -> dict[str, Correction]:
     """Solve for the kept columns of every linear that loses some.
 
@@ -77,6 +79,7 @@ def corrections(
         batches: what the base was called with in training; with fewer than two nothing can be judged, and
             with a prefix's keys and values, which a call changes, none can be made again: then nothing is
             done.
+        processes: those that cut the same model together, each with batches of its own.
 
     Returns:
         Corrections of those linears where it helps on batches that were not used for it.
@@ -86,6 +89,8 @@ def corrections(
     found: dict[str, Correction] = {}
     for group in _groups(base_of(model), sizes):
         tables = _gather(model, anatomy, {name: loss_of(name) for name in group}, batches)
+        for moments in (one for pair in tables.values() for one in pair):
+            moments.average(processes)
         solved = {name: _solve(*tables.pop(name), rank) for name in group}
         found |= {name: one for name, one in solved.items() if one is not None}
     return found
@@ -118,6 +123,11 @@ class _Moments:
         self.inputs += other.inputs
         self.across += other.across
         self.lost += other.lost
+
+    def average(self, processes: Processes) -> None:
+        """Of their sums only the ratios count."""
+        for values in (self.inputs, self.across, self.lost):
+            processes.average(values)
 
 
 Tables = tuple[_Moments, _Moments]

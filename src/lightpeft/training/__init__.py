@@ -4,5 +4,6 @@ from lightpeft.training.callback import LightCallback
 from lightpeft.training.keeping import KeepingTrainer
 from lightpeft.training.random_state import RandomState
 from lightpeft.training.trainer import LightTrainer
+from lightpeft.training.wrapper import renew
 
-__all__ = ["KeepingTrainer", "LightCallback", "LightTrainer", "RandomState"]
+__all__ = ["KeepingTrainer", "LightCallback", "LightTrainer", "RandomState", "renew"]

@@ -1,5 +1,6 @@
 """`LightCallback`: Light-PEFT in anybody's `transformers.Trainer`."""
 
+import logging
 import math
 import warnings
 from collections.abc import Callable, Sized
@@ -9,20 +10,24 @@ from types import MethodType
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState, DistributedType, is_initialized
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.training_args import ParallelMode
+from transformers.trainer_utils import SaveStrategy
 
 from lightpeft.checkpoint import RunMark, is_complete, mark_complete, require_complete, run_of, unmark
 from lightpeft.config import LightConfig, Preset
 from lightpeft.errors import ConfigError
 from lightpeft.outputs import locked
 from lightpeft.plan import Plan
+from lightpeft.processes import TWO_PHASES, Processes, require_whole
 from lightpeft.scores import Scores
 from lightpeft.surgery import CutReport, require_followable
-from lightpeft.training.keeping import begin_run
+from lightpeft.training.keeping import begin_run, processes_of, warn_if_apart
+from lightpeft.training.live_run import trainer_at_work
 from lightpeft.training.prefix import Ahead
 from lightpeft.training.run_settings import run_settings
 from lightpeft.training.schedule import (
@@ -34,22 +39,32 @@ from lightpeft.training.schedule import (
 )
 from lightpeft.training.session import LightSession, is_of_light_run
 from lightpeft.training.targeting import Pace
+from lightpeft.training.wrapper import ddp_around, renew
 from lightpeft.wrapping import peft_model_in, require_peft_model
+
+logger = logging.getLogger(__name__)
 
 
 class LightCallback(TrainerCallback):
     """Estimates, cuts and goes on, inside the run of any `transformers.Trainer` (TRL's included).
 
     Estimation steps are ordinary training steps and count as such.
+
+    Args:
+        stop_after_cut: end the training once the model is cut and a checkpoint of that is written, from which
+            another run goes on; for engines that a cut inside a run does not survive.
     """
 
-    def __init__(self, config: LightConfig | Preset = "default") -> None:
+    def __init__(self, config: LightConfig | Preset = "default", *, stop_after_cut: bool = False) -> None:
         chosen = config if isinstance(config, LightConfig) else LightConfig.preset(config)
         self.session = LightSession(chosen)
+        self.stop_after_cut = stop_after_cut
         self._restored_from: Path | None = None
         self._trains = False
         self._run: RunMark | None = None
         self._lock = ExitStack()
+        self._processes = Processes()
+        self._wrapper: DistributedDataParallel | None = None
         self.is_kept = False
         """Whether the Trainer takes care of its checkpoints itself."""
 
@@ -103,11 +118,19 @@ class LightCallback(TrainerCallback):
         model, scheduler = self._cuttable(kwargs["model"], args, state), kwargs["lr_scheduler"]
         vars(model).pop("load_adapter", None)
         resumed = self._restored_from or (_checkpoint(args, state) if state.global_step else None)
-        _require_one_process(args)
+        require_supported(args)
+        require_whole(model, "it cannot be cut inside the run")
+        if self.stop_after_cut:
+            _require_resumable(args, self.session.config)
+        self._processes = processes_of(args)
+        self._wrapper = None if self._processes.is_alone else _wrapper_around(kwargs["model"])
         if not self.is_kept:
+            warn_if_apart(args)
             self._lock.close()
-            self._lock.enter_context(locked(Path(str(args.output_dir))))
-            self._run = self._begin_run(args, model, kwargs.get("train_dataloader"), resumed)
+            with self._processes.agreed():
+                if args.should_save:
+                    self._lock.enter_context(locked(Path(str(args.output_dir))))
+                    self._run = self._begin_run(args, model, kwargs.get("train_dataloader"), resumed)
         if self._restored_from is None and state.global_step > 0:
             self.restore(model, _checkpoint(args, state))
         elif self._restored_from is None and not self.session.can_begin_with(model):
@@ -125,7 +148,8 @@ class LightCallback(TrainerCallback):
                 require_scalable(scheduler, config.learning_rate_factor, state.max_steps - state.global_step)
         batches = kwargs.get("train_dataloader")
         pace = _pace(args, batches)
-        self.session.begin(model, state.max_steps, not args.disable_tqdm, pace, state.global_step)
+        shows = not args.disable_tqdm and state.is_world_process_zero
+        self.session.begin(model, state.max_steps, shows, pace, state.global_step, self._processes)
         self.session.freeze(model, _ahead(args, state, batches))
 
     def on_step_begin(
@@ -143,11 +167,12 @@ class LightCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         optimizer = kwargs["optimizer"]
-        if control.should_save and not state.is_hyper_param_search:
-            unmark(_checkpoint(args, state))
+        self._announce(args, state, control)
         model = peft_model_in(kwargs["model"])
         if not self.session.end_step(model, optimizer, state.global_step):
             return
+        if self._wrapper is not None:
+            renew(self._wrapper)
         self.session.freeze(model, _ahead(args, state, kwargs.get("train_dataloader")))
         state.best_metric = state.best_global_step = state.best_model_checkpoint = None
         if self.session.config.learning_rate_factor != 1:
@@ -155,18 +180,28 @@ class LightCallback(TrainerCallback):
         if self.session.config.restart_schedule:
             getattr(optimizer, "optimizer", optimizer).state.clear()
             restart_schedule(kwargs["lr_scheduler"], args, state.max_steps - state.global_step)
+        if self.stop_after_cut:
+            control.should_save = control.should_training_stop = True
+            self._announce(args, state, control)
+            logger.info(
+                "the first phase is over after %d of %d steps: %s is the cut model with its optimizer, its "
+                "schedule and the place in the data; a second run goes on from it (docs/distributed.md)",
+                *(state.global_step, state.max_steps, _checkpoint(args, state)),
+            )
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if control.should_save and not state.is_hyper_param_search:
-            unmark(_checkpoint(args, state))
+        self._announce(args, state, control)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if isinstance(kwargs["model"], PeftModel):
-            self.finish_checkpoint(kwargs["model"], _checkpoint(args, state), self._run)
+            self._processes.wait()  # each writes its own random state into the checkpoint
+            self.finish_checkpoint(
+                kwargs["model"], _checkpoint(args, state), self._run, writes=args.should_save
+            )
 
     def prove(self, model: nn.Module, folder: Path) -> None:
         """Load a light checkpoint that was just written, and compare outputs on the verification batch.
@@ -178,11 +213,27 @@ class LightCallback(TrainerCallback):
         """
         self.session.prove(model, folder, again=not self._trains)
 
-    def finish_checkpoint(self, model: nn.Module, checkpoint: Path, run: RunMark | None) -> None:
-        """Add what resuming needs to a checkpoint that the Trainer wrote, and mark it complete."""
-        if (checkpoint / TRAINER_STATE_NAME).is_file() and not is_complete(checkpoint):
-            self.session.save(model, checkpoint)
-            mark_complete(checkpoint, run)
+    def finish_checkpoint(
+        self, model: nn.Module, checkpoint: Path, run: RunMark | None, *, writes: bool = True
+    ) -> None:
+        """Add what resuming needs to a checkpoint that the Trainer wrote, and mark it complete.
+
+        Args:
+            writes: of several processes, all of which call this, whether this one is to write it.
+        """
+        if not self._processes.decided(lambda: _is_written(checkpoint)):
+            return
+        with self._processes.agreed():
+            self.session.save(model, checkpoint, writes=writes)
+            if writes:
+                mark_complete(checkpoint, run)
+
+    def _announce(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
+        """A checkpoint is about to be written."""
+        if control.should_save and not state.is_hyper_param_search:
+            if args.should_save:
+                unmark(_checkpoint(args, state))
+            self._processes.wait()
 
     def _cuttable(self, model: nn.Module, args: TrainingArguments, state: TrainerState) -> PeftModel:
         """The PeftModel of this run, which may be inside the Trainer's model.
@@ -252,6 +303,16 @@ def loss_scale_of(optimizer: torch.optim.Optimizer) -> Tensor | float:
     return scale if isinstance(scale, Tensor) else float(scaler.get_scale())
 
 
+def _is_written(checkpoint: Path) -> bool:
+    """Whether a Trainer wrote all of its own, and nothing more came to it."""
+    return (checkpoint / TRAINER_STATE_NAME).is_file() and not is_complete(checkpoint)
+
+
+def _wrapper_around(model: nn.Module) -> DistributedDataParallel:
+    trainer = trainer_at_work()
+    return ddp_around(None if trainer is None else trainer.model_wrapped, model)
+
+
 def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
     return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
 
@@ -275,18 +336,45 @@ def _ahead(args: TrainingArguments, state: TrainerState, batches: Any) -> Ahead:
     return Ahead((state.max_steps - state.global_step) / pace.each_pass, len(rows), pace.folder)
 
 
-def _require_one_process(args: TrainingArguments) -> None:
+def require_supported(args: TrainingArguments) -> None:
+    """Refuse, before anything is trained, what a cut inside the run does not survive.
+
+    Raises:
+        ConfigError: naming it.
+    """
+    engine = AcceleratorState().distributed_type if is_initialized() else None
     problems = {
-        "several processes (start one: python, not torchrun or accelerate launch)": (
-            args.parallel_mode == ParallelMode.DISTRIBUTED
+        "several GPUs in one process (show it one, CUDA_VISIBLE_DEVICES=0, or start a process for each: "
+        "torchrun --nproc_per_node)": args.n_gpu > 1,
+        "DeepSpeed": bool(args.deepspeed) or engine == DistributedType.DEEPSPEED,
+        "FSDP": bool(args.fsdp) or engine == DistributedType.FSDP,
+        "a model in parts on several devices (leave parallelism_config out)": (
+            getattr(args, "parallelism_config", None) is not None
         ),
-        "several GPUs in one process (show it one: CUDA_VISIBLE_DEVICES=0)": args.n_gpu > 1,
-        "DeepSpeed (leave deepspeed out)": bool(args.deepspeed),
-        "FSDP (leave fsdp out)": bool(args.fsdp),
     }
     found = [name for name, present in problems.items() if present]
     if found:
         raise ConfigError(
             "the cut changes the shapes of parameters inside the run, which the following does not survive: "
-            f"{', '.join(found)}."
+            f"{', '.join(found)}. Leave it out (several processes that each have the whole model, as in DDP, "
+            f"are no problem). Or: {TWO_PHASES}"
+        )
+
+
+def _require_resumable(args: TrainingArguments, config: LightConfig) -> None:
+    """Refuse a first phase that a second one could not go on from.
+
+    Raises:
+        ConfigError: it would leave no whole checkpoint, or a schedule that is not in it.
+    """
+    problems = {
+        "save_strategy='no'": args.save_strategy == SaveStrategy.NO,
+        "save_only_model=True": bool(args.save_only_model),
+        "restart_schedule=True": config.restart_schedule,
+    }
+    found = [name for name, present in problems.items() if present]
+    if found:
+        raise ConfigError(
+            "stop_after_cut ends in a checkpoint from which another run goes on in the same schedule. That "
+            f"cannot be with {' and '.join(found)}."
         )

@@ -1,7 +1,10 @@
 """A Trainer that takes care of its checkpoints: whole ones, of one run, one run in a folder at a time."""
 
+import os
 import uuid
+import warnings
 from collections.abc import Callable, Mapping, Sized
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +15,7 @@ from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import SaveStrategy, TrainOutput
+from transformers.training_args import ParallelMode
 
 from lightpeft.checkpoint import (
     RunMark,
@@ -27,7 +31,8 @@ from lightpeft.checkpoint import (
 )
 from lightpeft.errors import CheckpointError, OutputError
 from lightpeft.outputs import check_room, locked
-from lightpeft.training.order import ResumableLengthSampler
+from lightpeft.processes import Processes
+from lightpeft.training.order import ResumableLengthSampler, say_epoch
 from lightpeft.training.run_settings import run_settings
 
 
@@ -50,12 +55,17 @@ class KeepingTrainer(Trainer):
         folder = Path(str(self.args.output_dir))
         model = cast(nn.Module, self.model)
         settings = run_settings(self.args, model, self.train_dataset, self.light_settings())
+        warn_if_apart(self.args)
+        processes = processes_of(self.args)
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = str(_newest(folder, settings))
-        check_room(folder)
-        with locked(folder):
-            resumed = Path(resume_from_checkpoint) if resume_from_checkpoint else None
-            self.run_mark = begin_run(self.args, settings, resumed)
+            resume_from_checkpoint = processes.decided(lambda: str(_newest(folder, settings)))
+        with ExitStack() as stack:
+            with processes.agreed():
+                if self.args.should_save:
+                    check_room(folder)
+                    stack.enter_context(locked(folder))
+                    resumed = Path(resume_from_checkpoint) if resume_from_checkpoint else None
+                    self.run_mark = begin_run(self.args, settings, resumed)
             return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def light_settings(self) -> dict[str, Any] | None:
@@ -63,8 +73,9 @@ class KeepingTrainer(Trainer):
         return None
 
     def finish_checkpoint(self, checkpoint: Path) -> None:
-        """Mark what the Trainer wrote as complete."""
-        mark_complete(checkpoint, self.run_mark)
+        """Mark what the Trainer wrote as complete; called by all processes."""
+        if self.args.should_save:
+            mark_complete(checkpoint, self.run_mark)
 
     evaluates_in_order: bool = False
     """Whether evaluations take the rows as they are, also where training groups them by length."""
@@ -102,25 +113,31 @@ class KeepingTrainer(Trainer):
         if not isinstance(sampler, LengthGroupedSampler):
             return sampler
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return ResumableLengthSampler(sampler, seed)
+        return ResumableLengthSampler(sampler, seed, self.args.world_size)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """A run that is resumed at its end takes no further step; a Trainer by itself takes one."""
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
         else:
+            say_epoch(kwargs.get("train_dataloader"), kwargs.get("epoch", 0))
             trainer: Any = super()
             trainer._run_epoch(*args, **kwargs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Delete old checkpoints only once the new one is complete."""
         run, limit = Path(str(self._get_output_dir(trial=trial))), self.args.save_total_limit
+        processes = processes_of(self.args)
         checkpoint = run / f"checkpoint-{self.state.global_step}"
         self.args.save_total_limit = None
         try:
-            unmark(checkpoint)
-            super()._save_checkpoint(model, trial)
-            self.finish_checkpoint(checkpoint)
+            with processes.agreed():
+                if self.args.should_save:
+                    unmark(checkpoint)
+            with processes.agreed():  # each writes its own random state
+                super()._save_checkpoint(model, trial)
+            with processes.agreed():
+                self.finish_checkpoint(checkpoint)
         except (OSError, SafetensorError, OutputError) as error:
             raise _not_written(checkpoint, error) from error
         except RuntimeError as error:
@@ -132,6 +149,23 @@ class KeepingTrainer(Trainer):
         if limit is not None and limit > 0 and self.args.should_save:
             own = None if self.run_mark is None else self.run_mark.id
             keep_newest(run, limit, self.state.best_model_checkpoint, own)
+
+
+def processes_of(args: TrainingArguments) -> Processes:
+    """Those that train by these arguments."""
+    together = args.parallel_mode == ParallelMode.DISTRIBUTED
+    return Processes.of_group() if together else Processes()
+
+
+def warn_if_apart(args: TrainingArguments) -> None:
+    """Several processes were started, and each is about to train a model of its own."""
+    started = os.environ.get("WORLD_SIZE", "1")
+    if started != "1" and args.world_size == 1:
+        warnings.warn(
+            f"{started} processes were started (WORLD_SIZE), but this one trains for itself, because "
+            "accelerate made no group of them. On a CPU, set TrainingArguments(use_cpu=True).",
+            stacklevel=3,
+        )
 
 
 def begin_run(args: TrainingArguments, settings: dict[str, Any], resumed: Path | None) -> RunMark:
@@ -166,8 +200,9 @@ def _newest(folder: Path, settings: dict[str, Any]) -> Path:
         raise CheckpointError(
             f"{folder} has no complete checkpoint to resume from; start without resume_from_checkpoint."
         )
+    odd = differences(mark.settings, settings) or "another number of processes"
     raise CheckpointError(
-        f"the checkpoints in {folder} are of another run, with {differences(mark.settings, settings)}. "
+        f"the checkpoints in {folder} are of another run, with {odd}. "
         "Resume with the same settings, or start in another folder; in Python, "
         f"resume_from_checkpoint={str(other)!r} goes on from it all the same."
     )

@@ -28,6 +28,12 @@ class LiveRun:
         return True
 
 
+def trainer_at_work() -> Trainer | None:
+    """The Trainer whose `train` is on the stack."""
+    frame = _frame_of_train()
+    return None if frame is None else frame.f_locals["self"]
+
+
 def _frame_of_train() -> FrameType | None:
     frame: FrameType | None = sys._getframe()
     while frame is not None:

@@ -34,7 +34,8 @@ def run_settings(
         light: the light configuration; None for plain PEFT.
     """
     return {
-        "training": {name: _plain(getattr(args, name, None)) for name in _DECIDING},
+        "training": {name: _plain(getattr(args, name, None)) for name in _DECIDING}
+        | ({"processes": args.world_size} if args.world_size > 1 else {}),
         "light": None if light is None else _plain(light),
         "peft": _peft(model),
         "base": _base(model),

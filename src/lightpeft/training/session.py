@@ -32,7 +32,8 @@ from lightpeft.errors import CheckpointError, ConfigError
 from lightpeft.estimation import Estimator
 from lightpeft.files import read_tensors, under, write_tensors
 from lightpeft.plan import Plan
-from lightpeft.planning import limits, make_plan
+from lightpeft.planning import Pricing, limits, make_plan
+from lightpeft.processes import Processes
 from lightpeft.scores import Scores
 from lightpeft.surgery import (
     BATCHES,
@@ -75,6 +76,7 @@ class LightSession:
         self._guard: StepGuard | None = None
         self._prefix: FrozenPrefix | None = None
         self._targeting: Targeting | None = None
+        self._processes = Processes()
         self._resumed: tuple[dict[str, Tensor], dict[str, Any]] | None = None
         self._proof: dict[str, Any] | None = None
         self._proved = self._begun = False
@@ -91,17 +93,19 @@ class LightSession:
         show_progress: bool,
         pace: Pace | None = None,
         first_step: int = 0,
+        processes: Processes = Processes(),
     ) -> None:
         """Check the whole run before it starts, then put the gates in.
 
         Args:
             pace: how the run goes over its data; a target needs to know.
             first_step: optimizer steps that were taken before, of a run that is resumed.
+            processes: those that train this model together.
 
         Raises:
             ConfigError, PlanError, AnatomyError: what was asked for cannot be done in this run.
         """
-        self._begun = True
+        self._begun, self._processes = True, processes
         if self.plan is not None:
             logger.warning("the model is cut already: this run trains it on, and estimates nothing")
             return
@@ -116,10 +120,10 @@ class LightSession:
         if self.config.target.is_set:
             assert pace is not None
             device = next(model.parameters()).device
-            self._targeting = Targeting(self.config, pace, total_steps, first_step, device)
+            self._targeting = Targeting(self.config, pace, total_steps, first_step, device, processes)
         self.check(model, total_steps)
         origin_of(model)  # says now what a checkpoint of this run could not be loaded without
-        self._estimator = Estimator(model, estimation, BATCHES)
+        self._estimator = Estimator(model, estimation, BATCHES, processes)
         if self._resumed is not None:
             tensors, header = self._resumed
             self._estimator.restore(tensors, header)
@@ -218,19 +222,12 @@ class LightSession:
         estimator = self._estimator
         if estimator is None or estimator.steps < estimator.config.planned_steps:
             return False
-        self.scores = estimator.scores()
+        self.scores = self._processes.shared(estimator.scores())
         batches = tuple(estimator.batches)
         batch = self._proof = batches[-1]
         self._take_gates_out()
         targeting = self._targeting
-        pricing = None if targeting is None else targeting.pricing(model, batch, step)
-        self.plan = make_plan(
-            self.scores,
-            estimator.anatomy,
-            self.config.budget,
-            pays=_can_freeze(model),
-            target=pricing,
-        )
+        self.plan = self._processes.decided(lambda: self._make_plan(model, estimator.anatomy, batch, step))
         self.end()
         if targeting is not None:
             self._say_what_is_not_compensated(model, self.plan)
@@ -242,6 +239,7 @@ class LightSession:
             batch=batch,
             batches=batches,
             config=self.config.surgery,
+            processes=self._processes,
         )
         self.cut_step = step
         logger.info("step %d, cut: %s", step, self.report.describe())
@@ -250,6 +248,14 @@ class LightSession:
             targeting.say_after_cut(model, batch, self.plan.target)
         _free_memory()
         return True
+
+    def _make_plan(self, model: nn.Module, anatomy: Anatomy, batch: dict[str, Any], step: int) -> Plan:
+        """Of the scores there are; for a target with what is measured in this process."""
+        assert self.scores is not None
+        pricing: Pricing | None = None
+        if self._targeting is not None:
+            pricing = self._targeting.pricing(model, batch, step)
+        return make_plan(self.scores, anatomy, self.config.budget, pays=_can_freeze(model), target=pricing)
 
     @property
     def measured(self) -> float | None:
@@ -283,16 +289,23 @@ class LightSession:
             self._estimator.detach()
             self._estimator = self._guard = None
 
-    def save(self, model: nn.Module, checkpoint: Path) -> None:
-        """Add to a Trainer's checkpoint what is needed to resume from it."""
+    def save(self, model: nn.Module, checkpoint: Path, *, writes: bool = True) -> None:
+        """Add to a Trainer's checkpoint what is needed to resume from it; called by all processes.
+
+        Args:
+            writes: whether this one is to write it.
+        """
         record = record_of(model)
+        state = None if self._estimator is None else self._estimator.state()
+        if not writes:
+            return
         if record is not None:
             run = {"cut_step": self.cut_step, "config": self.config.to_dict()}
             write_cut(model, checkpoint, record, task=run)
             if self.scores is not None:
                 self.scores.save(checkpoint / SCORES)
-        elif self._estimator is not None:
-            tensors, header = self._estimator.state()
+        elif self._estimator is not None and state is not None:
+            tensors, header = state
             tensors |= {f"{_REST}.{name}": value for name, value in own_tensors(model).items()}
             header |= {
                 "planned_steps": self._estimator.config.planned_steps,

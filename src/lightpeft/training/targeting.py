@@ -18,6 +18,7 @@ from lightpeft.errors import ConfigError
 from lightpeft.latency import cost_table, seconds_of_forward, step_bytes
 from lightpeft.plan import TargetPlan
 from lightpeft.planning import ESTIMATION_COST, Pricing
+from lightpeft.processes import Processes
 from lightpeft.surgery import can_narrow, labelled, last_layer, padded_batch, repeats_layer
 
 logger = logging.getLogger(__name__)
@@ -44,11 +45,17 @@ class Targeting:
     """What a session asks about its target, in the order of a run."""
 
     def __init__(
-        self, config: LightConfig, pace: Pace, total_steps: int, first_step: int, device: torch.device
+        self,
+        config: LightConfig,
+        pace: Pace,
+        total_steps: int,
+        first_step: int,
+        device: torch.device,
+        processes: Processes = Processes(),
     ) -> None:
         # On the CPU the clock of the latency table, for which other programs do not count.
         self._clock = time.thread_time if device.type == "cpu" else time.perf_counter
-        self._config, self._pace, self._total = config, pace, total_steps
+        self._config, self._pace, self._total, self._processes = config, pace, total_steps, processes
         self._table: CostTable | None = None
         self._before = 0
         self._parameters = 0
@@ -80,7 +87,7 @@ class Targeting:
         return Pricing(Target(parameters=_TRIAL, cuts=self.target.cuts))
 
     def pricing(self, model: nn.Module, batch: Mapping[str, Any], steps: int) -> Pricing:
-        """Measure the uncut model, or read what was measured of it.
+        """Measure the uncut model, or read what was measured of it, in the process that is asked.
 
         Args:
             batch: arguments of its forward.
@@ -101,12 +108,16 @@ class Targeting:
         schedule = Schedule(
             total=self._total,
             before=steps,
-            each_pass=self._pace.each_pass,
+            each_pass=self._steps_until_all_is_known(),
             batches=self._pace.batches,
             freezes=prefix.frozen,
             caches=prefix.cache,
         )
         return Pricing(self.target, self._table, schedule)
+
+    def _steps_until_all_is_known(self) -> int | None:
+        """A pass; of several processes each keeps what it saw itself, and sees another part in each pass."""
+        return None if self._pace.each_pass is None else self._pace.each_pass * self._processes.count
 
     def _narrows(self, model: nn.Module, batch: Mapping[str, Any]) -> bool:
         """Whether the cut will let the last layer run for the first token alone, where it is priced."""
@@ -118,11 +129,15 @@ class Targeting:
         )
 
     def say_after_cut(self, model: nn.Module, batch: Mapping[str, Any], plan: TargetPlan) -> None:
-        """Measure the cut model, where its target is not of the whole run, and log both numbers."""
+        """Measure the cut model, where its target is not of the whole run, and log both numbers.
+
+        Of several processes the first measures, while the others wait.
+        """
         if plan.quantity == "training":
             logger.info("%s", plan.describe())
             return
-        self.measured = _MEASURES[plan.quantity](self, model, batch)
+        measure = _MEASURES[plan.quantity]
+        self.measured = self._processes.decided(lambda: measure(self, model, batch))
         logger.info("%s", described(plan, self.measured))
 
     def begin_step(self) -> None:
@@ -137,14 +152,19 @@ class Targeting:
 
     def say_at_end(self, plan: TargetPlan) -> None:
         """Log what the whole run took, if it was this process that saw it."""
-        if plan.quantity != "training" or not self._is_whole or len(self._seconds) <= self._before:
+        if plan.quantity != "training" or not self._is_whole:
             return
+        self.measured = self._processes.decided(self._of_the_whole_run)
+        if self.measured is not None:
+            logger.info("%s", described(plan, self.measured))
+
+    def _of_the_whole_run(self) -> float | None:
+        """Seconds over those of plain PEFT, which estimation tells; None where it was not seen."""
         estimating = self._seconds[: self._before - 1]  # the last of them has the cut in it
-        if not estimating:
-            return
+        if not estimating or len(self._seconds) <= self._before:
+            return None
         plain = math.fsum(estimating) / len(estimating) / ESTIMATION_COST
-        self.measured = math.fsum(self._seconds) / (plain * len(self._seconds))
-        logger.info("%s", described(plan, self.measured))
+        return math.fsum(self._seconds) / (plain * len(self._seconds))
 
     def _forward(self, model: nn.Module, batch: Mapping[str, Any]) -> float | None:
         assert self._table is not None

@@ -9,7 +9,7 @@ from transformers.trainer_utils import TrainOutput
 from lightpeft.checkpoint import bind_files
 from lightpeft.config import LightConfig, Preset
 from lightpeft.surgery import record_of
-from lightpeft.training.callback import LightCallback
+from lightpeft.training.callback import LightCallback, require_supported
 from lightpeft.training.keeping import KeepingTrainer
 
 
@@ -18,10 +18,17 @@ class LightTrainer(KeepingTrainer):
 
     Args:
         light: a configuration or the name of a preset; everything else is the Trainer's.
+        stop_after_cut: see `LightCallback`.
     """
 
-    def __init__(self, *args: Any, light: LightConfig | Preset = "default", **kwargs: Any) -> None:
-        self.light = LightCallback(light)
+    def __init__(
+        self,
+        *args: Any,
+        light: LightConfig | Preset = "default",
+        stop_after_cut: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        self.light = LightCallback(light, stop_after_cut=stop_after_cut)
         self.light.is_kept = True
         super().__init__(*args, **kwargs)
         self.add_callback(self.light)
@@ -30,6 +37,7 @@ class LightTrainer(KeepingTrainer):
         self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
     ) -> TrainOutput:
         """See `KeepingTrainer.train`: `resume_from_checkpoint=True` takes the newest whole checkpoint."""
+        require_supported(self.args)
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
@@ -41,7 +49,8 @@ class LightTrainer(KeepingTrainer):
 
     def finish_checkpoint(self, checkpoint: Path) -> None:
         """Add what resuming needs, and mark the checkpoint as complete."""
-        self.light.finish_checkpoint(cast(nn.Module, self.model), checkpoint, self.run_mark)
+        model = cast(nn.Module, self.model)
+        self.light.finish_checkpoint(model, checkpoint, self.run_mark, writes=self.args.should_save)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """As every Trainer's, which a cut model answers with a light checkpoint; proved where it counts."""
