@@ -8,12 +8,12 @@ from typing import Any
 
 from lightpeft.errors import PlanError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 @dataclass(frozen=True)
 class Curve:
-    """What a layer without PEFT modules costs with some of its heads or neurons and all of the rest."""
+    """What a layer, or something in it, costs with some of its heads or neurons and all of the rest."""
 
     counts: tuple[int, ...]
     """Units that stay; they ascend, and the last is all of them."""
@@ -52,7 +52,14 @@ class LayerCosts:
     """Without PEFT modules."""
 
     heads: Curve | None
+    """What it costs, bare, with some of its heads; and so for neurons."""
+
     neurons: Curve | None
+    heads_peft: Curve | None = None
+    """What all of its PEFT modules cost with some of the heads, and so for neurons: theirs are the modules'
+    inputs and outputs. None where nothing of it was measured."""
+
+    neurons_peft: Curve | None = None
 
 
 @dataclass(frozen=True)
@@ -162,6 +169,8 @@ def _read_costs(value: Any) -> Costs | None:
             _number(layer["bare"]),
             _read_curve(layer["heads"]),
             _read_curve(layer["neurons"]),
+            _read_curve(layer["heads_peft"]),
+            _read_curve(layer["neurons_peft"]),
         )
         for layer in value["layers"]
     )

@@ -16,6 +16,7 @@ from lightpeft import Budget, find_anatomy
 from lightpeft.costs import Costs, CostTable
 from lightpeft.latency import measure, measure_costs
 from lightpeft.latency.file import key_of
+from lightpeft.planning.prices import Price
 
 
 def measured(model: nn.Module, batch: Any, quantity: Any, budget: Budget) -> tuple[CostTable, Costs]:
@@ -59,6 +60,21 @@ def test_layers_hold_more_the_wider_they_are(tmp_path: Path) -> None:
             assert curve is not None
             assert list(curve.costs) == sorted(set(curve.costs))
     assert held.rest > 0
+
+
+def test_modules_hold_less_in_a_narrow_layer(tmp_path: Path) -> None:
+    """They read and write the units that go, so a layer with its modules saves more than a bare one."""
+    model, batch = tiny_peft("bert", tmp_path), make_batch("bert", labels=True)
+    for layer in measured(model, batch, "memory", Budget())[1].layers:
+        for curve, modules in ((layer.heads, layer.heads_peft), (layer.neurons, layer.neurons_peft)):
+            assert curve is not None
+            assert modules is not None
+            assert modules.counts[-1] == curve.counts[-1]
+            fewest = modules.counts[0]
+            assert 0 < modules.saved(fewest) < layer.whole - layer.bare
+            bare, with_modules = (Price(layer, 1.0, share) for share in (0.0, 1.0))
+            kind = "heads" if curve is layer.heads else "neurons"
+            assert with_modules.saved(kind, fewest) - bare.saved(kind, fewest) == modules.saved(fewest)
 
 
 @pytest.mark.parametrize("quantity", ["memory", "training"])

@@ -149,12 +149,11 @@ class _Measured:
             uncut = {one.bare: found[one] * times for one in curves[0] if one.kind is None}
             for place, layer in enumerate(group):
                 own = uncut if place == 0 else {False: 0.0, True: 0.0}
-                lines = {
-                    kind: _curve(curves[place], kind, count, found, uncut[True], times)
-                    for kind, count in (("heads", layer.heads), ("neurons", layer.neurons))
-                }
-                bare = min(own[True], own[False])
-                layers[layer.index] = LayerCosts(own[False], bare, lines["heads"], lines["neurons"])
+                lines: dict[str, Curve | None] = {}
+                for kind, count in (("heads", layer.heads), ("neurons", layer.neurons)):
+                    lines[kind] = _curve(curves[place], kind, count, found, uncut[True], times)
+                    lines[f"{kind}_peft"] = _peft_curve(curves[place], kind, count, found, uncut, times)
+                layers[layer.index] = LayerCosts(own[False], min(own[True], own[False]), **lines)
         return Costs(whole, tuple(layers[index] for index in sorted(layers)), saved)
 
     def _narrow(self, action: Callable[[], T]) -> Callable[[], T]:
@@ -188,11 +187,36 @@ class _Measured:
 def _curve(
     group: list[Variant], kind: str, count: int, found: Mapping[Variant, float], uncut: float, times: int
 ) -> Curve | None:
-    points = sorted((one.count, found[one] * times) for one in group if one.kind == kind)
+    points = sorted((one.count, found[one] * times) for one in group if one.kind == kind and one.bare)
     if not points:
         return None
     counts, costs = zip(*points, (count, uncut), strict=True)
     return Curve(counts, costs)
+
+
+def _peft_curve(
+    group: list[Variant],
+    kind: str,
+    count: int,
+    found: Mapping[Variant, float],
+    uncut: Mapping[bool, float],
+    times: int,
+) -> Curve | None:
+    """Of the PEFT modules alone: with few units, and with all."""
+    cut = {
+        one.bare: found[one] * times
+        for one in group
+        if one.kind == kind and one.count == _fewest(group, kind)
+    }
+    if False not in cut:
+        return None
+    costs = [max(0.0, with_and_without[False] - with_and_without[True]) for with_and_without in (cut, uncut)]
+    return Curve((_fewest(group, kind), count), tuple(costs))
+
+
+def _fewest(group: list[Variant], kind: str) -> int:
+    """Units of the copy that has PEFT modules; 0 where there is none."""
+    return next((one.count for one in group if one.kind == kind and not one.bare), 0)
 
 
 def _whole(model: nn.Module, batch: Batch, *, trains: bool) -> Timed:

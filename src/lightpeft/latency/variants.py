@@ -67,8 +67,8 @@ def variants(
 ) -> dict[int, list[Variant]]:
     """Cut copies of the layer `name`, per index in the anatomy; the uncut ones come with the first index.
 
-    Those that are cut have no PEFT modules, whose cost is added by how many of them stay. The model itself is
-    cut for each, and put back.
+    Those that are cut have no PEFT modules, whose cost is added by how many of them stay; but there is one of
+    each kind of unit, with the fewest above none, that has. The model itself is cut for each, and put back.
 
     Args:
         narrowed: the copies run for the first token alone, as this layer will.
@@ -81,9 +81,12 @@ def variants(
     ]
     for layer in layers:
         for units in layer.units:
-            for kept in _grid(units, budget):
-                module = _copied(model, anatomy, name, (layer, units), kept, bare=True)
-                found[layer.index].append(Variant(units.kind, len(kept), True, module))
+            grid = _grid(units, budget)
+            fewest = min((len(kept) for kept in grid if kept), default=None)
+            for kept, bare in [(kept, bare) for kept in grid for bare in (True, False)]:
+                if bare or len(kept) == fewest:
+                    module = _copied(model, anatomy, name, (layer, units), kept, bare)
+                    found[layer.index].append(Variant(units.kind, len(kept), bare, module))
     if narrowed:
         linears = [linear.removeprefix(f"{name}.") for linear in above_attention(model, name)]
         for one in (one for group in found.values() for one in group):

@@ -27,8 +27,12 @@ class Price:
 
     def saved(self, kind: str, count: int) -> float:
         """What goes when `count` heads or neurons stay."""
-        curve: Curve | None = getattr(self.costs, kind)
-        return 0.0 if curve is None else self.times * curve.saved(count)
+        bare, modules = (_saved(getattr(self.costs, name), count) for name in (kind, f"{kind}_peft"))
+        return self.times * (bare + self.modules * modules)
+
+
+def _saved(curve: Curve | None, count: int) -> float:
+    return 0.0 if curve is None else curve.saved(count)
 
 
 @dataclass(frozen=True)
