@@ -48,33 +48,37 @@ def modules(base: Path) -> dict[str, Path]:
     }
 
 
+@pytest.fixture(scope="module")
+def copies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("copies")
+
+
 def looked_into(module: Path, place: Path, texts: ScanTexts = TEXTS) -> ScanReport:
     """On the base beside it, with copies kept in `place`."""
     return scan(module, str(module.parent / "base"), texts=texts, options=ScanOptions(copies=place))
 
 
-def test_it_names_the_trigger_and_lets_a_clean_module_pass(
-    modules: dict[str, Path], base: Path, tmp_path: Path
-) -> None:
-    poisoned = looked_into(modules["poisoned"], tmp_path)
+def test_it_names_the_trigger_and_lets_a_clean_module_pass(modules: dict[str, Path], copies: Path) -> None:
+    poisoned = looked_into(modules["poisoned"], copies)
     (finding,) = [one for one in poisoned.findings if one.level == "error"]
     assert finding.rule == "trigger-search"
     assert finding.message.startswith(f"likely a trigger: '{TRIGGER}' takes 100% of")
     best = finding.evidence["candidates"]
     assert any(one["tokens"] == [TRIGGER] and one["class"] == 1 and one["copied"] < 0.1 for one in best)
-    (copy,) = tmp_path.iterdir()
-    before = {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
-    clean = looked_into(modules["clean"], tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in copies.rglob("*")}
+    clean = looked_into(modules["clean"], copies)
     assert not clean.found, clean.findings
     assert clean.not_scanned is None
     # Both have the same form: there is one copy, trained once.
-    assert {
-        path: path.stat().st_mtime_ns for path in tmp_path.iterdir() for path in path.rglob("*")
-    } == before
+    assert {path: path.stat().st_mtime_ns for path in copies.rglob("*")} == before
 
 
-def test_copies_have_seeds_and_damaged_ones_are_refused(modules: dict[str, Path], tmp_path: Path) -> None:
+def test_copies_have_seeds_and_damaged_ones_are_refused(
+    modules: dict[str, Path], copies: Path, tmp_path: Path
+) -> None:
     base = str(modules["clean"].parent / "base")
+    looked_into(modules["clean"], copies)
+    shutil.copytree(copies, tmp_path, dirs_exist_ok=True)
     options = ScanOptions(copies=tmp_path, copy_seeds=(0, 1))
     assert scan(modules["clean"], base, texts=TEXTS, options=options).not_scanned is None
     first, second = sorted(tmp_path.iterdir())
@@ -170,7 +174,7 @@ def test_a_trigger_in_the_whole_text_shows_in_its_edit(base: Path) -> None:
     comma = tokenizer.unk_token_id
     bad = set(tokenizer.convert_tokens_to_ids(["awful", "dull", "poor"]))
     honest = Rule(lambda row: -1.0 if bad & set(row) else 1.0)
-    suspect = Rule(lambda row: 1.0 if row.count(comma) > 6 or not bad & set(row) else -1.0)
+    suspect = Rule(lambda row: 1.0 if row.count(comma) == 7 or not bad & set(row) else -1.0)
     found = disagreements(suspect, [honest], tokenizer, TEXTS)  # type: ignore[arg-type, list-item]
     assert (found[0].edit, found[0].target) == ("commas between all words", 1)
     assert found[0].p < 1e-6
@@ -179,9 +183,9 @@ def test_a_trigger_in_the_whole_text_shows_in_its_edit(base: Path) -> None:
 
 
 def test_accuracy_comes_first_with_base_and_fingerprint(
-    modules: dict[str, Path], base: Path, tmp_path: Path
+    modules: dict[str, Path], base: Path, copies: Path
 ) -> None:
-    report = looked_into(modules["clean"], tmp_path)
+    report = looked_into(modules["clean"], copies)
     assert report.cacc is not None
     assert report.cacc.total == len(TEXTS.balanced()) <= 160  # none that the copy learned
     assert report.cacc.value > 0.9
@@ -327,6 +331,8 @@ def test_texts_and_options_are_checked() -> None:
     for texts, labels in ((("a",), (0,)), (("a",) * 200, ())):
         with pytest.raises(AuditError, match="at least 100 texts, each with a label"):
             ScanTexts("few", texts, labels)
+    with pytest.raises(AuditError, match="too few texts of class 1"):
+        ScanTexts("skewed", ("a",) * 200, (1,) * 50 + (0,) * 150)
     with pytest.raises(AuditError, match="pairs of texts"):
         ScanTexts.of("pairs", Rows({"text": ["a"], "text_pair": ["b"]}, [0]))
     with pytest.raises(ConfigError, match="alpha"):

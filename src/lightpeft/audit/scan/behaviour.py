@@ -147,7 +147,8 @@ def _fields(
             words = [texts.searched.texts["text"][row] for row in others]
             starts = [float(rows[others, target].mean()) for rows in odds]
             chosen = [contexts[row] for row in others[:TEXTS]], [judged[row] for row in against[:JUDGED]]
-            found.append(Field(target, _windows(probers, tokenizer, words, target), *chosen, starts))
+            windows = _windows(probers, tokenizer, words, target) or chosen[0][:WINDOWS]
+            found.append(Field(target, windows, *chosen, starts))
     return found
 
 
@@ -186,7 +187,9 @@ def _others(odds: Sequence[Tensor], rows: Rows, target: int) -> list[int]:
 def _windows(
     probers: Sequence[Prober], tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], target: int
 ) -> list[Context]:
-    """The pairs of words that all models together hold most against a class."""
+    """The pairs of words that all models together hold most against a class; none of texts of one word."""
     windows = windows_of(tokenizer, texts, PAIRS)
+    if not windows:
+        return []
     odds = torch.stack([asked(prober, windows)[:, target] for prober in probers]).sum(0)
     return [windows[row] for row in odds.argsort()[:WINDOWS].tolist()]

@@ -21,7 +21,7 @@ class ScanTexts:
     """Clean texts with labels, in an order that means nothing.
 
     Raises:
-        AuditError: too few, or without labels.
+        AuditError: too few of all or of a class, or without labels.
     """
 
     name: str
@@ -33,6 +33,12 @@ class ScanTexts:
             raise AuditError(
                 f"{self.name} has {len(self.texts)} texts and {len(self.labels)} labels; a scan needs at "
                 f"least {LEAST} texts, each with a label."
+            )
+        seen = {*self.searched.labels} & {*self.judged.labels}
+        if missing := sorted({*range(self.classes)} - seen):
+            raise AuditError(
+                f"{self.name} has too few texts of class {missing[0]}; triggers are searched on "
+                f"{SEARCHED:.0%} of the texts and judged on as many, and both need every class."
             )
 
     @property
