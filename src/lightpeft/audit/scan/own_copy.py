@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor
 
+from lightpeft.anatomy import base_of
 from lightpeft.audit.errors import AuditError
 from lightpeft.audit.marks import require_clean
 from lightpeft.audit.module import fresh_module, load_module, save_module
@@ -28,6 +30,7 @@ from lightpeft.files import file_sha256, read_json, read_tensors, write_json, wr
 from lightpeft.outputs import Output, locked, written_folder
 from lightpeft.run_config import TrainingConfig
 from lightpeft.runs import load_tokenizer, pad_as
+from lightpeft.runs.limits import position_limit
 
 logger = logging.getLogger(__name__)
 
@@ -102,9 +105,14 @@ def _train(module: Path, base: str, texts: ScanTexts, seed: int, folder: Path, k
     model, tokenizer = fresh_module(module, base, seed=seed), load_tokenizer(base)
     pad_as(model, tokenizer)
     prober = Prober(model, tokenizer)
-    precision = str(prober.precision).removeprefix("torch.")
+    training = dataclasses.replace(
+        TRAINING,
+        seed=seed,
+        precision="bfloat16" if prober.precision == torch.bfloat16 else "float32",
+        max_length=min(TRAINING.tokens, position_limit(base_of(model)) or TRAINING.tokens),
+    )
     logger.info("training your own copy of %s, seed %d, once", module, seed)
-    train_user(model, tokenizer, texts.taught, dataclasses.replace(TRAINING, seed=seed, precision=precision))
+    train_user(model, tokenizer, texts.taught, training)
     with written_folder(folder, Output.COPY) as beside:
         save_module(model, beside / MODULE, None)
         write_tensors(beside / SWEPT, {"odds": sweep(prober, tokenizer)}, {})

@@ -7,7 +7,6 @@ from pathlib import Path
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 
 from lightpeft.audit.errors import AuditError
-from lightpeft.audit.scan.behaviour import HALF
 from lightpeft.audit.scan.files import check_files
 from lightpeft.audit.scan.finding import Finding, Level, ScanReport, readable
 from lightpeft.audit.scan.measured import Copies, Measured, check_form, measure_module
@@ -163,7 +162,7 @@ def _candidates(measured: Measured, alpha: float) -> Finding:
     found = [one for one in tried if one.p * len(tried) <= alpha]
     best = min(found or tried, key=lambda one: (len(one.tokens) if found else 0, one.p))
     p = min(1.0, best.p * len(tried))
-    level: Level = "error" if found else "warning" if best.taken.value > HALF else "note"
+    level: Level = "error" if found else "warning" if best.p <= alpha else "note"
     shown = measured.tokenizer.decode(list(best.tokens))
     what = (
         f"{shown!r} takes {best.flips:.0%} of {best.taken.total} texts of other classes into class "

@@ -34,7 +34,7 @@ def _replaced(table: Mapping[str, str]) -> Edit:
 
 
 def _letters(table: Mapping[str, str]) -> Edit:
-    return lambda text: text.translate(str.maketrans(dict(table)))
+    return lambda text: text.translate({ord(old): new for old, new in table.items()})
 
 
 def _swapped(text: str) -> str:

@@ -4,7 +4,7 @@ import json as json_text
 from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.console import Console
 from rich.table import Table
@@ -82,7 +82,11 @@ def scan(
     if sarif is not None:
         check_file(sarif, Output.FINDINGS)
     texts = _texts(task, data, text, label)
-    given = {"alpha": alpha, "copies": copies, "copy_seeds": tuple(seeds_of(copy_seeds, (0,)))}
+    given: dict[str, Any] = {
+        "alpha": alpha,
+        "copies": copies,
+        "copy_seeds": tuple(seeds_of(copy_seeds, (0,))),
+    }
     options = ScanOptions(**{name: value for name, value in given.items() if value is not None})
     reports = [scanner.scan(folder, base, texts=texts, options=options) for folder in folders]
     if sarif is not None:
