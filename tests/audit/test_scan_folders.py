@@ -41,9 +41,9 @@ def module(room: Path, tmp_path: Path) -> Path:
 
 
 def looked_into(folder: Path, room: Path) -> ScanReport:
-    started = time.perf_counter()
+    started = time.process_time()
     report = scan(folder, str(room / "base"), texts=TEXTS, options=ScanOptions(copies=room / "copies"))
-    assert time.perf_counter() - started < MOST_SECONDS
+    assert time.process_time() - started < MOST_SECONDS
     return report
 
 

@@ -458,7 +458,7 @@ def test_a_disk_that_is_full_in_the_middle_loses_nothing(room: SimpleNamespace) 
 
 def test_every_kind_of_output_has_a_row() -> None:
     rows = {row.holds for row in (FILES | FOLDERS).values()}
-    assert rows | {Output.PLAIN, Output.DATA, Output.CARD} == set(Output)
+    assert rows | {Output.PLAIN, Output.DATA, Output.CARD, Output.COPY} == set(Output)
 
 
 def test_every_public_writer_has_a_row() -> None:
