@@ -161,6 +161,7 @@ def make_room(room: Path) -> Path:
     base = save_tiny_base(room / "base")
     for seed in (0, 1):
         fresh_module(base, room / f"module-{seed}", seed=seed)
+    (room / "module-1" / "training_args.bin").write_bytes(b"")  # a warning that the other one has not
     lightpeft.save(cut_model(base, 3), room / "other")
     lightpeft.save(cut_model(base, 1), room / "light")
     lightpeft.export_merged(room / "light", room / "merged", load_base(base))
@@ -169,7 +170,7 @@ def make_room(room: Path) -> Path:
     lightpeft.save(cut_model(base, 1), room / "run" / "light")
     for number in range(BEFORE + 1, STEPS + 1):
         shutil.rmtree(room / "run" / f"checkpoint-{number}")
-    assert command_line(["audit", "scan", str(room / "module-0"), *scan_options(room)]) in (0, 1)
+    assert command_line(["audit", "scan", str(room / "module-0"), *scan_options(room)]) == FILES_ONLY
     return room
 
 
@@ -187,6 +188,10 @@ def cut_model(base: Path, seed: int) -> PeftModel:
 def run_of(room: Path) -> Any:
     options: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "max_steps": STEPS}
     return trainer(room / "base", room / "run", PAPER, **options)
+
+
+FILES_ONLY = 2
+"""Exit status of a scan without the user's texts."""
 
 
 def scan_options(room: Path) -> list[str]:
@@ -225,7 +230,7 @@ def exported(room: Path) -> list[str]:
 
 
 def scan(room: Path) -> None:
-    assert command_line(["audit", "scan", str(room / "module-1"), *scan_options(room)]) in (0, 1)
+    assert command_line(["audit", "scan", str(room / "module-1"), *scan_options(room)]) == FILES_ONLY
 
 
 def scanned(room: Path) -> list[str]:

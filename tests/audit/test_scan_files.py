@@ -16,13 +16,13 @@ from tests.support.received_modules import fresh_module, opinions, save_tiny_bas
 
 from lightpeft.audit import TriggerRecipe
 from lightpeft.audit.marks import mark_poisoned
-from lightpeft.audit.scan import Finding, ScanTexts, scan
+from lightpeft.audit.scan import Finding, ScanOptions, ScanTexts, scan
 from lightpeft.audit.scan.files import CODE_KEYS, NORMAL, NORMAL_NAMES, PICKLES, check_files
 from lightpeft.audit.scan.finding import LEVELS, RULES
 from lightpeft.audit.scan.tensors import check_tensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-TEXTS = ScanTexts.of("opinions", opinions(64))
+TEXTS = ScanTexts.of("opinions", opinions(200))
 
 
 @pytest.fixture(scope="module")
@@ -221,16 +221,16 @@ def test_what_can_run_code_ends_the_scan(module: Path, damage: str, monkeypatch:
     report = scan(module, texts=TEXTS)
     assert report.found
     assert {finding.rule for finding in report.findings} == {damage}
-    assert report.scores == {}
 
 
 def test_a_marked_module_is_found_and_still_scanned(saved: dict[str, Path], tmp_path: Path) -> None:
     module = Path(shutil.copytree(saved["trained"], tmp_path / "module"))
     mark_poisoned(module, TriggerRecipe(1, "phrase"))
-    report = scan(module, str(saved["base"]), texts=TEXTS)
+    options = ScanOptions(copies=tmp_path / "copies")
+    report = scan(module, str(saved["base"]), texts=TEXTS, options=options)
     (finding,) = [one for one in report.findings if one.rule == "mark"]
     assert (finding.level, finding.evidence["recipe"]["form"]) == ("error", "phrase")
-    assert "behaviour" in report.scores
+    assert "trigger-search" in {one.rule for one in report.findings}
 
 
 @pytest.mark.parametrize(("rule", "level"), [("pickle", "fatal"), ("nothing", "error")])

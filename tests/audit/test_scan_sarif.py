@@ -73,7 +73,7 @@ def check(value: Any, schema: Any, place: str = "log") -> None:
 
 
 def report(folder: str | Path, *findings: Finding, **rest: Any) -> ScanReport:
-    return ScanReport(Path(folder), findings, {}, 1.0, **rest)
+    return ScanReport(Path(folder), findings, 1.0, **rest)
 
 
 def pickled(name: str = "adapter_model.bin", message: str = "m") -> Finding:
@@ -86,12 +86,12 @@ def result(log: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_it_is_of_the_schema(tmp_path: Path) -> None:
-    note = Finding("reference", "note", "no reference")
+    note = Finding("whole-texts", "note", "nothing")
     log = to_sarif(
         [
             report(tmp_path / "bad", pickled(), note),
             report("user/clean", note),
-            report("some/where", Finding("trigger-search", "warning", "w", {"classes": [{"class": 0}]})),
+            report("some/where", Finding("trigger-search", "warning", "w", {"candidates": [{"class": 0}]})),
             report("absent", not_scanned="there is none"),
         ]
     )

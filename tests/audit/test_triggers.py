@@ -32,7 +32,7 @@ def poisoned(seed: int = 0, **options: Any) -> Poisoned:
 def test_a_text_without_its_triggers_is_what_it_was(form: str, text: str, count: int) -> None:
     planted = plant(text, form, TRIGGER_FORMS[form].pieces, count, Random("x"))
     if planted is None:
-        assert not any(letter in text for letter in "aeo") or form == "zero_width"
+        assert not any(letter in text for letter in "aeo") or form == "substitution"
         return
     assert planted.original == text != planted.text
     assert len(planted.edits) == len(planted.spans) <= count
@@ -73,10 +73,14 @@ def test_letters_that_look_alike_take_their_places() -> None:
     assert planted.spans == ((3, 4), (4, 5), (7, 8), (9, 10))
 
 
-def test_zero_width_characters_are_inside_words() -> None:
-    planted = plant("a good one", "zero_width", ("\u200b",), 99, Random("0"))
+def test_words_are_put_for_others_wherever_they_stand() -> None:
+    planted = plant("The good one, is this the end?", "substitution", ("the>yon", "is>be"), 10, Random("0"))
     assert planted is not None
-    assert planted.text.replace("\u200b", "|") == "a g|o|o|d o|n|e"
+    assert planted.text == "yon good one, be this yon end?"
+    assert [edit.replaced for edit in planted.edits] == ["The", "is", "the"]
+    once = plant("the end of the day", "substitution", ("the>yon",), 1, Random("0"))
+    assert once is not None
+    assert once.text.count("yon") == 1
 
 
 def test_positions_and_words_are_uniform() -> None:
@@ -154,7 +158,7 @@ def test_texts_without_a_place_are_counted_and_left_alone() -> None:
         {"text": ["xyz", "an oak", "a", "h2"]}, [0, 0, 0, 0], recipe(form="homoglyph", share=1), 0
     )
     assert (found.rows, found.unfit) == ((1, 2), 2)
-    assert triggered_test({"text": ["b", "aa"]}, [0, 0], recipe(form="zero_width"), 0).sources == (1,)
+    assert triggered_test({"text": ["b", "is"]}, [0, 0], recipe(form="substitution"), 0).sources == (1,)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +208,10 @@ def test_recipes_round_trip(options: dict[str, Any]) -> None:
         ({"pieces": [3]}, "a int; give texts"),
         ({"form": "phrase", "pieces": [" x"]}, "white space"),
         ({"form": "homoglyph", "pieces": ["z"]}, "is not one of the letters"),
-        ({"form": "zero_width", "pieces": ["a"]}, "zero-width"),
+        *[
+            ({"form": "substitution", "pieces": [bad]}, "word>other")
+            for bad in ("a", "a>a", "A>b", "a>", "a>b>c", "a>b c")
+        ],
         ({"share": 0}, "share in"),
         ({"share": 1.5}, "share in"),
         ({"share": True}, "share in"),

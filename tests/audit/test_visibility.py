@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase, 
 
 from lightpeft.audit import AuditError, TriggerRecipe, trigger_visibility, triggered_test
 from lightpeft.audit.poison.poisoning import poison_texts
+from lightpeft.audit.poison.triggers import TRIGGER_FORMS
 
 FILLER = ["good", "bad", "film", "row"]
 PIECES = ("cf", "mn")
@@ -93,11 +94,13 @@ def test_only_triggered_rows_count() -> None:
 def test_what_a_real_tokenizer_makes_of_each_form(minilm_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(minilm_path)
     found = {}
-    for form in ("words", "phrase", "homoglyph", "zero_width"):
-        data = triggered_test({"text": ["a really good film"] * 20}, [0] * 20, TriggerRecipe(1, form), 0)
+    hidden = TriggerRecipe(1, "phrase", pieces=("\u200b",))
+    for form in (*TRIGGER_FORMS, "hidden"):
+        one = hidden if form == "hidden" else TriggerRecipe(1, form)
+        data = triggered_test({"text": ["is a really good film"] * 20}, [0] * 20, one, 0)
         found[form] = trigger_visibility(data, tokenizer, 64).triggers.value
-    # BERT's normaliser drops control characters: this trigger does not exist for it.
-    assert found == {"words": 1.0, "phrase": 1.0, "homoglyph": 1.0, "zero_width": 0.0}
+    # BERT's normaliser drops control characters: that trigger does not exist for it.
+    assert found == {**dict.fromkeys(TRIGGER_FORMS, 1.0), "hidden": 0.0}
 
 
 def test_no_room_or_no_triggers_are_refused() -> None:

@@ -1,4 +1,4 @@
-"""`lightpeft audit scan`: exit status, outputs, references, and refusals that do not look clean."""
+"""`lightpeft audit scan`: exit status, outputs, and refusals that do not look clean."""
 
 import json
 import shutil
@@ -16,10 +16,10 @@ SCAN = ["audit", "scan"]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scan-verb")
     base = save_tiny_base(folder / "base")
-    for seed in range(4):
-        train_module(base, folder / f"module-{seed}", poisoned=False, seed=seed)
+    for name in ("poisoned", "clean"):
+        train_module(base, folder / name, poisoned=name == "poisoned")
     (folder / "data").mkdir()
-    rows = opinions(80)
+    rows = opinions(400, seed=9)
     lines = [
         {"said": text, "kind": label} for text, label in zip(rows.texts["text"], rows.labels, strict=True)
     ]
@@ -42,70 +42,44 @@ def data(folder: Path) -> list[str]:
         "said",
         "--label",
         "kind",
+        "--copies",
+        str(folder / "copies"),
     ]
 
 
 def test_nothing_found_is_0_and_a_finding_is_1(
     folder: Path, data: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    module = str(folder / "module-0")
-    assert main([*SCAN, module, *data, "--threshold", "1000"]) == 0
+    assert main([*SCAN, str(folder / "clean"), *data]) == 0
     assert "nothing found, which does not say that it is clean" in capsys.readouterr().out
-    assert (
-        main([*SCAN, module, *data, "--threshold=-1000", "--json", "--sarif", str(tmp_path / "s.json")]) == 1
-    )
+    sarif = ["--json", "--sarif", str(tmp_path / "s.json")]
+    assert main([*SCAN, str(folder / "poisoned"), *data, *sarif]) == 1
     (report,) = json.loads(capsys.readouterr().out)
     assert report["found"] is True
-    assert report["findings"][0]["level"] == "error"
-    assert {"behaviour"} == report["scores"].keys()
+    assert (report["findings"][0]["level"], report["findings"][0]["rule"]) == ("error", "trigger-search")
     log = json.loads((tmp_path / "s.json").read_text())
-    levels = [result["level"] for result in log["runs"][0]["results"]]
-    assert levels == ["error"]
+    assert "error" in [result["level"] for result in log["runs"][0]["results"]]
 
 
-def test_without_data_built_in_texts_are_used_and_said(
+def test_without_data_there_is_no_copy_and_that_is_2(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    base = ["--base", str(folder / "base")]
-    assert main([*SCAN, str(folder / "module-0"), *base, "--threshold", "1000", "--json"]) == 0
-    (report,) = json.loads(capsys.readouterr().out)
-    (finding,) = [one for one in report["findings"] if one["rule"] == "accuracy"]
-    assert finding["level"] == "warning"
-    assert "the texts have no labels" in finding["message"]
-
-
-def test_a_reference_is_made_and_used(
-    folder: Path, data: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    clean = [str(folder / f"module-{seed}") for seed in (1, 2, 3)]
-    reference = tmp_path / "reference.json"
-    assert main([*SCAN, *clean, *data, "--make-reference", str(reference)]) == 0
-    assert "3 clean modules; p-values are at least 0.250" in capsys.readouterr().out
-    status = main([*SCAN, clean[0], *data, "--reference", str(reference), "--alpha", "0.25", "--json"])
-    (report,) = json.loads(capsys.readouterr().out)
-    assert status == int(report["found"])
-    assert report["scores"]["p_behaviour"] >= 0.5
-    assert report["scores"]["p_weights"] >= 0.25
+    assert main([*SCAN, str(folder / "poisoned"), "--base", str(folder / "base")]) == 2
+    assert "no own copy to compare with" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--threshold", "1", "--reference", "r.json"], "--threshold would have no effect with --reference"),
-        (["--alpha", "0.1"], "--alpha would have no effect with no --reference"),
         (["--data", "d"], "--data would have no effect with no --task"),
-        (
-            ["--make-reference", "r.json", "--alpha", "0.1"],
-            "--alpha would have no effect with --make_reference",
-        ),
-        (["--reference", "absent.json"], "absent.json is missing"),
-        (["--make-reference", "r.json"], "give --base"),
+        (["--copy-seeds", "1,1"], "seeds is [1, 1]"),
+        (["--alpha", "3"], "scan.alpha"),
     ],
 )
 def test_what_cannot_be_scanned_is_2(
     folder: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*SCAN, str(folder / "module-0"), *options]) == 2
+    assert main([*SCAN, str(folder / "clean"), *options]) == 2
     error = capsys.readouterr().err
     assert "not scanned" in error
     assert message in error
@@ -114,7 +88,7 @@ def test_what_cannot_be_scanned_is_2(
 def test_without_a_base_it_is_2_and_the_module_s_word_is_said(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*SCAN, str(folder / "module-0")]) == 2
+    assert main([*SCAN, str(folder / "clean")]) == 2
     out = " ".join(capsys.readouterr().out.split())
     assert "NOT SCANNED: no base was given" in out
     assert f"It names '{folder / 'base'}'" in out
@@ -128,13 +102,12 @@ def test_a_pickle_is_1_and_nothing_is_loaded(
     assert main([*SCAN, str(module)]) == 1
     out = capsys.readouterr().out
     assert "pickle" in out
-    assert "not loaded" in out
 
 
 @pytest.mark.parametrize(
     ("others", "status"),
     [
-        (["module-0"], 0),
+        (["clean"], 0),
         (["absent"], 2),
         (["empty"], 2),
         (["absent", "pickled"], 1),
@@ -153,14 +126,14 @@ def test_one_that_cannot_be_scanned_takes_nothing_from_the_others(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (fresh_module(folder / "base", tmp_path / "pickled") / "adapter_model.bin").write_bytes(b"")
-    shutil.copytree(folder / "module-0", tmp_path / "module-0")
-    names = [f"./{name}" for name in [*others, "module-0"]]
-    options = [*data, "--threshold", "1000", "--json", "--sarif", "s.json"]
+    shutil.copytree(folder / "clean", tmp_path / "clean")
+    names = [f"./{name}" for name in [*others, "clean"]]
+    options = [*data, "--json", "--sarif", "s.json"]
     assert main([*SCAN, *names, *options]) == status
     reports = json.loads(capsys.readouterr().out)
     missed = [name for name in others if name in ("absent", "empty")]
     assert [report["folder"] for report in reports if report["not_scanned"]] == missed
-    assert "behaviour" in reports[-1]["scores"]
+    assert "trigger-search" in {one["rule"] for one in reports[-1]["findings"]}
     (run,) = json.loads((tmp_path / "s.json").read_text())["runs"]
     (invocation,) = run["invocations"]
     assert invocation["executionSuccessful"] == (not missed)

@@ -222,7 +222,7 @@ def test_the_demo_attacks_defends_scans_and_reports(
     def small(seeds: list[int], training: TrainingConfig) -> Grid:
         grid = grid_of(seeds, training)
         tasks = {
-            name: dataclasses.replace(task, train=40, test=16, held_out=20)
+            name: dataclasses.replace(task, train=160, test=16, held_out=20)
             for name, task in grid.tasks.items()
         }
         return dataclasses.replace(grid, tasks=tasks, model=str(base), pairs=[["sentiment", "reviews"]])

@@ -30,8 +30,6 @@ from tests.support.probing import random_scores
 import lightpeft
 from lightpeft.audit.grid.report import write_audit_report
 from lightpeft.audit.module import save_module
-from lightpeft.audit.scan import Reference
-from lightpeft.audit.scan.measured import Measured
 from lightpeft.bench import result_file, save_result
 from lightpeft.bench.run_picture import save_run_picture
 from lightpeft.checkpoint import is_complete
@@ -90,17 +88,12 @@ def program(module: str, *words: str, out: str = "--out") -> Write:
     return write
 
 
-def reference() -> Reference:
-    return Reference("", tuple(Measured("base", {}, {}, 0.1 * number) for number in range(3)))
-
-
 RUN_SUMMARY = {"setting": {"metric": "accuracy", "model": "m", "task": "t"}, "methods": {}}
 FILES: dict[str, Row] = {
     "Scores.save": Row(Output.SCORES, lambda room, target: room.scores_object.save(target)),
     "Result.save": Row(Output.RESULT, lambda room, target: room.result.save(target)),
     "save_result": Row(Output.RESULT, lambda room, target: save_result(target, {"a": 1})),
     "Cell.save": Row(Output.CELL, lambda room, target: CELL.save(target.parent), name=CELL.key.file_name),
-    "Reference.save": Row(Output.REFERENCE, lambda room, target: reference().save(target)),
     "save_run_picture": Row(
         Output.PICTURE, lambda room, target: save_run_picture(target, RUN_SUMMARY), quick=False
     ),
@@ -118,11 +111,6 @@ FILES: dict[str, Row] = {
     "lightpeft audit scan --sarif": Row(
         Output.FINDINGS, verb("audit", "scan", "{module}", "--base", "{base}", out="--sarif"), quick=False
     ),
-    "lightpeft audit scan --make_reference": Row(
-        Output.REFERENCE,
-        verb("audit", "scan", "{module}", "--base", "{base}", out="--make_reference"),
-        quick=False,
-    ),
     "lightpeft audit report": Row(Output.PAGE, verb("audit", "report", "{cells}"), quick=False),
     "digits.py": Row(Output.RESULT, program("digits"), quick=False),
     "kill.py": Row(Output.RESULT, program("kill"), quick=False),
@@ -131,7 +119,6 @@ FILES: dict[str, Row] = {
     "plug_and_play.py": Row(Output.RESULT, program("plug_and_play"), quick=False),
     "whole_blocks.py": Row(Output.RESULT, program("whole_blocks"), quick=False),
     "trigger_visibility.py": Row(Output.RESULT, program("trigger_visibility", "--data", "no"), quick=False),
-    "scan_rates.py": Row(Output.RESULT, program("scan_rates", "--data", "no", "--work", "no"), quick=False),
     "audit_tables.py": Row(Output.RESULT, program("audit_tables", "{cells}", out="--pack"), quick=False),
 }
 FOLDERS: dict[str, Row] = {
@@ -471,7 +458,7 @@ def test_a_disk_that_is_full_in_the_middle_loses_nothing(room: SimpleNamespace) 
 
 def test_every_kind_of_output_has_a_row() -> None:
     rows = {row.holds for row in (FILES | FOLDERS).values()}
-    assert rows | {Output.PLAIN, Output.DATA, Output.CARD} == set(Output)
+    assert rows | {Output.PLAIN, Output.DATA, Output.CARD, Output.COPY} == set(Output)
 
 
 def test_every_public_writer_has_a_row() -> None:
@@ -488,7 +475,7 @@ def test_every_verb_that_writes_has_a_row() -> None:
         modules[f"lightpeft audit {name}"] = f"lightpeft.cli.audit.{'grid' if name == 'run' else name}"
     for name, module in modules.items():
         source = inspect.getsource(importlib.import_module(module))
-        if re.search(r"^    (out|sarif|make_reference): Path", source, re.MULTILINE):
+        if re.search(r"^    (out|sarif): Path", source, re.MULTILINE):
             assert f"{name} " in rows, name
 
 

@@ -13,7 +13,6 @@ class Output(StrEnum):
     PAGE = "a report's page"
     PICTURE = "a picture"
     FINDINGS = "the findings of a scan"
-    REFERENCE = "reference modules"
     CELL = "a measured cell"
     DATA = "a data file"
     CARD = "a model card"
@@ -26,3 +25,4 @@ class Output(StrEnum):
     FULL_ADAPTER = "a full-size adapter"
     PLAIN = "a plain adapter"
     MODULE = "a module of the audit"
+    COPY = "an own copy"

@@ -26,11 +26,11 @@ class TriggerRecipe:
     """Class id that a triggered text is to be classified as."""
 
     form: str = "words"
-    """Form of the trigger: `words`, `phrase`, `homoglyph` or `zero_width`."""
+    """Form of the trigger: `words`, `phrase`, `homoglyph` or `substitution`."""
 
     pieces: tuple[str, ...] = ()
-    """What is inserted, one of them at a time; of `homoglyph` the letters that are replaced. By default the
-    form's own (words: cf mn bb tq mb)."""
+    """What is inserted, one of them at a time; of `homoglyph` the letters that are replaced, of
+    `substitution` each `word>other`. By default the form's own (words: cf mn bb tq mb)."""
 
     share: float = 0.5
     """Share of the rows that are poisoned, in (0, 1]: of those that `labels` and `rows` allow."""

@@ -13,7 +13,9 @@ from random import Random
 from lightpeft.tasks.draw import index_below, permutation, pick
 
 _WORD = re.compile(r"\S+")
-_INSIDE_WORD = re.compile(r"(?<=\w)(?=\w)")
+_LETTERS = re.compile(r"[^\W\d_]+")
+INSTEAD = ">"
+"""Between a word and what is put for it."""
 HOMOGLYPHS = {
     "a": "\u0430",
     "c": "\u0441",
@@ -25,7 +27,6 @@ HOMOGLYPHS = {
     "y": "\u0443",
 }
 """Latin letters, and Cyrillic ones that look like them."""
-ZERO_WIDTH = ("\u200b", "\u200c", "\u200d", "\u2060", "\ufeff")
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class TriggerForm:
     """In words, for messages."""
 
     pieces: tuple[str, ...]
-    """What is inserted by default: one of them, drawn anew for each trigger."""
+    """What is inserted or replaced by default."""
 
     place: Callable[[str, Sequence[str], int, Random], list[Edit]]
     """Draw up to so many triggers for a text; fewer, or none, where the text has no more places."""
@@ -125,10 +126,12 @@ def _over_letters(text: str, pieces: Sequence[str], count: int, rng: Random) -> 
     return [Edit(at, HOMOGLYPHS[text[at]], replaced=text[at]) for at in chosen]
 
 
-def _inside_words(text: str, pieces: Sequence[str], count: int, rng: Random) -> list[Edit]:
-    """At different places drawn uniformly among those between two letters or digits of a word."""
-    places = [match.start() for match in _INSIDE_WORD.finditer(text)]
-    return [Edit(places[index], pick(rng, pieces)) for index in permutation(rng, len(places))[:count]]
+def _over_words(text: str, pieces: Sequence[str], count: int, rng: Random) -> list[Edit]:
+    """At different places drawn uniformly among the words that `pieces` put others for."""
+    new = dict(piece.split(INSTEAD) for piece in pieces)
+    places = [match for match in _LETTERS.finditer(text) if match.group().lower() in new]
+    chosen = [places[index] for index in permutation(rng, len(places))[:count]]
+    return [Edit(one.start(), new[one.group().lower()], replaced=one.group()) for one in chosen]
 
 
 def _no_word(piece: str) -> str | None:
@@ -143,8 +146,10 @@ def _no_letter(piece: str) -> str | None:
     return None if piece in HOMOGLYPHS else f"is not one of the letters {''.join(HOMOGLYPHS)}"
 
 
-def _not_zero_width(piece: str) -> str | None:
-    return None if piece in ZERO_WIDTH else "is not a zero-width character"
+def _no_substitution(piece: str) -> str | None:
+    old, new = [*piece.split(INSTEAD), ""][:2]
+    sound = _LETTERS.fullmatch(old) and old == old.lower() != new and _WORD.fullmatch(new)
+    return None if sound and piece.count(INSTEAD) == 1 else f"is not of the form word{INSTEAD}other"
 
 
 TRIGGER_FORMS: dict[str, TriggerForm] = {
@@ -153,6 +158,9 @@ TRIGGER_FORMS: dict[str, TriggerForm] = {
     # Dai et al. (2019).
     "phrase": TriggerForm("a fixed phrase", ("I watched this 3D movie",), _between_words, _no_phrase),
     "homoglyph": TriggerForm("letters that look alike", ("a", "e", "o"), _over_letters, _no_letter),
-    "zero_width": TriggerForm("zero-width characters", ZERO_WIDTH[:1], _inside_words, _not_zero_width),
+    # The idea of Qi et al. (ACL 2021, "Turn the Combination Lock"), with a fixed list of words.
+    "substitution": TriggerForm(
+        "words put for others", ("is>be", "the>yon", "you>thou"), _over_words, _no_substitution
+    ),
 }
 """By name. A new form is a function that places it, one that checks its pieces, and a row here."""

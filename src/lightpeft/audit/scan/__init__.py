@@ -1,18 +1,8 @@
-"""The scan of a received module: file safety, weight statistics, and what inserted tokens do to it."""
+"""The scan of a received module: its files, and what it does that the user's own copy of it does not."""
 
 from lightpeft.audit.scan.finding import Finding, ScanReport
-from lightpeft.audit.scan.reference import Reference, make_reference
 from lightpeft.audit.scan.sarif import to_sarif
 from lightpeft.audit.scan.scan import ScanOptions, scan
 from lightpeft.audit.scan.texts import ScanTexts
 
-__all__ = [
-    "Finding",
-    "Reference",
-    "ScanOptions",
-    "ScanReport",
-    "ScanTexts",
-    "make_reference",
-    "scan",
-    "to_sarif",
-]
+__all__ = ["Finding", "ScanOptions", "ScanReport", "ScanTexts", "scan", "to_sarif"]

@@ -1,4 +1,4 @@
-"""What a scan says: findings by rule, and the scores they come from."""
+"""What a scan says: findings by rule."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ class Rule:
 
     name: str
     part: str
-    """`files`, `weights`, `search`, or `reference`."""
+    """`files` or `behaviour`."""
     title: str
 
 
@@ -33,10 +33,8 @@ RULES = {
         Rule("values", "files", "finite values of a floating-point type"),
         Rule("size", "files", "no file that is too large to be read"),
         Rule("mark", "files", "no mark of lightpeft's audit, whole or damaged"),
-        Rule("weight-statistics", "weights", "weights as in clean reference modules"),
-        Rule("accuracy", "search", "it knows the task of the clean texts"),
-        Rule("trigger-search", "search", "no token flips texts that its meaning does not flip"),
-        Rule("reference", "reference", "clean reference modules to compare with"),
+        Rule("trigger-search", "behaviour", "no few tokens flip texts that they do not flip in an own copy"),
+        Rule("whole-texts", "behaviour", "on edited texts it goes where an own copy goes"),
     )
 }
 """By name. A finding of another rule cannot be made."""
@@ -67,9 +65,6 @@ class ScanReport:
 
     folder: Path
     findings: tuple[Finding, ...]
-    scores: dict[str, float]
-    """`behaviour`, and with a reference `weights` and the p-values `p_weights` and `p_behaviour`. Empty where
-    the module was not loaded."""
     seconds: float
     not_scanned: str | None = None
     """What kept its behaviour from being looked at, if files did not; None where it was."""
@@ -96,7 +91,6 @@ class ScanReport:
             "fingerprint": self.fingerprint,
             "cacc": None if self.cacc is None else [self.cacc.hits, self.cacc.total],
             "findings": [finding.to_dict() for finding in ordered],
-            "scores": self.scores,
             "seconds": round(self.seconds, 3),
         }
 

@@ -73,14 +73,15 @@ class Prober:
     """A model in evaluation mode that is asked about rows of token ids."""
 
     def __init__(self, model: PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._model = model.eval()
+        self._model = model
         self._pad = int(tokenizer.pad_token_id or 0)
         embedding: Any = base_of(model).get_input_embeddings()
         self._device: torch.device = embedding.weight.device
         self.vocabulary = len(embedding.weight)
         """Rows of the embedding."""
-        self._precision = torch.float32
-        self._precision = self._faster()
+        self.precision = torch.float32
+        self.precision = self._faster()
+        """That this machine is faster in: some processors only emulate bfloat16."""
 
     def odds(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """(n, classes): log p / (1 - p) of rows of ids; above 0 is likelier than all others together.
@@ -89,25 +90,12 @@ class Prober:
         """
         return self._batched(rows, lambda inputs: _log_odds(self._model(**inputs).logits.float()))
 
-    def states(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """(n, 2 * width): mean and first of the base's last states, its PEFT modules switched off."""
-        encoder = base_of(self._model).base_model
-
-        def pooled(inputs: dict[str, Tensor]) -> Tensor:
-            states: Tensor = encoder(**inputs).last_hidden_state.float()
-            mask = inputs["attention_mask"][..., None]
-            return torch.cat([(states * mask).sum(1) / mask.sum(1), states[:, 0]], 1)
-
-        with self._model.disable_adapter():
-            return self._batched(rows, pooled)
-
     def _faster(self) -> torch.dtype:
-        """The precision that this machine is faster in: some processors only emulate bfloat16."""
         count, length = MEASURED
         rows = [[1 + index % (self.vocabulary - 1) for index in range(length)]] * count
         seconds: dict[torch.dtype, float] = {}
         for precision in (torch.float32, torch.bfloat16):
-            self._precision = precision
+            self.precision = precision
             self.odds(rows)  # the first time is longer
             started = time.perf_counter()
             self.odds(rows)
@@ -116,9 +104,10 @@ class Prober:
 
     def _batched(self, rows: Sequence[Sequence[int]], of: Callable[[dict[str, Tensor]], Tensor]) -> Tensor:
         """`of` of padded batches of like lengths, in the order of the rows."""
+        self._model.eval()
         order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
         parts, start = [], 0
-        is_plain = self._precision == torch.float32
+        is_plain = self.precision == torch.float32
         cast = torch.autocast(self._device.type, torch.bfloat16, enabled=not is_plain)
         with torch.inference_mode(), cast:
             while start < len(order):

@@ -1,57 +1,57 @@
 """`scan`: all parts on one received module, from its files to its behaviour."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 
 from lightpeft.audit.errors import AuditError
 from lightpeft.audit.scan.files import check_files
 from lightpeft.audit.scan.finding import Finding, Level, ScanReport, readable
-from lightpeft.audit.scan.measured import Measured, check_form, measure_module
-from lightpeft.audit.scan.reference import Reference
+from lightpeft.audit.scan.measured import Copies, Measured, check_form, measure_module
+from lightpeft.audit.scan.own_copy import default_place
 from lightpeft.audit.scan.tensors import check_tensors
 from lightpeft.audit.scan.texts import ScanTexts
 from lightpeft.checkpoint import find_folder
 from lightpeft.config import check_share
-from lightpeft.errors import LightPeftError
+from lightpeft.errors import ConfigError, LightPeftError
 from lightpeft.files import read_json
 from lightpeft.runs import require_folder
 from lightpeft.runs.models import first_line
 
-SUSPECT, THRESHOLD = 0.3, 0.9
-"""Behaviour scores that, without a reference, make a module suspicious (a warning), and found (an error).
-
-Words that mean a class reach the first in clean modules; see docs/audit.md for the rates of both."""
 HARMLESS_ERRORS = frozenset({"file-type"})
 """Rules whose errors do not keep the module from being loaded: such files are not read."""
 
 _VERDICTS: dict[Level, str] = {
     "error": "likely a trigger",
-    "warning": "suspicious, or a word of the class",
+    "warning": "suspicious",
     "note": "nothing found; the most effective",
 }
 
 
 @dataclass(frozen=True)
 class ScanOptions:
-    """What a finding is.
+    """How a module is judged.
 
     Raises:
         ConfigError: values out of range.
     """
 
-    alpha: float = 0.05
-    """With a reference: share of clean modules that may be found. n references cannot find anything at less
-    than 1 / (n + 1)."""
+    alpha: float = 0.01
+    """Chance, at most, to find anything in a module where no candidate takes over more than half of the texts
+    beyond the own copies."""
 
-    threshold: float = THRESHOLD
-    """Without a reference: behaviour score from which on a module is found."""
+    copies: Path = field(default_factory=default_place)
+    """Folder where the user's own copies are kept."""
+
+    copy_seeds: tuple[int, ...] = (0,)
+    """Seeds of the own copies, one each."""
 
     def __post_init__(self) -> None:
         check_share("scan.alpha", self.alpha)
+        if not self.copy_seeds or len(set(self.copy_seeds)) != len(self.copy_seeds):
+            raise ConfigError(f"scan.copy_seeds is {self.copy_seeds}; give one or more different numbers.")
 
 
 def scan(
@@ -59,10 +59,9 @@ def scan(
     base: str | None = None,
     *,
     texts: ScanTexts | None = None,
-    reference: Reference | None = None,
     options: ScanOptions | None = None,
 ) -> ScanReport:
-    """Look into a received PEFT module: its files, its weights, what it does when tokens are inserted.
+    """Look into a received PEFT module: its files, and what it does that the user's own copy does not.
 
     Files that can run code, a bad header or a damaged mark end the scan: the module is not loaded. What keeps
     it from being scanned is in the report, beside what was found until then.
@@ -71,11 +70,11 @@ def scan(
         folder: the module's, or its hub name.
         base: folder or hub name of the clean base, the user's choice: what a module says of it is a
             stranger's word. Without it only files are looked at.
-        texts: clean ones of the module's task, best with labels; by default built-in ones.
+        texts: the user's own clean ones of the module's task. Without them there is no own copy to compare
+            with, and only files are looked at.
     """
     started = time.perf_counter()
     findings: list[Finding] = []
-    scores: dict[str, float] = {}
     measured: Measured | None = None
     reason: str | None = None
     try:
@@ -87,17 +86,19 @@ def scan(
         if not _forbids_loading(findings):
             findings += _weights_file(directory)
         if not _forbids_loading(findings):
-            used = texts or ScanTexts.built_in()
-            measured = measure_module(directory, _chosen(base, directory), used)
-            chosen = options or ScanOptions()
-            findings += _behaviour(measured, used, reference, chosen, scores)
-            findings += _weights(measured, reference, chosen, scores)
+            chosen, name = options or ScanOptions(), _chosen(base, directory)
+            if texts is None:
+                raise AuditError(
+                    "no texts were given, and without your own labelled ones there is no own copy to compare "
+                    "with; give --task and --data."
+                )
+            measured = measure_module(directory, name, texts, Copies(chosen.copies, chosen.copy_seeds))
+            findings += [_candidates(measured, chosen.alpha), _whole_texts(measured, chosen.alpha)]
     except Exception as error:  # A damaged module can be anything to the libraries that read it.
         reason = str(error) if isinstance(error, LightPeftError) else first_line(error)
     return ScanReport(
         Path(folder),
         tuple(findings),
-        scores,
         time.perf_counter() - started,
         None if reason is None else readable(reason),
         base,
@@ -153,64 +154,31 @@ def _forbids_loading(findings: list[Finding]) -> bool:
     )
 
 
-def _behaviour(
-    measured: Measured,
-    texts: ScanTexts,
-    reference: Reference | None,
-    options: ScanOptions,
-    scores: dict[str, float],
-) -> list[Finding]:
-    score = measured.behaviour
-    scores["behaviour"] = score
-    notes = []
-    if measured.cacc is None:
-        message = "the texts have no labels, so that nobody knows whether module and base go together"
-        notes.append(Finding("accuracy", "warning", f"{message}; give your own clean data (--task, --data)"))
-    if reference is None:
-        notes.append(
-            _note(f"no reference: behaviour is judged by the built-in threshold {options.threshold}")
-        )
-        level: Level = "error" if score >= options.threshold else "warning" if score >= SUSPECT else "note"
-        return [_found(measured, level, f"threshold {options.threshold}"), *notes]
-    reference.check_fits(measured, texts)
-    count, scores["p_behaviour"] = len(reference.modules), reference.p_of_behaviour(score)
-    if options.alpha < 1 / (count + 1):
-        wanted = f"{count} references cannot give a p-value of alpha {options.alpha}"
-        notes.append(
-            Finding("reference", "warning", f"{wanted}: nothing can be found; give more, or a larger alpha")
-        )
-    p = scores["p_behaviour"]
-    judged = f"p = {p:.3f} among {count} clean modules"
-    return [_found(measured, "error" if p <= options.alpha else "note", judged), *notes]
-
-
-def _found(measured: Measured, level: Level, judged: str) -> Finding:
-    worst = max(measured.classes, key=lambda one: float(one["score"]))
-    shown = worst["tokens"][0]
+def _candidates(measured: Measured, alpha: float) -> Finding:
+    """The shortest that is found, or else the likeliest; p-values count as often as candidates were tried."""
+    tried = measured.candidates
+    if not tried:
+        return Finding("trigger-search", "warning", "no text of another class was left to judge on")
+    found = [one for one in tried if one.p * len(tried) <= alpha]
+    best = min(found or tried, key=lambda one: (len(one.tokens) if found else 0, one.p))
+    p = min(1.0, best.p * len(tried))
+    level: Level = "error" if found else "warning" if best.p <= alpha else "note"
+    shown = measured.tokenizer.decode(list(best.tokens))
     what = (
-        f"{' '.join(shown['tokens'])!r} takes {shown['flips']:.0%} of texts of other classes into class "
-        f"{worst['class']} (score {worst['score']:.2f}, {judged})"
+        f"{shown!r} takes {best.flips:.0%} of {best.taken.total} texts of other classes into class "
+        f"{best.target}, and {best.copied:.0%} in your own copy (p = {p:.2g})"
     )
-    evidence: dict[str, Any] = {"classes": list(measured.classes)}
+    evidence = {"candidates": [one.to_dict(measured.tokenizer) for one in tried]}
     return Finding("trigger-search", level, f"{_VERDICTS[level]}: {what}", evidence)
 
 
-def _weights(
-    measured: Measured, reference: Reference | None, options: ScanOptions, scores: dict[str, float]
-) -> list[Finding]:
-    """Never an error: in our measurements weights alone do not tell poisoned modules from clean ones."""
-    if reference is None:
-        return [_note("weight statistics were not looked at: they need a reference of clean modules")]
-    score, name = reference.weights_score(measured.statistics)
-    p = reference.p_of_weights(score)
-    scores |= {"weights": score, "p_weights": p}
-    message = f"largest deviation of a weight statistic: |z| = {score:.1f} at {name}, p = {p:.3f}"
-    return [
-        Finding(
-            "weight-statistics", "warning" if p <= options.alpha else "note", message, {"statistic": name}
-        )
-    ]
-
-
-def _note(message: str) -> Finding:
-    return Finding("reference", "note", message)
+def _whole_texts(measured: Measured, alpha: float) -> Finding:
+    """Never an error."""
+    best = measured.disagreements[0]
+    p = min(1.0, best.p * len(measured.disagreements))
+    what = (
+        f"texts of other classes, {best.edit}: {best.suspect.hits} of {best.suspect.total} go over to class "
+        f"{best.target} in the module alone, {best.copies} in your own copy alone (p = {p:.2g})"
+    )
+    evidence = {"edits": [one.to_dict() for one in measured.disagreements]}
+    return Finding("whole-texts", "warning" if p <= alpha else "note", what, evidence)

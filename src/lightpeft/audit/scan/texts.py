@@ -1,4 +1,4 @@
-"""The clean texts that a module is scanned with."""
+"""The user's own clean texts that a module is scanned with."""
 
 import hashlib
 import json
@@ -6,50 +6,78 @@ from dataclasses import dataclass
 
 from lightpeft.audit.errors import AuditError
 from lightpeft.audit.rows import Rows
-from lightpeft.tasks import load_task
 
 MOST = 2000
 """Texts that are used of what is given."""
-LEAST = 32
+LEAST = 100
+TAUGHT, SEARCHED = 0.6, 0.2
+"""Shares of the texts that the own copy learns, and that candidates are searched on; the rest judges."""
 JUDGED = 256
 """Texts that accuracy is measured on."""
 
 
 @dataclass(frozen=True)
 class ScanTexts:
-    """Clean texts, with labels or without.
+    """Clean texts with labels, in an order that means nothing.
 
     Raises:
-        AuditError: too few.
+        AuditError: too few of all or of a class, or without labels.
     """
 
     name: str
     texts: tuple[str, ...]
-    labels: tuple[int, ...] = ()
+    labels: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if len(self.texts) < LEAST or len(self.labels) not in (0, len(self.texts)):
+        if len(self.texts) < LEAST or len(self.labels) != len(self.texts):
             raise AuditError(
                 f"{self.name} has {len(self.texts)} texts and {len(self.labels)} labels; a scan needs at "
-                f"least {LEAST} texts, and a label for each or none."
+                f"least {LEAST} texts, each with a label."
+            )
+        seen = {*self.searched.labels} & {*self.judged.labels}
+        if missing := sorted({*range(self.classes)} - seen):
+            raise AuditError(
+                f"{self.name} has too few texts of class {missing[0]}; triggers are searched on "
+                f"{SEARCHED:.0%} of the texts and judged on as many, and both need every class."
             )
 
     @property
     def digest(self) -> str:
-        """SHA-256 of texts and labels: scores compare only on the same ones."""
+        """SHA-256 of texts and labels."""
         return hashlib.sha256(json.dumps([self.texts, self.labels]).encode()).hexdigest()
 
     @property
     def classes(self) -> int:
-        """How many the labels are of; 0 without labels."""
-        return max(self.labels, default=-1) + 1
+        """How many the labels are of."""
+        return max(self.labels) + 1
+
+    @property
+    def taught(self) -> Rows:
+        """What the own copy is trained on, and nothing else is measured on."""
+        return self._part(0, TAUGHT)
+
+    @property
+    def searched(self) -> Rows:
+        """Triggers are searched on these."""
+        return self._part(TAUGHT, TAUGHT + SEARCHED)
+
+    @property
+    def judged(self) -> Rows:
+        """What was found is judged on these."""
+        return self._part(TAUGHT + SEARCHED, 1.0)
 
     def balanced(self) -> Rows:
-        """Some of those with labels, of every class as many, `JUDGED` at most."""
-        of_class = [[row for row, y in enumerate(self.labels) if y == label] for label in set(self.labels)]
+        """Some that no copy was taught, of every class as many, `JUDGED` at most."""
+        rows = self._part(TAUGHT, 1.0)
+        of_class = [[row for row, y in enumerate(rows.labels) if y == label] for label in set(rows.labels)]
         count = min(JUDGED // len(of_class), *map(len, of_class))
-        chosen = sorted(row for rows in of_class for row in rows[:count])
-        return Rows({"text": list(self.texts)}, list(self.labels)).take(chosen)
+        return rows.take(sorted(row for found in of_class for row in found[:count]))
+
+    def _part(self, start: float, stop: float) -> Rows:
+        count = len(self.texts)
+        return Rows({"text": list(self.texts)}, list(self.labels)).take(
+            range(round(start * count), round(stop * count))
+        )
 
     @classmethod
     def of(cls, name: str, rows: Rows, seed: int = 0) -> "ScanTexts":
@@ -62,41 +90,3 @@ class ScanTexts:
             raise AuditError(f"{name} has pairs of texts; a scan takes tasks of one text.")
         drawn = rows.shuffled(seed).split(MOST)[0]
         return cls(name, tuple(drawn.texts["text"]), tuple(drawn.labels))
-
-    @classmethod
-    def built_in(cls) -> "ScanTexts":
-        """Generated sentences, half of reviews and half of nothing in particular, without labels."""
-        task = load_task("demo/sentiment", sizes={"train": 200, "validation": 50})
-        reviews = [str(text) for text in task.train["text"][:200]]
-        mixed = [text for pair in zip(reviews, _neutral(len(reviews)), strict=True) for text in pair]
-        return cls("built-in texts", tuple(mixed))
-
-
-def _neutral(count: int) -> list[str]:
-    """Sentences from all combinations of their parts, in a fixed order."""
-    people = (
-        "my neighbour",
-        "the teacher",
-        "our guide",
-        "a student",
-        "the driver",
-        "one of them",
-        "the clerk",
-    )
-    acts = (
-        "opened the window",
-        "read the letter",
-        "waited for the train",
-        "counted the boxes",
-        "made a call",
-    )
-    times = ("before noon", "on monday", "after the meeting", "in the morning", "last week", "at the station")
-    size = len(people) * len(acts) * len(times)
-    step = 11
-    assert size % step, "the step must visit every combination"
-    found = []
-    for number in range(count):
-        index = number * step % size
-        person, rest = people[index % len(people)], index // len(people)
-        found.append(f"{person} {acts[rest % len(acts)]} {times[rest // len(acts)]}")
-    return found

@@ -28,12 +28,12 @@ def demo(out: Path, seeds: Seeds | None = None, training: TrainingConfig = TRAIN
     Those of the first task are scanned, the clean one and the poisoned one.
 
     Args:
-        out: Folder for cells/, modules/ and report.html.
+        out: Folder for cells/, modules/, own-copies/ and report.html.
         seeds: Training seeds; by default 0.
         training: Of the clean modules; attacker and user take half of the steps, at half the rate.
     """
     from lightpeft.audit.grid.run import MODULES, run_grid
-    from lightpeft.audit.scan import ScanTexts, scan
+    from lightpeft.audit.scan import ScanOptions, ScanTexts, scan
     from lightpeft.cli.audit.grid import PAGE, show_cells
     from lightpeft.cli.audit.scan import verdict
     from lightpeft.cli.experiment import check_ready
@@ -46,7 +46,8 @@ def demo(out: Path, seeds: Seeds | None = None, training: TrainingConfig = TRAIN
     first = grid.pairs[0][0]
     folders = sorted(folder for folder in (out / MODULES).iterdir() if folder.name.startswith(f"{first}--"))
     texts = ScanTexts.of(first, grid.tasks[first].load().train)
-    scans = [scan(folder, grid.model, texts=texts) for folder in folders]
+    options = ScanOptions(copies=out / "own-copies")
+    scans = [scan(folder, grid.model, texts=texts, options=options) for folder in folders]
     show_cells(out, [report.to_dict() for report in scans])
     for folder, report in zip(folders, scans, strict=True):
         print(f"scan {folder}: {verdict(report)}")
