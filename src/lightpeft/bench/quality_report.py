@@ -141,11 +141,16 @@ def difference(own: Iterable[Cell], plain: Iterable[Cell]) -> Difference | None:
 def summaries(entries: Entries) -> dict[str, Summary]:
     """Every method over the tasks that are shares of what is right, losses left out."""
     shares = {task: row for task, row in entries.items() if not _is_loss(row)}
-    methods = dict.fromkeys(method for row in shares.values() for method in row)
     return {
         method: _summary({task: row[method] for task, row in shares.items() if method in row})
-        for method in methods
+        for method in _methods(shares)
     }
+
+
+def _methods(entries: Entries) -> list[str]:
+    """All that have a cell, plain PEFT first."""
+    found = dict.fromkeys(method for row in entries.values() for method in row)
+    return sorted(found, key=lambda method: method != PLAIN)
 
 
 def _is_loss(row: dict[str, Entry]) -> bool:
@@ -229,7 +234,7 @@ def _tasks_of(method: str, entries: Entries) -> int:
 
 
 def _by_task(entries: Entries) -> str:
-    methods = list(dict.fromkeys(method for row in entries.values() for method in row))
+    methods = _methods(entries)
     rows = []
     for task, row in entries.items():
         cell = next(iter(row.values())).cells[0]
