@@ -1,6 +1,6 @@
 """How many poisoned modules `audit scan` finds, and how many clean ones: rates with Wilson intervals.
 
-python benchmarks/scan_rates.py benchmarks/configs/scan-rates.yaml --data DATA --work WORK \
+python benchmarks/scan_rates.py benchmarks/configs/audit-scan-rates.yaml --data DATA --work WORK \
     --out benchmarks/results/scan-rates [--held-out]
 
 The configuration says which modules: tasks, forms of PEFT, recipes, attackers, all as data. Of every task the
