@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from tests.support.forms import FORM_ROWS
 from tests.support.models import load_base, save_base
 from tests.support.probing import agree, outputs
@@ -39,7 +40,7 @@ def said(name: str, config: LightConfig, caplog: pytest.LogCaptureFixture, targe
     """What is said before a run."""
     session = LightSession(config)
     if target:
-        session._targeting = Targeting(config, Pace(Path()), 100, 0)
+        session._targeting = Targeting(config, Pace(Path()), 100, 0, torch.device("cpu"))
     with caplog.at_level("INFO", logger="lightpeft"):
         session.check(BY_NAME[name].with_lora("eager"), 100)
     return caplog.text
