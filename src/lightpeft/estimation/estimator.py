@@ -186,7 +186,7 @@ class Estimator:
                 tensors[f"gate.{position}"] = gate.values
                 moments = self._gate_optimizer.state.get(gate.values, {})
                 tensors |= {f"moment.{position}.{key}": value for key, value in moments.items()}
-        own = [{name: value.cpu().clone() for name, value in batch.items()} for batch in self.batches]
+        own = [{name: value.cpu().clone() for name, value in batch.items()} for batch in self._lasting()]
         for index, batches in enumerate(self._processes.gathered(own)):
             for position, batch in enumerate(batches):
                 tensors |= {f"{_batch_of(index)}.{position}.{name}": one for name, one in batch.items()}
@@ -215,6 +215,11 @@ class Estimator:
             raise CheckpointError(
                 f"the saved estimation does not fit this model and configuration: {error}."
             ) from error
+
+    def _lasting(self) -> list[dict[str, Tensor]]:
+        """The kept batches that the next one does not take the place of."""
+        kept = list(self.batches)
+        return kept[1:] if len(kept) == self.batches.maxlen else kept
 
     def _restore_batches(self, tensors: dict[str, Tensor]) -> None:
         """In their order: the position comes first in a name."""

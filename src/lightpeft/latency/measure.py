@@ -203,20 +203,12 @@ def _peft_curve(
     times: int,
 ) -> Curve | None:
     """Of the PEFT modules alone: with few units, and with all."""
-    cut = {
-        one.bare: found[one] * times
-        for one in group
-        if one.kind == kind and one.count == _fewest(group, kind)
-    }
-    if False not in cut:
+    few = next((one for one in group if one.kind == kind and not one.bare), None)
+    if few is None:
         return None
-    costs = [max(0.0, with_and_without[False] - with_and_without[True]) for with_and_without in (cut, uncut)]
-    return Curve((_fewest(group, kind), count), tuple(costs))
-
-
-def _fewest(group: list[Variant], kind: str) -> int:
-    """Units of the copy that has PEFT modules; 0 where there is none."""
-    return next((one.count for one in group if one.kind == kind and not one.bare), 0)
+    bare = next(one for one in group if one.bare and (one.kind, one.count) == (kind, few.count))
+    costs = ((found[few] - found[bare]) * times, uncut[False] - uncut[True])
+    return Curve((few.count, count), tuple(max(0.0, cost) for cost in costs))
 
 
 def _whole(model: nn.Module, batch: Batch, *, trains: bool) -> Timed:

@@ -83,8 +83,8 @@ def variants(
         for units in layer.units:
             grid = _grid(units, budget)
             fewest = min((len(kept) for kept in grid if kept), default=None)
-            for kept, bare in [(kept, bare) for kept in grid for bare in (True, False)]:
-                if bare or len(kept) == fewest:
+            for kept in grid:
+                for bare in (True, False) if len(kept) == fewest else (True,):
                     module = _copied(model, anatomy, name, (layer, units), kept, bare)
                     found[layer.index].append(Variant(units.kind, len(kept), bare, module))
     if narrowed:

@@ -94,11 +94,10 @@ class Operation:
         self.gates: Vectors = {name: trained[name].clone() for name in trained if name in self.channels}
         self._prepare_followers()
         self.without_bias = without_bias(model, plan)
-        means = scores.means if scores is not None and config.compensate else {}
-        self.means = means
+        self.means = scores.means if scores is not None and config.compensate else {}
         self.corrections: dict[str, Correction] = {}
-        self.shifts = self._mean_contributions(means)
-        self.rank_shifts = self._mean_outputs(means)
+        self.shifts = self._mean_contributions(self.means)
+        self.rank_shifts = self._mean_outputs(self.means)
         self.pairs: Pairs = {}
         self.beside: frozenset[str] = frozenset()
         self.constants: Vectors = {}

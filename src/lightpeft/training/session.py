@@ -123,7 +123,8 @@ class LightSession:
             self._targeting = Targeting(self.config, pace, total_steps, first_step, device, processes)
         self.check(model, total_steps)
         origin_of(model)  # says now what a checkpoint of this run could not be loaded without
-        self._estimator = Estimator(model, estimation, BATCHES, processes)
+        kept = BATCHES if self.config.surgery.reconstruct_rank else 1
+        self._estimator = Estimator(model, estimation, kept, processes)
         if self._resumed is not None:
             tensors, header = self._resumed
             self._estimator.restore(tensors, header)
