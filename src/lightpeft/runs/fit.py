@@ -323,6 +323,7 @@ def training_arguments(
         save_steps=training.save_steps or 500,
         save_total_limit=2,
         logging_steps=10,
+        log_level_replica="passive",  # the Trainer would make every process but the first warn again
         train_sampling_strategy="group_by_length" if training.groups_lengths else "random",
         report_to=list(report_to),
         disable_tqdm=not (progress and sys.stderr.isatty()),
