@@ -10,6 +10,7 @@ from typing import Any
 
 from peft import PeftModel
 
+from lightpeft.bench.earlier import as_recorded_now
 from lightpeft.bench.grid import CellKey, QualityGrid, light_config
 from lightpeft.bench.speed import batches, inference_share
 from lightpeft.checkpoint import differences
@@ -155,7 +156,8 @@ def check_cell(grid: QualityGrid, key: CellKey, out: Path) -> None:
     path = cell_path(out, key)
     if not path.exists():
         return
-    found, wanted = Cell.load(path).setting, grid.record(key)
+    wanted = grid.record(key)
+    found = as_recorded_now(Cell.load(path).setting, wanted)
     if found != wanted:
         raise OutputError(
             f"{path} was measured with other settings than the grid has now "

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lightpeft.bench.earlier import as_recorded_now
 from lightpeft.bench.run_picture import save_run_picture
 from lightpeft.bench.run_summary import summarise
 from lightpeft.bench.whole_runs import RunBenchmark, run_seed
@@ -93,6 +94,7 @@ def _read(path: Path, setting: dict[str, Any]) -> dict[str, Any]:
         raise OutputError(
             f"{path} exists and is no result of bench run; move it away, or choose another folder."
         )
+    found = as_recorded_now(found, setting)
     if found != setting:
         raise OutputError(
             f"{path} was measured with another setting ({differences(found, setting) or 'more methods'}); "
