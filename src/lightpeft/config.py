@@ -291,13 +291,18 @@ class SurgeryConfig:
     """Rank of what is added to the kept columns of output projections, so that what stays says what it can of
     what was cut beyond its mean (ridge regression on the last batches of the estimation): 32, say, where more
     than half of the neurons go. The checkpoint stores it, rank × (inputs + outputs) numbers per projection.
-    0, or `compensate` off, leaves it out."""
+    It goes beyond the means, so it needs `compensate`. 0 leaves it out."""
 
     first_token: bool = True
     """Run the last layer, above its attention, for the first token alone, where the head reads no other."""
 
     def __post_init__(self) -> None:
         check_at_least("surgery.reconstruct_rank", self.reconstruct_rank, 0)
+        if self.reconstruct_rank and not self.compensate:
+            raise ConfigError(
+                f"surgery.reconstruct_rank is {self.reconstruct_rank} and surgery.compensate off: what is "
+                "reconstructed goes beyond the means that are then left out. Turn it on, or set the rank to 0."
+            )
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,7 @@ class Operation:
             processes: those that cut the same model together, on what all of their batches say.
         """
         rank = self.config.reconstruct_rank
-        if not rank or not self.config.compensate:
+        if not rank:
             return
         with torch.no_grad(), passed_over(self.base, self.skipped, self.anatomy.modules):
             self.corrections = corrections(
