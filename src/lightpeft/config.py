@@ -301,7 +301,7 @@ class SurgeryConfig:
         if self.reconstruct_rank and not self.compensate:
             raise ConfigError(
                 f"surgery.reconstruct_rank is {self.reconstruct_rank} and surgery.compensate off: what is "
-                "reconstructed goes beyond the means that are then left out. Turn it on, or set the rank to 0."
+                "reconstructed goes beyond the means, which are then left out. Turn it on, or the rank to 0."
             )
 
 
