@@ -46,6 +46,7 @@ MIN_WORDS, REPEATS = 12, 15
 
 def main() -> None:
     parser = cell_options(__doc__, "folder with the files of SST-2", list(MODELS))
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     options = parser.parse_args()
     check_room(options.out)
     for name, seed in chosen_cells(options, list(MODELS)):
@@ -73,7 +74,7 @@ def chosen_cells(options: argparse.Namespace, names: list[str]) -> Iterator[tupl
 
 def cells(name: str, seed: int, options: argparse.Namespace) -> None:
     """Every method of one model and seed; finished ones are kept."""
-    for method, light in METHODS.items():
+    for method in options.methods:
         path = options.out / f"{name}-{method}-{seed}.json"
         if path.is_file():
             continue
@@ -82,7 +83,7 @@ def cells(name: str, seed: int, options: argparse.Namespace) -> None:
         training = training_of(row["epochs"], row["learning_rate"], seed, options)
         setting = setting_of(row["path"](), task, training, options, row["rows"])
         with tempfile.TemporaryDirectory() as folder:
-            outcome = fit(setting, light, Path(folder), progress=False)
+            outcome = fit(setting, METHODS[method], Path(folder), progress=False)
         value = numbers(outcome, setting) | {"model": name, "method": method, "seed": seed}
         save_result(path, value | {"environment": environment()})
         print(path, {key: value[key] for key in ("main", "target", "inference_share")}, flush=True)

@@ -141,6 +141,9 @@ class Schedule:
     batches: int = 1
     """Forward passes of a step."""
 
+    size: float = 1.0
+    """What a batch of the run holds on average, over what the one holds that the table is of."""
+
     freezes: bool = True
     """Whether layers below all trained ones run without a graph."""
 

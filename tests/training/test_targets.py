@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tests.support.models import save_base
 from tests.support.runs import DEFAULT, ESTIMATION, STEPS, trainer
 from torch import nn
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 from lightpeft import Budget, ConfigError, LightCallback, PlanError, Target, find_anatomy
 from lightpeft.anatomy import Anatomy
 from lightpeft.costs import Costs, CostTable, Curve, LayerCosts
 from lightpeft.latency.file import LATENCY
+from lightpeft.planning import ESTIMATION_COST
 from lightpeft.surgery import record_of
 
 
@@ -84,6 +86,44 @@ def test_a_run_meets_its_target_and_says_so(
     assert record_of(run.model).plan == plan
     if quantity == "parameters":
         assert run.light.measured == pytest.approx(plan.target.predicted)
+
+
+def test_a_run_is_measured_by_what_its_batches_hold(
+    base: Path, tmp_path: Path, measured: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches of the estimation are the longest here, as where a Trainer groups by length."""
+    now, cost, step = 0.0, 0.25, 0
+    monkeypatch.setattr("lightpeft.training.targeting.time.thread_time", lambda: now)
+    sizes: list[int] = []
+
+    class Inputs(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            nonlocal step
+            step += 1
+
+    def pad_and_count(inner: Any, features: Any) -> Any:
+        batch = inner(features)
+        ids = batch["input_ids"]
+        return batch | {
+            name: torch.cat([value] * 3, dim=1) if value.shape == ids.shape else value
+            for name, value in batch.items()
+        }
+
+    run = trainer(base, tmp_path, light(training=0.8), callbacks=[Inputs()])
+    inner = run.data_collator
+    run.data_collator = lambda rows: pad_and_count(inner, rows) if step < ESTIMATION else inner(rows)
+
+    def compute(_: nn.Module, __: Any, given: dict[str, Any]) -> None:
+        nonlocal now
+        if torch.is_grad_enabled() and len(sizes) < step:
+            sizes.append(given["input_ids"].numel())
+            now += sizes[-1] * (ESTIMATION_COST if step <= ESTIMATION else cost)
+
+    run.model.register_forward_pre_hook(compute, with_kwargs=True)
+    run.train()
+    assert sizes[0] > sizes[-1]
+    early, late = sum(sizes[:ESTIMATION]), sum(sizes[ESTIMATION:])
+    assert run.light.measured == pytest.approx((ESTIMATION_COST * early + cost * late) / (early + late))
 
 
 def test_a_plain_trainer_with_the_callback_meets_a_target(

@@ -1,5 +1,6 @@
 """Measure what a model and its layers cost: in turns, so that noise hits all alike, and by medians."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -13,13 +14,13 @@ from lightpeft.calls import without_labels
 from lightpeft.config import Budget, Quantity
 from lightpeft.costs import Costs, CostTable, Curve, LayerCosts
 from lightpeft.latency.calls import Call, left_as_it_is, record_calls, without_layers
-from lightpeft.latency.variants import Variant, alike, layers_by_module, variants
+from lightpeft.latency.variants import Variant, alike, layers_by_module, uncut, variants
 from lightpeft.memory import LiveBytes, peak_bytes, tensor_bytes
 from lightpeft.surgery import last_layer, narrowed
 
 REPEATS, WARMUP = 3, 1
 Batch = Mapping[str, Any]
-Timeable = Variant | Literal["whole", "narrow", "rest"]
+Timeable = Variant | Literal["whole", "rest"]
 T = TypeVar("T")
 Timed = Callable[[], tuple[float, float]]
 """Does something once; seconds of its forward pass, and of all of it."""
@@ -88,19 +89,22 @@ class _Measured:
             for name in names
             if name in self._seen.first
         }
+        self._wide = None if self._narrowed is None else uncut(model, self._narrowed)
 
     def times(self, *, trains: bool) -> tuple[Costs, Costs | None]:
         """Seconds of forward passes, and of forward and backward."""
         whole = _whole(self._model, self._batch, trains=trains)
         actions: dict[Timeable, Timed] = {"whole": whole, "rest": self._without_layers(whole)}
-        if self._narrowed is not None:
-            actions["narrow"] = self._narrow(whole)
         for name, found in self._variants.items():
             for variant in (variant for group in found.values() for variant in group):
                 actions[variant] = _part(variant.module, self._seen.first[name], trains=trains)
+        if self._wide is not None and self._narrowed is not None:
+            actions[self._wide] = _part(self._wide.module, self._seen.first[self._narrowed], trains=trains)
         taken: dict[Timeable, list[tuple[float, float]]] = {one: [] for one in actions}
         for number in range(WARMUP + REPEATS):
             for one, action in actions.items():
+                if one == "whole" and number < WARMUP:  # the run has warmed it up, and it takes the longest
+                    continue
                 seconds = action()
                 if number >= WARMUP:
                     taken[one].append(seconds)
@@ -178,10 +182,17 @@ class _Measured:
         """Costs of layers in their places. Alone they find more of their weights in the processor cache, so
         together they seldom take what lies between the whole model and one without layers."""
         alone = {one: cost for one, cost in found.items() if isinstance(one, Variant)}
-        whole, narrow = found["whole"], min(found["whole"], found.get("narrow", found["whole"]))
-        together = narrow - self._costs(narrow, alone, 0.0).rest
-        scale = max(0.0, narrow - found["rest"]) / together if together > 0 else 1.0
-        return self._costs(whole, {one: scale * cost for one, cost in alone.items()}, whole - narrow)
+        whole, saved = found["whole"], self._saved_by_narrowing(alone)
+        together = saved + math.fsum(layer.whole for layer in self._costs(whole, alone, 0.0).layers)
+        scale = max(0.0, whole - found["rest"]) / together if together > 0 else 1.0
+        return self._costs(whole, {one: scale * cost for one, cost in alone.items()}, scale * saved)
+
+    def _saved_by_narrowing(self, alone: Mapping[Variant, float]) -> float:
+        """What the last layer costs less for the first token alone."""
+        if self._wide is None or self._narrowed is None:
+            return 0.0
+        narrow = next(iter(self._variants[self._alike[self._narrowed]].values()))[0]
+        return max(0.0, alone[self._wide] - alone[narrow])
 
 
 def _curve(

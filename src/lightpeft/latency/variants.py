@@ -76,9 +76,7 @@ def variants(
     anatomy = find_anatomy(model)
     layers = layers_by_module(anatomy)[name]
     found: dict[int, list[Variant]] = {layer.index: [] for layer in layers}
-    found[layers[0].index] += [
-        Variant(None, 0, bare, _copied(model, anatomy, name, None, (), bare)) for bare in (False, True)
-    ]
+    found[layers[0].index] += [uncut(model, name, bare=bare) for bare in (False, True)]
     for layer in layers:
         for units in layer.units:
             grid = _grid(units, budget)
@@ -92,6 +90,11 @@ def variants(
         for one in (one for group in found.values() for one in group):
             FirstToken(one.module, [one.module.get_submodule(linear) for linear in linears])
     return found
+
+
+def uncut(model: nn.Module, name: str, *, bare: bool = False) -> Variant:
+    """A copy of the layer `name` with all heads and neurons, and with all PEFT modules or (`bare`) none."""
+    return Variant(None, 0, bare, _copied(model, find_anatomy(model), name, None, (), bare))
 
 
 def _copied(

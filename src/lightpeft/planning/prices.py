@@ -79,7 +79,7 @@ class Pricing:
         return Prices(costs.whole, costs.rest, tuple(layers))
 
     def _of_run(self, costs: Costs, frozen: frozenset[int], modules: Sequence[float]) -> Prices:
-        """The seconds of all steps, estimation and measuring included."""
+        """Seconds of all steps, estimation and measuring included, in batches as large as the table's."""
         table, schedule = self.table, self.schedule
         assert table is not None
         assert table.forward is not None
@@ -93,7 +93,7 @@ class Pricing:
             else Price(one, schedule.after * batches, modules[index])
             for index, one in enumerate(costs.layers)
         ]
-        constant = before + table.seconds + schedule.after * batches * costs.rest
+        constant = before + table.seconds / schedule.size + schedule.after * batches * costs.rest
         return Prices(schedule.total * batches * costs.whole, constant, tuple(layers))
 
     def _costs(self, anatomy: Anatomy) -> Costs:

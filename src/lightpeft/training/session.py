@@ -130,6 +130,8 @@ class LightSession:
             self._estimator.restore(tensors, header)
             self._resumed = None
         self._estimator.attach(LiveRun().is_over)
+        if self._targeting is not None:
+            self._targeting.watch(model)
         assert isinstance(model, PeftModel)  # as `check` has found
         self._guard = StepGuard(model, active_adapter(model))
         self._estimator.keep(self._guard.handle)
@@ -205,6 +207,8 @@ class LightSession:
 
     def end_backward(self, learning_rate: float, loss_scale: Tensor | float) -> None:
         """Take in the gradients of one whole step."""
+        if self._targeting is not None:
+            self._targeting.end_backward()
         if self._guard is not None:
             self._guard.inside = False
         if self._estimator is not None:

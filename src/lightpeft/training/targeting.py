@@ -3,13 +3,14 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from lightpeft.anatomy import find_anatomy
 from lightpeft.config import LightConfig, Quantity, Target
@@ -61,6 +62,9 @@ class Targeting:
         self._parameters = 0
         self._is_whole = first_step == 0
         self._seconds: list[float] = []
+        self._sizes: list[int] = []
+        self._size, self._computes = 0, False
+        self._watching: RemovableHandle | None = None
         self._began: float | None = None
         self.measured: float | None = None
         """Share of plain PEFT's cost that was found after the cut, or at the end of the run."""
@@ -69,6 +73,17 @@ class Targeting:
     def target(self) -> Target:
         """The target."""
         return self._config.target
+
+    def watch(self, model: nn.Module) -> None:
+        """Note how much each step of the run computes: batches of the first are not like those of the rest,
+        where the Trainer groups them by length, the longest first."""
+        if self.target.quantity == "training":
+            self._watching = model.register_forward_pre_hook(self._note_size, with_kwargs=True)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _note_size(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._computes:
+            self._size += _size_of((*args, *kwargs.values()))
 
     def trial(self, estimation_steps: int) -> Pricing:
         """What a plan is tried out with before the run: no cut that only a measurement can choose.
@@ -110,10 +125,17 @@ class Targeting:
             before=steps,
             each_pass=self._steps_until_all_is_known(),
             batches=self._pace.batches,
+            size=self._size_of_batches(batch),
             freezes=prefix.frozen,
             caches=prefix.cache,
         )
         return Pricing(self.target, self._table, schedule)
+
+    def _size_of_batches(self, batch: Mapping[str, Any]) -> float:
+        """On average so far, over that of `batch`."""
+        own = _size_of(batch.values())
+        seen = math.fsum(self._sizes) / max(1, len(self._sizes)) / self._pace.batches
+        return seen / own if seen and own else 1.0
 
     def _steps_until_all_is_known(self) -> int | None:
         """A pass; of several processes each keeps what it saw itself, and sees another part in each pass."""
@@ -142,16 +164,23 @@ class Targeting:
 
     def begin_step(self) -> None:
         """An optimizer step begins."""
-        self._began = self._clock()
+        self._began, self._size, self._computes = self._clock(), 0, True
+
+    def end_backward(self) -> None:
+        """What runs the model from here on, as a cut does, is none of the step's batches."""
+        self._computes = False
 
     def end_step(self) -> None:
         """It is over, the cut counted if it was in this step."""
         if self._began is not None:
             self._seconds.append(self._clock() - self._began)
+            self._sizes.append(self._size)
         self._began = None
 
     def say_at_end(self, plan: TargetPlan) -> None:
         """Log what the whole run took, if it was this process that saw it."""
+        if self._watching is not None:
+            self._watching.remove()
         if plan.quantity != "training" or not self._is_whole:
             return
         self.measured = self._processes.decided(self._of_the_whole_run)
@@ -160,11 +189,12 @@ class Targeting:
 
     def _of_the_whole_run(self) -> float | None:
         """Seconds over those of plain PEFT, which estimation tells; None where it was not seen."""
-        estimating = self._seconds[: self._before - 1]  # the last of them has the cut in it
-        if not estimating or len(self._seconds) <= self._before:
+        estimating = self._before - 1  # the last of them has the cut in it
+        if estimating < 1 or len(self._seconds) <= self._before:
             return None
-        plain = math.fsum(estimating) / len(estimating) / ESTIMATION_COST
-        return math.fsum(self._seconds) / (plain * len(self._seconds))
+        seen = sum(self._sizes[:estimating])
+        times = sum(self._sizes) / seen if seen else len(self._sizes) / estimating
+        return math.fsum(self._seconds) / (times * math.fsum(self._seconds[:estimating]) / ESTIMATION_COST)
 
     def _forward(self, model: nn.Module, batch: Mapping[str, Any]) -> float | None:
         assert self._table is not None
@@ -185,6 +215,11 @@ _MEASURES: dict[Quantity, Callable[[Targeting, nn.Module, Mapping[str, Any]], fl
     "memory": Targeting._memory,
     "parameters": Targeting._left,
 }
+
+
+def _size_of(values: Iterable[Any]) -> int:
+    """Numbers in a batch."""
+    return sum(value.numel() for value in values if isinstance(value, Tensor) and value.dim() > 1)
 
 
 def described(plan: TargetPlan, measured: float | None) -> str:
