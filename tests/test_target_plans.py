@@ -175,6 +175,14 @@ def test_layers_are_frozen_for_a_target_of_training_where_their_modules_are_wort
     assert plan.target.predicted <= 0.7
 
 
+@pytest.mark.parametrize("modules", [(0.1, 0.2, 1.0, 1.0), (0.0, 0.0, 1.0, 1.0), (1.0, 1.0, 0.1, 0.1)])
+def test_a_mild_target_freezes_no_fewer_layers_than_none_does(modules: tuple[float, ...]) -> None:
+    budget, scores = replace(GLOBAL, frozen_layers="auto", modules=0.5), drawn(modules=modules)
+    usual = make_plan(scores, ANATOMY, budget).frozen_layers
+    for share in (0.6, 0.8, 0.99):
+        assert make_plan(scores, ANATOMY, budget, target=run_of(10, share=share)).frozen_layers >= usual
+
+
 def test_half_the_passes_from_a_cache_leave_more_units() -> None:
     budget = replace(GLOBAL, frozen_layers=2)
     kept = [

@@ -308,12 +308,11 @@ def _choose_for_target(
 ) -> tuple[int, Found]:
     """How many layers are frozen, and what stays, so that the shares of score lost by both are least.
 
-    Where frozen layers are no cheaper by this target, their number goes by the module scores alone.
+    No fewer than without a target, by the module scores alone; more, where frozen layers are cheaper by it.
     """
-    target = pricing.target
-    choices: Iterable[int] = _frozen_choices(anatomy, budget, pays)
-    if target.quantity not in ("training", "memory"):
-        choices = [_choose_frozen(scores, anatomy, budget, set(), pays)]
+    target, usual = pricing.target, _choose_frozen(scores, anatomy, budget, set(), pays)
+    most_frozen = _frozen_choices(anatomy, budget, pays)[-1]
+    choices = range(usual, 1 + (most_frozen if target.quantity in ("training", "memory") else usual))
     found, least, most = [], [], _kept_score(scores, anatomy, budget, set(), 0)
     for k in choices:
         prices = pricing.prices(anatomy, *_what_trains(scores, anatomy, budget, k))
