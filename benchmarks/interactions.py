@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model", type=Path, default=None, help="by default MiniLM")
     options = parser.parse_args()
+    name = options.model.name if options.model else "all-MiniLM-L6-v2"
     task = select_rows(TaskOptions("glue/sst2", options.data, ()).load(), MIN_WORDS, ROWS)
     setting = make_setting(
         str(options.model or minilm_path()),
@@ -70,7 +71,7 @@ def main() -> None:
     for share in SHARES:
         gains = [1 - row[f"{share:.2f}"]["together"] / row[f"{share:.2f}"]["alone"] for row in rows.values()]
         print(f"{share:.2f} cut: {statistics.median(gains):.3f} less goes missing (median over layers)")
-    save_result(options.out, {"layers": rows, "model": setting.model, "environment": environment()})
+    save_result(options.out, {"layers": rows, "model": name, "environment": environment()})
 
 
 def compared(inputs: Tensor, weight: Tensor) -> dict[str, dict[str, float]]:
