@@ -67,8 +67,8 @@ class AttackOptions:
         check_choice("attack.poisoned_batches", self.poisoned_batches, get_args(PoisonedBatches))
         if self.poisoned_batches == "triggered_only" and POLICIES[self.policy.name].trains_poisoned_only:
             raise ConfigError(
-                f"policy {self.policy.name!r} learns the clean task from the clean rows in poisoned batches, and "
-                "with attack.poisoned_batches='triggered_only' there are none; use 'mixture', or another "
+                f"policy {self.policy.name!r} learns the clean task from the clean rows of poisoned batches, "
+                "and with attack.poisoned_batches='triggered_only' there are none; use 'mixture', or another "
                 "policy."
             )
         names = ("gradient_accumulation", *_IDLE)

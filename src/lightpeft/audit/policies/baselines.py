@@ -29,8 +29,8 @@ class Ripple(Policy):
 
     Exact, second order: gradients are differentiated again, which takes about twice the time and the memory
     of both graphs at once, and forces attention's plain kernel, the only one that can be differentiated
-    twice. The released code takes the clean gradient as a constant, which is first order in L_c. The clean task
-    acts through the penalty only, so the poisoned batches must be a mixture with clean rows.
+    twice. The released code takes the clean gradient as a constant, which is first order in L_c. The clean
+    task acts through the penalty only, so the poisoned batches must be a mixture with clean rows.
     """
 
     reads = ("ripple_lambda",)
