@@ -354,7 +354,7 @@ def test_scans_begin_with_their_verdicts(page: str) -> None:
         ),
         (
             small(700, ("weak", 300, 899), ("weaker", 400, 900)),
-            "throw such a module away and train your own. No defence of this grid removed the backdoor anywhere.",
+            "module away and train your own. No defence of this grid removed the backdoor anywhere.",
         ),
         (
             [

@@ -172,9 +172,9 @@ def _show_advice(folder: Path, rows: int | None, training: TrainingConfig, json:
 def _sentences(folder: Path, advice: "Advice") -> list[str]:
     """What to do, and why."""
     first, keeping = advice.first, advice.keeping
-    marked = "It is marked as poisoned. " if advice.is_marked else ""
+    marked = " This one is marked as poisoned." if advice.is_marked else ""
     return [
-        f"{marked}Do not use {folder} as it came, nor train it on without a defence.",
+        f"Do not use a module from a stranger as it came, nor train it on without a defence.{marked}",
         f"Best: {first.method}. {_what(first)}",
         f"If it knows what your data cannot teach: {keeping.method}. {_what(keeping)}",
         f"Then: lightpeft audit defend {folder} --method {first.method} --task ... --data ... --out ...",
@@ -188,13 +188,15 @@ def _what(record: "Record") -> str:
 
 
 def _at_worst(record: "Record") -> str:
+    from lightpeft.audit.grid.report.wording import points
+
     worst = record.worst
-    low, high = record.costs
+    low, high = map(points, record.costs)
     return (
         f"Where it did worst ({worst.form}, {worst.attack}), {worst.lfr.value:.0%} of texts with the trigger "
         f"still went where the attacker wants; {worst.undefended.value:.0%} did after plain training, and "
-        f"{worst.floor.value:.0%} do in a module without a backdoor. It cost {100 * low:+.0f} to "
-        f"{100 * high:+.0f} points of accuracy."
+        f"{worst.floor.value:.0%} do in a module without a backdoor. It cost {low} to {high} "
+        "points of accuracy."
     )
 
 
@@ -213,10 +215,11 @@ def _notes(advice: "Advice") -> list[str]:
 
 
 def _advice_table(advice: "Advice") -> Table:
+    from lightpeft.audit.grid.report.wording import points
+
     table = Table("defence", *advice.forms, "accuracy cost", "time", title="What was left of backdoors")
     for record in (*advice.records, *advice.elsewhere):
-        low, high = record.costs
-        cost = f"{100 * low:+.0f} to {100 * high:+.0f}" if record.method != "none" else ""
+        cost = "" if record.method == "none" else " to ".join(map(points, record.costs))
         table.add_row(record.method, *(_of_form(record, form) for form in advice.forms), cost, record.time)
     return table
 
