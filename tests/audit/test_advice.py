@@ -44,11 +44,11 @@ def test_the_numbers_are_those_of_the_committed_cells() -> None:
     assert {one.defence for one in evidence()} <= DEFENCES.keys()
 
 
-def test_discard_comes_first_and_what_is_not_proven_does_not_come() -> None:
-    found = ranked(evidence())[0]
+@pytest.mark.parametrize("form", [None, "lora", "parallel", "sequential", "ia3"])
+def test_discard_comes_first_and_what_is_not_proven_does_not_come(form: str | None) -> None:
+    found = ranked(evidence(), form)[0]
     assert found[0].method == "discard"
     assert all(not one.left.is_above for one in found[0].seen)
-    assert found[-1].method == "none"
     assert not {"onion", "strip", "rap"} & {one.method for one in found}
 
 
@@ -67,7 +67,12 @@ def test_the_order_is_by_what_was_left_where_most_was_left() -> None:
     whole, part = ranked(rows)
     assert [one.method for one in whole] == ["discard", "reset_layers", "hotter", "none"]
     assert [one.method for one in part] == ["fine_mixing"]
-    assert whole[2].worst.form == "lora"
+    assert whole[2].worst() == seen("hotter", 60)
+    assert whole[2].worst("parallel") == seen("hotter", 10, form="parallel")
+    assert whole[2].worst("ia3") is None
+    of_form = ranked(rows, "parallel")[0]
+    assert [one.method for one in of_form] == ["discard", "hotter", "reset_layers", "none"]
+    assert ranked(rows, "ia3")[0] == whole
     assert whole[2].costs == pytest.approx((0.02, 0.02))
 
 

@@ -32,10 +32,10 @@ class Record:
         """What it takes."""
         return DEFENCES[self.method].time
 
-    @property
-    def worst(self) -> Seen:
-        """Where it left most of a backdoor."""
-        return max(self.seen, key=lambda one: one.left.value)
+    def worst(self, form: str | None = None) -> Seen | None:
+        """Where it left most of a backdoor: in a form of PEFT, or in all; None where it was not measured."""
+        seen = [one for one in self.seen if form in (None, one.form)]
+        return max(seen, key=lambda one: one.left.value, default=None)
 
     @property
     def costs(self) -> tuple[float, float]:
@@ -62,7 +62,8 @@ class Advice:
     is_marked: bool
     """Whether it is marked as poisoned by lightpeft's audit."""
     records: tuple[Record, ...]
-    """Of the defences that were measured everywhere, the one that left least where it left most first."""
+    """Of the defences that were measured everywhere: first the one that left least where it left most, in
+    modules of the same form, or of all forms where that one was not measured."""
     elsewhere: tuple[Record, ...]
     """Of those that were measured in some settings only, in the order of their table."""
 
@@ -109,11 +110,17 @@ def advise(folder: str | Path) -> Advice:
     if is_light_checkpoint(directory):
         raise AuditError(f"{directory} is cut already; a defence takes the module as it was before.")
     form = form_of(read_json(directory / CONFIG_NAME))
-    return Advice(form, read_mark(directory) is not None, *ranked(evidence()))
+    return Advice(form, read_mark(directory) is not None, *ranked(evidence(), form))
 
 
-def ranked(seen: Sequence[Seen]) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
-    """Defences by what they left at worst; and those that are not measured in every setting."""
+def ranked(seen: Sequence[Seen], form: str | None = None) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
+    """Defences by what they left at worst; and those that are not measured in every setting.
+
+    Args:
+        form: that counts; all of them where it is None or was not measured. What is best in one form need not
+            be so in another.
+    """
+    known = form if any(one.form == form for one in seen) else None
     settings = {one.setting for one in seen}
     records = [
         Record(name, tuple(one for one in seen if one.defence == name))
@@ -122,9 +129,14 @@ def ranked(seen: Sequence[Seen]) -> tuple[tuple[Record, ...], tuple[Record, ...]
     ]
     whole = [one for one in records if {row.setting for row in one.seen} == settings]
     return (
-        tuple(sorted(whole, key=lambda one: one.worst.left.value)),
+        tuple(sorted(whole, key=lambda one: _left(one.worst(known)))),
         tuple(one for one in records if one.seen and one not in whole),
     )
+
+
+def _left(seen: Seen | None) -> float:
+    assert seen is not None
+    return seen.left.value
 
 
 def form_of(config: dict[str, Any]) -> str | None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from lightpeft.audit.advice import Advice, Record
+    from lightpeft.audit.defences.evidence import Seen
     from lightpeft.audit.defend import Defended
     from lightpeft.audit.metrics import Proportion
     from lightpeft.audit.probes import Flips
@@ -175,28 +176,29 @@ def _sentences(folder: Path, advice: "Advice") -> list[str]:
     marked = " This one is marked as poisoned." if advice.is_marked else ""
     return [
         f"Do not use a module from a stranger as it came, nor train it on without a defence.{marked}",
-        f"Best: {first.method}. {_what(first)}",
-        f"If it knows what your data cannot teach: {keeping.method}. {_what(keeping)}",
+        f"Best: {first.method}. {_what(first, advice.form)}",
+        f"If it knows what your data cannot teach: {keeping.method}. {_what(keeping, advice.form)}",
         f"Then: lightpeft audit defend {folder} --method {first.method} --task ... --data ... --out ...",
     ]
 
 
-def _what(record: "Record") -> str:
+def _what(record: "Record", form: str | None) -> str:
     from lightpeft.audit.advice import what
-
-    return f"{what(record.method)} {_at_worst(record)}"
-
-
-def _at_worst(record: "Record") -> str:
     from lightpeft.audit.grid.report.wording import points
 
-    worst = record.worst
+    here, anywhere = record.worst(form), record.worst()
     low, high = map(points, record.costs)
+    said = [what(record.method), *([] if here is None else [f"At worst, with {_left(here)}."])]
+    if anywhere is not None and anywhere != here:
+        said.append(f"With other forms of PEFT, at worst with {_left(anywhere)}.")
+    return " ".join([*said, f"It cost {low} to {high} points of accuracy, and {record.time}."])
+
+
+def _left(seen: "Seen") -> str:
+    with_it, plain, floor = (f"{one.value:.0%}" for one in (seen.lfr, seen.undefended, seen.floor))
     return (
-        f"Where it did worst ({worst.form}, {worst.attack}), {worst.lfr.value:.0%} of texts with the trigger "
-        f"still went where the attacker wants; {worst.undefended.value:.0%} did after plain training, and "
-        f"{worst.floor.value:.0%} do in a module without a backdoor. It cost {low} to {high} "
-        "points of accuracy."
+        f"{seen.form} and the attack {seen.attack}, {with_it} of texts with the trigger went where the "
+        f"attacker wants ({plain} after plain training, {floor} in a module without a backdoor)"
     )
 
 
@@ -206,7 +208,7 @@ def _notes(advice: "Advice") -> list[str]:
     return [
         "A cell of a form of PEFT is its worst attack: per cent of texts with the trigger that go where the "
         "attacker wants, after plain training → behind the defence (in a module without a backdoor). All of "
-        f"it is of small audits on one base ({len(advice.first.seen)} settings, one to two seeds): "
+        f"it is of small audits on one base ({len(advice.first.seen)} settings, one seed mostly): "
         "docs/audit.md.",
         *(["Your module is of another form of PEFT than all that was measured."] if unlike else []),
         *([f"Not measured on every form, and so not ranked: {elsewhere}."] if elsewhere else []),
@@ -225,10 +227,9 @@ def _advice_table(advice: "Advice") -> Table:
 
 
 def _of_form(record: "Record", form: str) -> str:
-    seen = [one for one in record.seen if one.form == form]
-    if not seen:
+    worst = record.worst(form)
+    if worst is None:
         return "–"
-    worst = max(seen, key=lambda one: one.left.value)
     shares = (worst.undefended, worst.lfr, worst.floor)
     return "{:.0f} → {:.0f} ({:.0f})".format(*(100 * share.value for share in shares))
 
