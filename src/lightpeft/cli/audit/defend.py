@@ -191,7 +191,7 @@ def _what(record: "Record", form: str | None) -> str:
     said = [what(record.method), *([] if here is None else [f"At worst, with {_left(here)}."])]
     if anywhere is not None and anywhere != here:
         said.append(f"With other forms of PEFT, at worst with {_left(anywhere)}.")
-    return " ".join([*said, f"It cost {low} to {high} points of accuracy, and {record.time}."])
+    return " ".join([*said, f"It cost {low} to {high} points of accuracy. Time: {record.time}."])
 
 
 def _left(seen: "Seen") -> str:
