@@ -13,6 +13,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from tests.support.audit_runs import TRIGGERS, save_tiny_base, save_tiny_task
+from tests.support.language import save_language_model
 from tests.support.received_modules import without_mark
 from transformers import AutoModelForSequenceClassification
 
@@ -177,6 +178,17 @@ def test_probes_are_shown(room: Room, tmp_path: Path, capsys: pytest.CaptureFixt
     assert "Clean texts of other classes that a probe takes to one" in printed
     assert "'cf'" in printed
     assert "A word that means a class takes texts to it without any backdoor" in printed
+
+
+def test_onion_takes_a_causal_language_model_by_its_folder(room: Room, tmp_path: Path) -> None:
+    judge = str(save_language_model("gpt2", tmp_path / "gpt2"))
+    out = tmp_path / "out"
+    assert main(room.words("parallel", "onion", out, "--options.language_model", judge)) == 0
+    result = json.loads((out / "result.json").read_text())
+    assert result["options"]["language_model"] == judge
+    assert result["rejected_clean"] == [0, TEST]
+    nowhere = room.words("parallel", "onion", out, "--options.language_model", str(tmp_path / "nowhere"))
+    assert main(nowhere) == 2
 
 
 def test_numbers_are_those_of_the_received_module_and_the_plain_training(room: Room) -> None:
