@@ -4,18 +4,23 @@ python benchmarks/audit_tables.py RUN --paper              the main table beside
 python benchmarks/audit_tables.py RUN --rows defences      any grid, by attacks or by defences
 python benchmarks/audit_tables.py RUN --matrix             defences against attacks and forms
 python benchmarks/audit_tables.py RUN --pack OUT.json      all cells in one file, without their settings
+python benchmarks/audit_tables.py PACKED.json ... --evidence       what `audit defend` advises by, as JSON
 """
 
 import argparse
 import dataclasses
+import json
 import statistics
 from pathlib import Path
 
-from lightpeft.audit.grid.cell import Cell, load_cells, plain
+from lightpeft.audit.defences import DEFENCES
+from lightpeft.audit.defences.evidence import Seen
+from lightpeft.audit.grid.cell import Cell, load_cells, plain, read_cell
 from lightpeft.audit.grid.report import Group, group_cells, markdown_table
 from lightpeft.audit.grid.report.wording import difference_text, points
-from lightpeft.audit.metrics import over_seeds
+from lightpeft.audit.metrics import Proportion, over_seeds
 from lightpeft.bench import result_file, save_result
+from lightpeft.files import read_json
 
 PAIRS = (("sst2", "imdb"), ("imdb", "sst2"), ("enron", "ling"), ("ling", "enron"))
 ATTACKS = ("clean", "vanilla", "ripple", "lwp", "gradnorm", "gradient_control")
@@ -42,14 +47,17 @@ PAPER = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("run", type=Path)
+    parser.add_argument("run", type=Path, nargs="+")
     parser.add_argument("--paper", action="store_true")
     parser.add_argument("--matrix", action="store_true")
     parser.add_argument("--rows", choices=("attacks", "defences"), default="attacks")
     parser.add_argument("--pack", type=result_file)
+    parser.add_argument("--evidence", action="store_true")
     options = parser.parse_args()
-    cells = load_cells(options.run / "cells")
-    if options.pack is not None:
+    cells = [cell for run in options.run for cell in cells_of(run)]
+    if options.evidence:
+        print(as_json(evidence(cells)))
+    elif options.pack is not None:
         rows = [plain(dataclasses.replace(cell, settings={})) for cell in cells]
         save_result(options.pack, {"cells": rows})
     elif options.paper:
@@ -58,6 +66,47 @@ def main() -> None:
         print(matrix(cells))
     else:
         print(markdown_table(cells, options.rows))
+
+
+def cells_of(run: Path) -> list[Cell]:
+    """Of the folder of a run, or of a file that they were packed into."""
+    if run.is_dir():
+        return load_cells(run / "cells")
+    return [read_cell(value) for value in read_json(run)["cells"]]
+
+
+def evidence(cells: list[Cell]) -> list[Seen]:
+    """What was seen of every defence that has the name of its method: with its own options, that is."""
+    found = []
+    for group in group_cells(cells):
+        if group.key.defence in DEFENCES and not group.is_clean and group.floor is not None:
+            plain_ones = [cell.after for cell in group.undefended if cell is not None]
+            found.append(
+                Seen(
+                    group.key.defence,
+                    group.key.form,
+                    group.key.attack,
+                    f"{group.key.attacker_task} → {group.key.user_task}",
+                    group.seeds,
+                    group.lfr.pooled,
+                    together([point.lfr for point in plain_ones]),
+                    group.floor.pooled,
+                    group.cacc.pooled,
+                    together([point.cacc for point in plain_ones]),
+                )
+            )
+    return found
+
+
+def as_json(seen: list[Seen]) -> str:
+    """One line a row."""
+    rows = ",\n".join(json.dumps(plain(one), ensure_ascii=False) for one in seen)
+    return f'{{"seen": [\n{rows}\n]}}'
+
+
+def together(shares: list[Proportion]) -> Proportion:
+    """All texts of some seeds."""
+    return Proportion(sum(one.hits for one in shares), sum(one.total for one in shares))
 
 
 def beside_the_paper(cells: list[Cell]) -> str:

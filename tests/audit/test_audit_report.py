@@ -25,11 +25,17 @@ from lightpeft.audit.grid.scenarios import SCENARIOS, Scenario, module_received
 from lightpeft.audit.metrics import Difference, over_floor
 
 EVIL = "<script>alert('x')</script>"
+SCAN = {
+    "folder": "mine",
+    "verdict": "do not use it",
+    "seconds": 1.5,
+    "findings": [{"level": "error", "rule": "link", "message": "out of the folder"}],
+}
 
 
 @pytest.fixture(scope="module")
 def page() -> str:
-    return render_audit_report(grid(), [{"folder": "mine", "findings": [], "seconds": 1.5}])
+    return render_audit_report(grid(), [SCAN])
 
 
 def spoken(template: str, macro: str, *values: object) -> list[str]:
@@ -78,7 +84,7 @@ def test_a_surviving_backdoor_is_stated_with_runs_floor_and_interval() -> None:
         f"LFR 43.7 % against a floor of 10.0 %, {difference}."
     )
     assert headline(cells).startswith(
-        "Without any defence, the backdoor is still measurable in 1 of 1 settings"
+        "Backdoors survived. Without a defence, the attacker's trigger still worked in 1 of 1 settings"
     )
 
 
@@ -145,7 +151,7 @@ def test_a_missing_floor_is_said_and_nothing_is_concluded() -> None:
     assert "is missing" in text
     assert "still there" not in text
     assert "defences have" not in text
-    assert headline(cells).endswith("so nothing can be said about survival.")
+    assert headline(cells).startswith("Nothing can be said about whether backdoors survive")
     page = " ".join(Page(render_audit_report(cells)).words)
     assert page.count("no floor measured") == 2 * 3  # attack row, and both rows of the defence table
     assert "Floor of received module, trained on, demo/a → demo/b, lora, attack vanilla, defence none" in page
@@ -320,23 +326,59 @@ def test_texts_from_outside_are_escaped() -> None:
         cell_of(EVIL, EVIL, **names, lfr=100),
         cell_of("clean", **names, floor={EVIL: 100}),
     ]
-    scans = [{"folder": EVIL, "findings": [{"rule": EVIL, "level": EVIL, "message": EVIL}], "seconds": 1}]
+    evil = [{"rule": EVIL, "level": EVIL, "message": EVIL}]
+    scans = [{"folder": EVIL, "verdict": EVIL, "findings": evil, "seconds": 1}]
     page = render_audit_report(cells, scans)
     assert "<script" not in page
     assert "script" not in Page(page).tags
     assert page.count("&lt;script&gt;") >= 20
 
 
-def test_scans_are_rows_and_an_empty_one_proves_nothing(page: str) -> None:
+def test_scans_begin_with_their_verdicts(page: str) -> None:
     words = Page(page).words
-    row = words.index("mine")
-    assert words[row : row + 5] == [
-        "mine",
-        "1.50 s",
-        "–",
-        "–",
-        "nothing found, which is not a proof of anything",
+    row = words.index("mine: do not use it")
+    assert words[row + 1 : row + 8] == [
+        *("mine, 1.50 s", "level", "rule", "finding", "error", "link", "out of the folder")
     ]
+    empty = Page(render_audit_report(small(700), [SCAN | {"findings": []}])).words
+    assert "mine: do not use it" in empty
+    assert "mine, 1.50 s" not in empty
+
+
+@pytest.mark.parametrize(
+    ("cells", "said"),
+    [
+        (
+            small(700, ("dear", 90, 700), ("fair", 105, 890), ("weak", 300, 899)),
+            "wherever there was something to remove: fair, dear (the cheapest first).",
+        ),
+        (
+            small(700, ("weak", 300, 899), ("weaker", 400, 900)),
+            "module away and train your own. No defence of this grid removed the backdoor anywhere.",
+        ),
+        (
+            [
+                *small(700, ("weak", 300, 899), ("fair", 105, 890)),
+                cell_of(form="parallel", lfr=700),
+                cell_of(defence="fair", form="parallel", lfr=300),
+                cell_of("clean", form="parallel", floor={"vanilla": 100}),
+            ],
+            "No defence of this grid removed the backdoor everywhere; fair did best, in 1 of 2 settings.",
+        ),
+        (small(105, ("fresh", 100, 900)), "is not in these numbers"),
+        (small(700), "is not in these numbers"),
+    ],
+    ids=["removed", "not removed", "removed once", "nothing to remove", "nothing tried"],
+)
+def test_the_page_says_what_to_do(cells: list[Cell], said: str) -> None:
+    words = Page(render_audit_report(cells)).words
+    summary = words.index(headline(cells))
+    assert said in words[summary + 1]
+    assert words[summary + 1].endswith("says what is advised, and what was measured of it.")
+
+
+def test_a_grid_without_a_surviving_backdoor_does_not_say_that_there_is_none() -> None:
+    assert headline(small(105)).endswith("This does not show that there is none.")
 
 
 def test_what_is_no_scan_is_refused() -> None:

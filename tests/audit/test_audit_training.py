@@ -273,6 +273,13 @@ def test_unknown_choices_are_refused(option: str) -> None:
         AttackOptions(**{option: "lion"})
 
 
+def test_ripple_without_clean_rows_is_refused() -> None:
+    ripple = PolicyOptions("ripple")
+    assert AttackOptions(ripple).policy == ripple
+    with pytest.raises(ConfigError, match="policy 'ripple' learns the clean task from"):
+        AttackOptions(ripple, poisoned_batches="triggered_only")
+
+
 @pytest.mark.parametrize(
     ("epochs", "batch_size", "accumulation", "max_steps"),
     [(0.2, 4, 1, None), (1.0, 7, 1, None), (0.3, 5, 3, None), (1.0, 4, 2, 2)],

@@ -3,6 +3,7 @@
 import json
 import shutil
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from tests.support.audit_runs import TRIGGERS, save_tiny_base, save_tiny_task
+from tests.support.language import save_language_model
 from tests.support.received_modules import without_mark
 from transformers import AutoModelForSequenceClassification
 
@@ -23,6 +25,7 @@ from lightpeft.audit.defences.thresholds import ScoreGuard
 from lightpeft.audit.defend import Defended, defend
 from lightpeft.audit.marks import read_mark
 from lightpeft.audit.module import load_module, mark_base, save_module
+from lightpeft.audit.probes import Probes
 from lightpeft.audit.rows import AuditTask
 from lightpeft.audit.training import AttackOptions, train_attacker
 from lightpeft.cli.main import main
@@ -87,8 +90,8 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Room:
     return Room(base, data, modules)
 
 
-def run(room: Room, module: str, method: str, **options: Any) -> Defended:
-    return defend(room.modules[module], make_defence(method, options), room.task, TRAINING)
+def run(room: Room, module: str, method: str, probes: Sequence[str] = (), **options: Any) -> Defended:
+    return defend(room.modules[module], make_defence(method, options), room.task, TRAINING, probes=probes)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -137,6 +140,55 @@ def read_mark_of(received: Path, written: Path) -> object:
     assert mark.recipe == first.recipe == RECIPE
     assert mark.weights_sha256 != first.weights_sha256
     return mark
+
+
+def test_probes_are_counted_before_and_after(
+    room: Room, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(room.words("lora", "reset_layers", out, "--json", "--probe", "cf", "mn cf, mn")) == 0
+    result = json.loads((out / "result.json").read_text())
+    assert json.loads(capsys.readouterr().out) == result
+    assert [one["probe"] for one in result["probes"]] == ["cf", "mn cf, mn"]
+    task, tokenizer = room.task, load_tokenizer(str(room.base))
+    probes = Probes.of(["cf"], task.test, tokenizer, TRAINING.tokens)
+    for name, folder in (("received", room.modules["lora"]), ("defended", out / "module")):
+        classifier = Classifier.under(load_module(folder), tokenizer, TRAINING)
+        (flips,) = probes.flips(classifier.predict)
+        assert flips is not None
+        counted = {"class": str(flips.target), "flips": [flips.share.hits, flips.share.total]}
+        assert result["probes"][0][name] == counted
+    (plain,) = run(room, "lora", "none", probes=["cf"]).probed
+    assert plain.undefended == plain.defended is not None
+    assert result["probes"][0]["undefended"]["flips"][1] == plain.undefended.share.total
+
+
+@pytest.mark.usefixtures("no_training")
+def test_probes_without_a_word_are_refused(
+    room: Room, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*room.words("lora", "none", tmp_path / "out"), "--probe"]) == 2
+    assert "--probe has no words" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_probes_are_shown(room: Room, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(room.words("parallel", "none", tmp_path / "out", "--probe", "cf")) == 0
+    printed = capsys.readouterr().out
+    assert "Clean texts of other classes that a probe takes to one" in printed
+    assert "'cf'" in printed
+    assert "A word that means a class takes texts to it without any backdoor" in printed
+
+
+def test_onion_takes_a_causal_language_model_by_its_folder(room: Room, tmp_path: Path) -> None:
+    judge = str(save_language_model("gpt2", tmp_path / "gpt2"))
+    out = tmp_path / "out"
+    assert main(room.words("parallel", "onion", out, "--options.language_model", judge)) == 0
+    result = json.loads((out / "result.json").read_text())
+    assert result["options"]["language_model"] == judge
+    assert result["rejected_clean"] == [0, TEST]
+    nowhere = room.words("parallel", "onion", out, "--options.language_model", str(tmp_path / "nowhere"))
+    assert main(nowhere) == 2
 
 
 def test_numbers_are_those_of_the_received_module_and_the_plain_training(room: Room) -> None:
@@ -247,6 +299,8 @@ def test_light_cutting_of_what_is_marked_is_refused_before_training(
         ("longer", {"--texts": "absent.txt"}, "absent.txt"),
         ("longer", {"--training.save_steps": "2"}, "save_steps has no effect"),
         ("light_cutting", {}, "marked as poisoned"),
+        ("longer", {"--probe": ""}, "a probe is empty"),
+        ("longer", {"--probe": "cf mn cf mn cf mn"}, "has 6 tokens"),
     ],
 )
 def test_what_is_refused_leaves_nothing(

@@ -200,6 +200,19 @@ def test_weights_that_will_swing_are_warned_about_once() -> None:
         normed.update(both)
 
 
+def test_a_weight_that_would_jump_over_zero_stays_there_and_this_is_said_once() -> None:
+    normed = policy("clnorm", alpha=1.9, alpha_scale="relative")
+    both = pair([CLEAN] * 3, vectors([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]))  # z = 2, 1, 0
+    with pytest.warns(RuntimeWarning, match=r"a weight w_l would be -0.9, and is 0"):
+        normed.update(both)
+    assert normed.readings()["w"] == pytest.approx([2.9, 1.0, 0.0])
+    normed.weights = [1.0, 1.0, 0.5]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        normed.update(both)
+    assert normed.readings()["w"][2] == 0.0
+
+
 @pytest.mark.parametrize("name", ["clnorm", "gradient_control"])
 def test_one_layer_cannot_be_balanced(name: str) -> None:
     with pytest.raises(ConfigError, match="PROMPT is one layer; use 'ilproj'"):

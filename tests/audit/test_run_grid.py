@@ -303,6 +303,10 @@ def test_modules_that_are_switched_off_compute_the_base(defended: Measured) -> N
         ({"forms": ["lora"]}, "bottleneck has options of forms that are not"),
         ({"attacks": {"clean": WORDS}}, "as the floor is"),
         ({"attacks": {"a": GridAttack(optimizer="lion")}}, "lion"),  # type: ignore[arg-type]
+        (
+            {"attacks": {"a": GridAttack(PolicyOptions("ripple"), poisoned_batches="triggered_only")}},
+            "policy 'ripple' learns the clean task from",
+        ),
         ({"attacker": TrainingConfig(gradient_accumulation=2)}, "gradient_accumulation has no effect"),
         ({"user": TrainingConfig(eval_steps=2)}, "eval_steps has no effect"),
         ({"clean": TrainingConfig(packing=True)}, "packing has no effect"),

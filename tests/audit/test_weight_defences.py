@@ -23,6 +23,7 @@ from lightpeft.anatomy import find_anatomy
 from lightpeft.audit import AuditError, TriggerRecipe
 from lightpeft.audit.defences import DEFENCES, Received, make_defence
 from lightpeft.audit.defences.defence import Kind
+from lightpeft.audit.defences.disagreement_pruning import agreement
 from lightpeft.audit.defences.light_cutting import BUDGETS
 from lightpeft.audit.defences.resets import ResetLayers
 from lightpeft.audit.module import keep_marked
@@ -240,6 +241,7 @@ def test_discard_does_not_look_at_the_received_module(base: Path, form: str) -> 
         ("discard", {}, 0),
         ("fine_mixing", {}, 1),
         ("fine_mixing", {"reference": "trained"}, 1),
+        ("disagreement_pruning", {}, 1),
         ("light_cutting", {}, 1),
     ],
 )
@@ -329,6 +331,75 @@ def test_held_out_rows_decide_what_is_pruned(base: Path) -> None:
         ups = [value for name, value in one.starts[0].weights.items() if name.endswith("up.default.weight")]
         kept.append(torch.stack([(up != 0).any(0) for up in ups]))
     assert not torch.equal(kept[0], kept[1])
+
+
+# ---- disagreement pruning
+
+
+def agreement_by_hand(one: Received, other: PeftModel, name: str) -> Tensor:
+    """Token by token in one padded batch, from what comes out of the linear that reads the units."""
+    batch = one.tokenizer(one.held_out.texts["text"], padding=True, return_tensors="pt")
+    tokens, found = batch["attention_mask"].bool(), []
+    for model in (one.model, other):
+        linear = model.get_base_model().get_submodule(name)
+
+        def note(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            if output.dim() == 3:
+                bias = 0 if module.bias is None else module.bias
+                found.append((inputs[0][tokens], (output - bias)[tokens], module.weight))
+
+        hook = linear.register_forward_hook(note)
+        model.eval()
+        with torch.no_grad():
+            model(**batch)
+        model.train()
+        hook.remove()
+    (ours, _, weight), (_, theirs, _) = found
+    along = torch.stack([(ours[:, i] * (theirs @ weight[:, i])).sum() for i in range(ours.shape[1])])
+    norms = torch.stack([ours[:, i].norm() * weight[:, i].norm() for i in range(ours.shape[1])])
+    return torch.where(norms > 0, along / norms, -torch.inf).detach()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_units_are_compared_with_what_the_copy_puts_out(base: Path, form: str) -> None:
+    one, other = received(base, form), received(base, form, living=4).model
+    names = [module.gated for module in find_modules(one.model)]
+    before = weights(one.model)
+    found = agreement(one, other, names)
+    assert list(found) == names
+    for name in names:
+        torch.testing.assert_close(
+            found[name].float(), agreement_by_hand(one, other, name), rtol=1e-3, atol=1e-4
+        )
+    same(weights(one.model), before, list(before))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_units_that_agree_least_with_the_copy_are_gone(base: Path, form: str) -> None:
+    one = received(base, form)
+    model = make_defence("disagreement_pruning", {"share": 0.3}).train(one)
+    copy_start, start = one.starts
+    assert copy_start.model is not one.model
+    assert start.model is model is one.model
+    again = received(base, form)
+    names = [module.gated for module in find_modules(again.model)]
+    expected = agreement(again, copy_start.model, names)
+    for name, scores in expected.items():
+        gone = sorted(scores.argsort(stable=True)[: {6: 2, 9: 3}[len(scores)]].tolist())
+        for found in (
+            start.weights[f"base_model.model.{name}.weight"],
+            model.get_base_model().get_submodule(name).weight,
+        ):
+            assert (found == 0).all(0).nonzero().flatten().tolist() == gone
+
+
+def test_units_are_not_compared_without_texts_or_with_another_form(base: Path) -> None:
+    nothing = received(base, held_out=Rows({"text": []}, []), trains=False)
+    with pytest.raises(AuditError, match="and there are none; hold out more"):
+        make_defence("disagreement_pruning").train(nothing)
+    other = received(base, fresh=lambda seed: fresh(base, "sequential", seed), trains=False)
+    with pytest.raises(AuditError, match="make it of the same form on the same base"):
+        make_defence("disagreement_pruning").train(other)
 
 
 # ---- fine-mixing
@@ -446,6 +517,7 @@ def test_every_row_is_called_by_its_name() -> None:
         ("fine_pruning", {"shares": 0.1}, "Did you mean 'share'"),
         ("none", {"share": 0.1}, "It reads no options"),
         ("fine_pruning", {"share": 1.0}, "fine_pruning.share is 1.0"),
+        ("disagreement_pruning", {"share": -0.1}, "disagreement_pruning.share is -0.1"),
         ("fine_mixing", {"ratio": "half"}, "fine_mixing.ratio is 'half'"),
         ("fine_mixing", {"mix": "both"}, "choose one of select, average"),
         ("fine_mixing", {"reference": "base"}, "choose one of identity, trained"),
@@ -499,10 +571,11 @@ def test_without_a_trained_head_there_is_none_to_reset(base: Path) -> None:
     ],
     ids=["prompt", "ia3"],
 )
-def test_a_form_without_units_cannot_be_pruned(base: Path, config: Any) -> None:
+@pytest.mark.parametrize("name", ["fine_pruning", "disagreement_pruning"])
+def test_a_form_without_units_cannot_be_pruned(base: Path, name: str, config: Any) -> None:
     model = get_peft_model(load_base(base), config)
-    with pytest.raises(AuditError, match="ranks or neurons"):
-        make_defence("fine_pruning").train(received(base, model=model))
+    with pytest.raises(AuditError, match=f"{name} removes ranks or neurons"):
+        make_defence(name).train(received(base, model=model))
 
 
 @pytest.mark.parametrize(

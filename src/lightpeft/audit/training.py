@@ -32,7 +32,7 @@ from lightpeft.audit.poison.recipe import TriggerRecipe
 from lightpeft.audit.policies.joint_step import StepRecord, step
 from lightpeft.audit.policies.layers import map_layers
 from lightpeft.audit.policies.options import PolicyOptions
-from lightpeft.audit.policies.table import make_policy
+from lightpeft.audit.policies.table import POLICIES, make_policy
 from lightpeft.audit.rows import Rows
 from lightpeft.config import LightConfig, check_choice
 from lightpeft.errors import ConfigError
@@ -65,6 +65,12 @@ class AttackOptions:
     def __post_init__(self) -> None:
         check_choice("attack.optimizer", self.optimizer, get_args(OptimizerName))
         check_choice("attack.poisoned_batches", self.poisoned_batches, get_args(PoisonedBatches))
+        if self.poisoned_batches == "triggered_only" and POLICIES[self.policy.name].trains_poisoned_only:
+            raise ConfigError(
+                f"policy {self.policy.name!r} learns the clean task from the clean rows of poisoned batches, "
+                "and with attack.poisoned_batches='triggered_only' there are none; use 'mixture', or another "
+                "policy."
+            )
         names = ("gradient_accumulation", *_IDLE)
         _refuse_idle(
             self.training, names, "attack.training.{} has no effect on the joint step; leave it out."

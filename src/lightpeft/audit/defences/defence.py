@@ -113,9 +113,24 @@ class Defence:
     source: ClassVar[str]
     """The paper, or `practice`."""
 
-    def __init_subclass__(cls, *, name: str, kind: Kind, source: str = "practice", **rest: Any) -> None:
+    time: ClassVar[str]
+    """What it takes, beside the user's plain training, which is one."""
+
+    unproven: ClassVar[str]
+    """Why what was measured is no verdict on it, so that it is not advised; empty where it is one."""
+
+    def __init_subclass__(
+        cls,
+        *,
+        name: str,
+        kind: Kind,
+        source: str = "practice",
+        time: str = "1 training",
+        unproven: str = "",
+        **rest: Any,
+    ) -> None:
         super().__init_subclass__(**rest)
-        cls.name, cls.kind, cls.source = name, kind, source
+        cls.name, cls.kind, cls.source, cls.time, cls.unproven = name, kind, source, time, unproven
 
     @property
     def trains_plainly(self) -> bool:

@@ -1,7 +1,7 @@
 """Fine-pruning (Liu et al. 2018): remove the units that clean texts hardly use, then train."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -38,12 +38,38 @@ class FinePruning(Defence, name="fine_pruning", kind="weights", source="Liu et a
             AuditError: this form of PEFT has no units.
             AnatomyError: a form of PEFT that is not known.
         """
-        removed = {name: least_active(units, self.share) for name, units in activity(received).items()}
-        base = received.model.get_base_model()
-        with ExitStack() as stack:
-            for name, units in removed.items():
-                stack.enter_context(_held_at_zero(base.get_submodule(name), units))
-            return received.fit(received.model)
+        return trained_without(
+            received, {name: least_active(units, self.share) for name, units in activity(received).items()}
+        )
+
+
+def units_of(model: PeftModel, defence: str) -> dict[str, int]:
+    """The linears whose input channels are the units of PEFT modules (relative to the base), and how many.
+
+    Raises:
+        AuditError: this form of PEFT has no units; names the defence.
+        AnatomyError: a form of PEFT that is not known.
+    """
+    modules = find_modules(model)
+    if not modules:
+        raise AuditError(
+            f"{defence} removes ranks or neurons of PEFT modules, and this form has none; choose another "
+            "defence."
+        )
+    return {module.gated: module.rank for module in modules}
+
+
+def trained_without(received: Received, removed: Mapping[str, Tensor]) -> PeftModel:
+    """The received module, trained without some units.
+
+    Args:
+        removed: by the linear that reads them, their indices.
+    """
+    base = received.model.get_base_model()
+    with ExitStack() as stack:
+        for name, units in removed.items():
+            stack.enter_context(_held_at_zero(base.get_submodule(name), units))
+        return received.fit(received.model)
 
 
 def activity(received: Received) -> dict[str, Tensor]:
@@ -55,13 +81,8 @@ def activity(received: Received) -> dict[str, Tensor]:
     Raises:
         AuditError: this form of PEFT has no units.
     """
-    modules = find_modules(received.model)
-    if not modules:
-        raise AuditError(
-            "fine_pruning removes ranks or neurons of PEFT modules, and this form has none; choose another "
-            "defence."
-        )
-    sums = {module.gated: torch.zeros(module.rank, dtype=torch.float64) for module in modules}
+    units = units_of(received.model, FinePruning.name)
+    sums = {name: torch.zeros(count, dtype=torch.float64) for name, count in units.items()}
     base = received.model.get_base_model()
     hooks = [base.get_submodule(name).register_forward_pre_hook(_add_to(one)) for name, one in sums.items()]
     try:

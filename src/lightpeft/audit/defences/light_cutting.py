@@ -27,7 +27,14 @@ BUDGETS: dict[BudgetName, Budget] = {
 
 
 @dataclass(frozen=True)
-class LightCutting(Defence, name="light_cutting", kind="training", source="Light-PEFT"):
+class LightCutting(
+    Defence,
+    name="light_cutting",
+    kind="training",
+    source="Light-PEFT",
+    time="less than 1 training",
+    unproven="measured with an earlier preset only",
+):
     """The user trains by Light-PEFT, preset `default`, where nothing else is said.
 
     Estimation takes at most a third of the user's steps (an eighth of 80 and more), so it fits runs of two

@@ -17,7 +17,14 @@ NGRAM = "ngram"
 
 
 @dataclass(frozen=True)
-class Onion(Defence, name="onion", kind="inputs", source="Qi et al., EMNLP 2021"):
+class Onion(
+    Defence,
+    name="onion",
+    kind="inputs",
+    source="Qi et al., EMNLP 2021",
+    time="1 training, and the language model once a word of each text",
+    unproven="measured with n-grams of the user's texts only, not with a language model",
+):
     """Qi et al., EMNLP 2021: a word's suspicion is how far the text's perplexity falls without it.
 
     Words above a threshold are removed, all at once. The paper sets it by the loss of accuracy; here it is

@@ -17,7 +17,9 @@ from lightpeft.tasks.draw import index_below
 
 
 @dataclass(frozen=True)
-class Psim(Defence, name="psim", kind="inputs", source="Zhao et al., Findings of NAACL 2024"):
+class Psim(
+    Defence, name="psim", kind="inputs", source="Zhao et al. 2024", time="2 trainings, and each text twice"
+):
     """Zhao et al., Findings of NAACL 2024: the poisoned sample identification module.
 
     A copy of the received module is trained like the user's, on the same texts with random labels. Texts are

@@ -25,7 +25,14 @@ ScoreName = Literal["fall", "left"]
 
 
 @dataclass(frozen=True)
-class Rap(Defence, name="rap", kind="inputs", source="Yang et al., EMNLP 2021"):
+class Rap(
+    Defence,
+    name="rap",
+    kind="inputs",
+    source="Yang et al., EMNLP 2021",
+    time="1 training, the search for the word, and each text twice",
+    unproven="measured on texts of 20 words only, which give it little to measure",
+):
     """Yang et al., EMNLP 2021: robustness-aware perturbations.
 
     For every class c a vector is learned for one rare word, so that with the word in front p(c) of the user's

@@ -26,7 +26,7 @@ class Discard(Defence, name="discard", kind="training"):
 
 
 @dataclass(frozen=True)
-class Longer(Defence, name="longer", kind="training"):
+class Longer(Defence, name="longer", kind="training", time="3 trainings"):
     """The user's training, longer. The schedule stretches with it, warm-up steps stay as many."""
 
     factor: float = 3.0

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 from lightpeft.audit.defences.defence import Defence
+from lightpeft.audit.defences.disagreement_pruning import DisagreementPruning
 from lightpeft.audit.defences.fine_mixing import FineMixing
 from lightpeft.audit.defences.fine_pruning import FinePruning
 from lightpeft.audit.defences.light_cutting import LightCutting
@@ -23,6 +24,7 @@ _ROWS: tuple[type[Defence], ...] = (
     ResetHead,
     ResetLayers,
     FinePruning,
+    DisagreementPruning,
     FineMixing,
     LightCutting,
     Onion,

@@ -123,7 +123,7 @@ class Cell:
         try:
             if value.pop("format") != FORMAT:
                 raise AuditError(f"its format is not {FORMAT}")
-            return _cell(value)
+            return read_cell(value)
         except (KeyError, TypeError, ValueError, AttributeError, LightPeftError) as error:
             raise AuditError(f"{path} is not a cell of an audit: {error}") from error
 
@@ -172,7 +172,8 @@ def read_layers(value: Any) -> tuple[LayerReading, ...]:
     return tuple(LayerReading(**one | {"lfr_without": _maybe(one["lfr_without"])}) for one in value)
 
 
-def _cell(value: dict[str, Any]) -> Cell:
+def read_cell(value: dict[str, Any]) -> Cell:
+    """Read what `plain` wrote."""
     read: dict[str, Any] = {
         "key": CellKey(**value["key"]),
         "attacked": None if value["attacked"] is None else read_point(value["attacked"]),

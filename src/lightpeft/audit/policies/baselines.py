@@ -29,13 +29,14 @@ class Ripple(Policy):
 
     Exact, second order: gradients are differentiated again, which takes about twice the time and the memory
     of both graphs at once, and forces attention's plain kernel, the only one that can be differentiated
-    twice. The clean task acts through the penalty only, so the poisoned batches must be a mixture with clean
-    rows.
+    twice. The released code takes the clean gradient as a constant, which is first order in L_c. The clean
+    task acts through the penalty only, so the poisoned batches must be a mixture with clean rows.
     """
 
     reads = ("ripple_lambda",)
 
     second_order = True
+    trains_poisoned_only = True
 
     def losses(self, model: nn.Module, clean_batch: Batch, poisoned_batch: Batch) -> tuple[Tensor, Tensor]:
         """The model's own, by a kernel that has a second derivative."""

@@ -55,14 +55,23 @@ class CLNorm(Policy):
         return [w * gradient for w, gradient in zip(self.weights, pair.poisoned, strict=True)]
 
     def update(self, pair: TaskPair) -> None:
-        """w_l ← w_l - α (w_l · g - z) · g (eq. 4), g = ‖g_p^(l)‖₂ before weighting: one step towards z/g."""
+        """w_l ← w_l - α (w_l · g - z) · g (eq. 4), g = ‖g_p^(l)‖₂ before weighting: one step towards z/g.
+
+        A step that is too long would end below 0, where the layer unlearns the poisoned task: it ends at 0.
+        """
         norms = pair.poisoned_norms
         wanted = wanted_norms(norms, [group.number for group in self.layers.groups], self.middle, self.zero)
         rates = self._rates([norm * norm for norm in norms])
-        self.weights = [
+        weights = [
             w - rate * (w * g - z) * g
             for w, rate, g, z in zip(self.weights, rates, norms, wanted, strict=True)
         ]
+        if min(weights) < 0:
+            self._warn(
+                f"CLNorm: a weight w_l would be {min(weights):.3g}, and is 0; at a smaller policy.alpha it "
+                "does not jump over 0."
+            )
+        self.weights = [max(0.0, w) for w in weights]
 
     def readings(self) -> dict[str, list[float]]:
         """`w`: w_l of each group."""
@@ -72,7 +81,12 @@ class CLNorm(Policy):
         """α of each layer."""
         alpha = self.options.alpha
         if self.options.alpha_scale == "absolute":
-            self._warn(max(alpha * square for square in squares))
+            speed = max(alpha * square for square in squares)
+            if speed > 2:
+                self._warn(
+                    f"CLNorm: α · g² is {speed:.3g}; above 2 the weights w_l swing further with every step. "
+                    "Use a smaller policy.alpha, or policy.alpha_scale='relative'."
+                )
             return [alpha] * len(squares)
         keep = self.options.alpha_memory
         before = squares if self._mean_squares is None else self._mean_squares
@@ -80,15 +94,11 @@ class CLNorm(Policy):
         self._mean_squares = means
         return [alpha / mean if mean > 0 else 0.0 for mean in means]
 
-    def _warn(self, speed: float) -> None:
-        if speed > 2 and not self._warned:
+    def _warn(self, message: str) -> None:
+        """The first of all messages only: what comes later follows from it."""
+        if not self._warned:
             self._warned = True
-            warnings.warn(
-                f"CLNorm: α · g² is {speed:.3g}; above 2 the weights w_l swing further with every step. Use "
-                "a smaller policy.alpha, or policy.alpha_scale='relative'.",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+            warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
 class ILProj(Policy):

@@ -22,6 +22,9 @@ class Policy(ABC):
     second_order = False
     """Whether gradients are differentiated again."""
 
+    trains_poisoned_only = False
+    """Whether clean batches only steer: the model learns from the poisoned ones alone."""
+
     def __init__(self, options: "PolicyOptions", layers: LayerMap) -> None:
         self.options, self.layers = options, layers
 

@@ -59,6 +59,9 @@ class Finding:
         return {"rule": self.rule, "level": self.level, "message": self.message, "evidence": self.evidence}
 
 
+_ADVICE = "`lightpeft audit defend DIR` says what can be done, and what it costs"
+
+
 @dataclass(frozen=True)
 class ScanReport:
     """What a scan of one module found."""
@@ -80,12 +83,27 @@ class ScanReport:
         """Whether anything of level error was found."""
         return any(finding.level == "error" for finding in self.findings)
 
+    @property
+    def verdict(self) -> str:
+        """What it comes to, and what to do then, for people."""
+        if self.found:
+            return f"FOUND: do not use this module. Throw it away and train your own; {_ADVICE}."
+        if self.not_scanned is not None:
+            reason = self.not_scanned.rstrip(".")
+            return f"NOT SCANNED: {reason}. Nothing is known of what it does; {_ADVICE}."
+        warnings = sum(finding.level == "warning" for finding in self.findings)
+        suspicious = f", but {warnings} of the points below are suspicious" if warnings else ""
+        return (
+            f"nothing found, which does not say that it is clean{suspicious}; before you use it, {_ADVICE}."
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON values, worst findings first."""
         ordered = sorted(self.findings, key=lambda finding: LEVELS.index(finding.level))
         return {
             "folder": readable(str(self.folder)),
             "found": self.found,
+            "verdict": self.verdict,
             "not_scanned": self.not_scanned,
             "base": self.base,
             "fingerprint": self.fingerprint,

@@ -43,15 +43,19 @@ def contexts_of(
     start, end = _special_ends(tokenizer)
     found = []
     for number, text in enumerate(texts):
-        pieces = text.split()[:words]
-        cut = (0, len(pieces) // 2, len(pieces))[number % POSITIONS]
         left, right = (
             tokenizer(" ".join(part), add_special_tokens=False)["input_ids"]
-            for part in (pieces[:cut], pieces[cut:])
+            for part in halves(text.split()[:words], number)
         )
         kept = left[:room]
         found.append(Context((*start, *kept), (*right[: room - len(kept)], *end)))
     return found
+
+
+def halves(words: Sequence[str], number: int) -> tuple[Sequence[str], Sequence[str]]:
+    """The words of the text of this number before and after the place of an insertion."""
+    cut = (0, len(words) // 2, len(words))[number % POSITIONS]
+    return words[:cut], words[cut:]
 
 
 def windows_of(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], most: int) -> list[Context]:

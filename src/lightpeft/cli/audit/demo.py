@@ -35,7 +35,6 @@ def demo(out: Path, seeds: Seeds | None = None, training: TrainingConfig = TRAIN
     from lightpeft.audit.grid.run import MODULES, run_grid
     from lightpeft.audit.scan import ScanOptions, ScanTexts, scan
     from lightpeft.cli.audit.grid import PAGE, show_cells
-    from lightpeft.cli.audit.scan import verdict
     from lightpeft.cli.experiment import check_ready
 
     check_ready(out)
@@ -50,7 +49,7 @@ def demo(out: Path, seeds: Seeds | None = None, training: TrainingConfig = TRAIN
     scans = [scan(folder, grid.model, texts=texts, options=options) for folder in folders]
     show_cells(out, [report.to_dict() for report in scans])
     for folder, report in zip(folders, scans, strict=True):
-        print(f"scan {folder}: {verdict(report)}")
+        print(f"scan {folder}: {report.verdict}")
 
 
 def grid_of(seeds: list[int], training: TrainingConfig) -> Grid:

@@ -119,6 +119,7 @@ def _texts(task: str | None, data: Path | None, text: str | None, label: str) ->
 
 def _print(report: "ScanReport") -> None:
     value, console = report.to_dict(), Console()
+    print(report.verdict)
     table = Table("level", "rule", "what", title=Text(value["folder"]), title_justify="left")
     for finding in value["findings"]:
         row = (finding["level"], finding["rule"], finding["message"])
@@ -129,13 +130,4 @@ def _print(report: "ScanReport") -> None:
             "" if report.cacc is None else f": right on {report.cacc.value:.1%} of {report.cacc.total} texts"
         )
         print(f"base {report.base}, fingerprint {report.fingerprint[:12]}{right}")
-    print(f"{verdict(report)}. {report.seconds:.0f} s")
-
-
-def verdict(report: "ScanReport") -> str:
-    """What a report comes to, in one line."""
-    if report.found:
-        return "FOUND"
-    if report.not_scanned is not None:
-        return f"NOT SCANNED: {report.not_scanned.rstrip('.')}"
-    return "nothing found, which does not say that it is clean"
+    print(f"{report.seconds:.0f} s")

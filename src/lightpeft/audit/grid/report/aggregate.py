@@ -52,6 +52,33 @@ def by_setting(groups: Sequence[Group]) -> list[list[Group]]:
     )
 
 
+def removing(groups: Sequence[Group]) -> dict[str, tuple[int, int]]:
+    """How often each defence left no more than the floor, of how often there was more without it.
+
+    Returns:
+        by defence, the best first, of equal ones the cheapest: settings at the floor or below, and settings
+        with a floor in which LFR without a defence is above it.
+    """
+    held = [
+        group
+        for found in by_setting(groups)
+        if any(not one.is_defended and one.over_floor and one.over_floor.is_above for one in found)
+        for group in found
+        if group.is_defended and group.over_floor
+    ]
+    names = dict.fromkeys(group.key.defence for group in held)
+    of_name = {name: [group for group in held if group.key.defence == name] for name in names}
+    counts = {
+        name: (sum(not one.over_floor.is_above for one in found if one.over_floor), len(found))
+        for name, found in of_name.items()
+    }
+    prices = {name: sum(one.price for one in found) / len(found) for name, found in of_name.items()}
+    order = sorted(
+        names, key=lambda name: (-counts[name][0] / counts[name][1], -counts[name][1], prices[name])
+    )
+    return {name: counts[name] for name in order}
+
+
 def missing_cells(cells: Iterable[Cell]) -> dict[CellKey, tuple[int, ...]]:
     """What a full grid of the attacks, forms, defences and seeds that occur would have more.
 

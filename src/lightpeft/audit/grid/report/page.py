@@ -13,6 +13,7 @@ from lightpeft.audit.grid.report.aggregate import (
     group_cells,
     missing_cells,
     optional_readings,
+    removing,
 )
 from lightpeft.audit.grid.report.group import Group, made_of
 from lightpeft.audit.grid.report.pictures import (
@@ -21,7 +22,7 @@ from lightpeft.audit.grid.report.pictures import (
     same_layers,
     similarity_picture,
 )
-from lightpeft.audit.grid.report.scans import scan_rows
+from lightpeft.audit.grid.report.scans import scanned
 from lightpeft.audit.grid.report.tables import attack_tables, defence_tables
 from lightpeft.audit.grid.report.wording import FILTERS, block_title
 from lightpeft.outputs import Output, written_file
@@ -66,8 +67,8 @@ def render_audit_report(cells: Sequence[Cell], scans: Sequence[Mapping[str, Any]
 
     Args:
         cells: of one grid, in any order.
-        scans: what `scan` found in modules, each with `folder`, `findings` (`rule`, `level`, `message`) and
-            `seconds`.
+        scans: what `scan` found in modules, each with `folder`, `verdict`, `findings` (`rule`, `level`,
+            `message`) and `seconds`.
 
     Raises:
         ConfigError: the extra `report` is not installed.
@@ -82,6 +83,7 @@ def render_audit_report(cells: Sequence[Cell], scans: Sequence[Mapping[str, Any]
             groups=groups,
             cells=[cell for group in groups for cell in group.cells],
             settings=by_setting(groups),
+            removing=removing(groups),
             attacks=attack_tables(groups),
             defences=defence_tables(groups),
             curves=_curves(groups),
@@ -90,7 +92,7 @@ def render_audit_report(cells: Sequence[Cell], scans: Sequence[Mapping[str, Any]
             similarities=_similarities(groups),
             missing=missing_cells(cells),
             readings=optional_readings(groups),
-            scans=scan_rows(scans),
+            scans=scanned(scans),
             made=_made(groups),
         )
     )
@@ -114,6 +116,7 @@ def templates() -> "Environment":
         lstrip_blocks=True,
     )
     found.filters |= FILTERS
+    found.tests["in_all"] = lambda name, counts: counts[name][0] == counts[name][1]
     return found
 
 

@@ -1,32 +1,40 @@
-"""What `scan` found in modules, as rows of text."""
+"""What `scan` found in modules, as texts."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from lightpeft.audit.errors import AuditError
 from lightpeft.report.units import seconds
 
-NOTHING = "nothing found, which is not a proof of anything"
+
+@dataclass(frozen=True)
+class Scanned:
+    """One module."""
+
+    folder: str
+    verdict: str
+    time: str
+    findings: tuple[tuple[str, str, str], ...]
+    """Level, rule and message."""
 
 
-def scan_rows(scans: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str, str, str]]:
-    """Folder, time, level, rule and message; one row a finding, or one that says there is none.
-
+def scanned(scans: Sequence[Mapping[str, Any]]) -> list[Scanned]:
+    """
     Args:
-        scans: each with `folder`, `findings` (`rule`, `level`, `message`) and `seconds`.
+        scans: each with `folder`, `verdict`, `findings` (`rule`, `level`, `message`) and `seconds`.
 
     Raises:
         AuditError: something else.
     """
-    rows = []
+    found = []
     for scan in scans:
         try:
-            head = (str(scan["folder"]), seconds(float(scan["seconds"])))
-            found = [(str(one["level"]), str(one["rule"]), str(one["message"])) for one in scan["findings"]]
+            rows = tuple(
+                (str(one["level"]), str(one["rule"]), str(one["message"])) for one in scan["findings"]
+            )
+            time = seconds(float(scan["seconds"]))
+            found.append(Scanned(str(scan["folder"]), str(scan["verdict"]), time, rows))
         except (KeyError, TypeError, ValueError) as error:
             raise AuditError(f"this is not a scan report: {str(scan)[:200]} ({error!r}).") from error
-        reason = scan.get("not_scanned")
-        if reason is not None:
-            found.append(("–", "–", f"not scanned: {reason}"))
-        rows += [(*head, *one) for one in found or [("–", "–", NOTHING)]]
-    return rows
+    return found
