@@ -2,8 +2,8 @@
 
 python benchmarks/estimation_length.py benchmarks/configs/estimation-length.yaml --data DATA \
     --out benchmarks/results/estimation-length.json
-python benchmarks/estimation_length.py benchmarks/configs/estimation-length.yaml --table \
-    --out benchmarks/results/estimation-length.json
+python benchmarks/estimation_length.py benchmarks/configs/estimation-length.yaml \
+    --table benchmarks/results/estimation-length.json
 
 Each seed draws its own adapter, head and order of the data. What each of the first 160 steps of its run adds
 to the scores is recorded once; plans are then made of these records, for every length and every choice of
@@ -158,12 +158,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("config", type=Path)
     parser.add_argument("--data", type=Path, default=Path(), help="folder that the grid's data starts from")
-    parser.add_argument("--out", type=result_file, required=True)
-    parser.add_argument("--table", action="store_true", help="only print what was measured")
+    goal = parser.add_mutually_exclusive_group(required=True)
+    goal.add_argument("--out", type=result_file)
+    goal.add_argument("--table", type=Path, metavar="FILE", help="only print what was measured")
     options = parser.parse_args()
-    if not options.table:
+    if options.out:
         save_result(options.out, measured(read_grid(options.config), options.data))
-    rows = read_json(options.out)["rows"]
+    rows = read_json(options.out or options.table)["rows"]
     for against, measure in itertools.product(("halves", "longest", "seeds"), ("overlap", "kappa")):
         print(f"\n{against}, {measure}\n\n{table(rows, against, measure)}")
 
