@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightpeft import Anatomy, Budget, Plan, PlanError, Scores, Target, make_plan
-from lightpeft.config import Cuts
+from lightpeft.config import Cuts, Scope
 from lightpeft.costs import Costs, CostTable, Curve, LayerCosts, Schedule
 from lightpeft.planning import ESTIMATION_COST, Pricing
 from tests.test_plan import anatomy_of, head_counts, neuron_counts, scores_of
@@ -233,3 +233,20 @@ def test_only_scores_of_the_loss_are_compared_between_heads_and_neurons(
     pricing = Pricing(Target(inference=0.6, cuts=cuts), table())
     plans = [make_plan(one, ANATOMY, GLOBAL, target=pricing) for one in (scores, large)]
     assert (head_counts(plans[0]) == head_counts(plans[1])) == same
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize("base", ["fluctuation", "magnitude"])
+def test_heads_and_neurons_whose_scores_are_not_of_the_loss_go_in_equal_shares(
+    base: str, scope: Scope
+) -> None:
+    """Though most of the neurons' score is that of a few."""
+    found = drawn()
+    few = tuple(values**8 for values in found.neurons)
+    scores = replace(found, methods=found.methods | {"base": base}, neurons=few)
+    budget = Budget(heads_scope=scope, neurons_scope=scope)
+    plan = make_plan(scores, ANATOMY, budget, target=Pricing(Target(inference=0.7, cuts="width"), table()))
+    assert plan.counts.neurons.cut > 0
+    for layer in plan.layers:
+        heads, neurons = len(layer.heads) / layer.head_count, len(layer.neurons) / layer.neuron_count
+        assert heads == pytest.approx(neurons, abs=1 / layer.head_count)

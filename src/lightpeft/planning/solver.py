@@ -13,9 +13,11 @@ _ROUNDS = 8
 
 @dataclass(frozen=True)
 class Dial:
-    """The heads or neurons of one layer, or of several that lose equal shares."""
+    """The heads, the neurons or both of one layer, or of several that lose equal shares."""
 
     layers: tuple[int, ...]
+    """One for each of its kinds of units: some twice where it is of both."""
+
     lost: Tensor
     """Score lost, (options, layers), float64; option 0 keeps all."""
 

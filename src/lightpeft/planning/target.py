@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from lightpeft.anatomy import DECODERS, Anatomy
-from lightpeft.config import Budget, Cuts, Scope, exact_count
+from lightpeft.config import Budget, Cuts, exact_count
 from lightpeft.planning.blocks import Blocks, blocks_of
 from lightpeft.planning.prices import Prices
 from lightpeft.planning.skips import layer_losses
@@ -74,8 +74,7 @@ def on_one_scale(scores: Scores) -> Scores:
 
     Those of the loss are left as they are; others become shares of the sums of their kinds.
     """
-    row = BASE_SCORES.get(scores.methods.get("base", ""))
-    if row is None or row.of_loss:
+    if _are_of_loss(scores):
         return scores
     is_sum = scores.methods.get("layer", "sum") == "sum"
     return dataclasses.replace(
@@ -84,6 +83,12 @@ def on_one_scale(scores: Scores) -> Scores:
         neurons=_shares(scores.neurons),
         layers=() if is_sum else scores.layers,
     )
+
+
+def _are_of_loss(scores: Scores) -> bool:
+    """Whether heads' and neurons' say the same thing; as scores of one's own are taken to."""
+    row = BASE_SCORES.get(scores.methods.get("base", ""))
+    return row is None or row.of_loss
 
 
 def _shares(kind: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -100,9 +105,9 @@ def _found(
         "neurons": [tuple(range(layer.neurons)) for layer in anatomy.layers],
     }
     for knob, option in zip(knobs, choice.options, strict=True):
-        for layer, blocks, level in zip(knob.layers, knob.blocks, knob.levels[option], strict=True):
+        for member, level in zip(knob.members, knob.levels[option], strict=True):
             if level is not None:
-                kept[knob.kind][layer] = blocks.best(level)
+                kept[member.kind][member.layer] = member.blocks.best(level)
     modules = [anatomy.modules[number] for number in choice.skipped]
     skipped = frozenset(layer.index for layer in anatomy.layers if layer.module in modules)
     total = sum(float(values.double().sum()) for values in (*scores.heads, *scores.neurons))
@@ -111,64 +116,69 @@ def _found(
 
 
 @dataclass(frozen=True)
-class _Knob:
-    """Heads or neurons that go step by step: of one layer, or of several in equal shares."""
+class _Member:
+    """Heads or neurons of one layer."""
 
     kind: str
-    layers: tuple[int, ...]
-    blocks: tuple[Blocks, ...]
-    totals: tuple[float, ...]
-    """Score of all units, per layer."""
+    layer: int
+    blocks: Blocks
+    total: float
+    """Score of all units."""
 
+    def lost(self, level: int | None) -> float:
+        """Score of the blocks beyond the best `level`; None keeps all units."""
+        if level is None:
+            return 0.0
+        return self.total - sum(self.blocks.values[:level]) * self.blocks.block_size
+
+    def saved(self, prices: Prices, level: int | None) -> float:
+        """What they cost."""
+        if level is None:
+            return 0.0
+        return prices.layers[self.layer].saved(self.kind, level * self.blocks.block_size)
+
+
+@dataclass(frozen=True)
+class _Knob:
+    """Heads, neurons or both that go step by step: of one layer, or of several in equal shares."""
+
+    members: tuple[_Member, ...]
     levels: tuple[tuple[int | None, ...], ...]
-    """Per option how many blocks stay in each layer; None where it is not cut."""
+    """Per option how many blocks of each member stay; None where it is not cut."""
 
     def dial(self, prices: Prices, of_modules: Sequence[int]) -> Dial:
         """What each option loses and saves; `of_modules` has the number of each layer's module."""
-        lost = [[self._lost(place, level) for place, level in enumerate(row)] for row in self.levels]
-        saved = [
-            [self._saved(prices, place, level) for place, level in enumerate(row)] for row in self.levels
-        ]
+        rows = [list(zip(self.members, levels, strict=True)) for levels in self.levels]
+        lost = [[member.lost(level) for member, level in row] for row in rows]
+        saved = [[member.saved(prices, level) for member, level in row] for row in rows]
         return Dial(
-            tuple(of_modules[layer] for layer in self.layers),
+            tuple(of_modules[member.layer] for member in self.members),
             torch.tensor(lost, dtype=torch.float64),
             torch.tensor(saved, dtype=torch.float64),
         )
 
-    def _lost(self, place: int, level: int | None) -> float:
-        blocks = self.blocks[place]
-        return 0.0 if level is None else self.totals[place] - sum(blocks.values[:level]) * blocks.block_size
-
-    def _saved(self, prices: Prices, place: int, level: int | None) -> float:
-        if level is None:
-            return 0.0
-        return prices.layers[self.layers[place]].saved(self.kind, level * self.blocks[place].block_size)
-
 
 def _knobs(scores: Scores, anatomy: Anatomy, budget: Budget) -> list[_Knob]:
-    knobs: list[_Knob] = []
+    """One for all layers, or for each, as units are ranked; for heads and neurons where they can be compared.
+
+    Where their scores are of different scales, both go in equal shares.
+    """
+    pools: dict[tuple[int | None, str | None], list[_Member]] = {}
     for kind, values, scope in (
         ("heads", scores.heads, budget.heads_scope),
         ("neurons", scores.neurons, budget.neurons_scope),
     ):
-        found = [
-            blocks_of(layer.name, layer.attention if kind == "heads" else layer.ffn, one.tolist(), budget)
-            for layer, one in zip(anatomy.layers, values, strict=True)
-        ]
-        cuttable = {index: blocks for index, blocks in enumerate(found) if blocks and blocks.blocks}
-        for pool in _pools(list(cuttable), scope):
-            blocks = tuple(cuttable[index] for index in pool)
-            totals = tuple(float(values[index].double().sum()) for index in pool)
-            knobs.append(_Knob(kind, tuple(pool), blocks, totals, _levels(blocks)))
-    return knobs
+        for layer, one in zip(anatomy.layers, values, strict=True):
+            units = layer.attention if kind == "heads" else layer.ffn
+            blocks = blocks_of(layer.name, units, one.tolist(), budget)
+            if blocks is not None and blocks.blocks:
+                member = _Member(kind, layer.index, blocks, float(one.double().sum()))
+                key = (layer.index if scope == "global" else None, kind if _are_of_loss(scores) else None)
+                pools.setdefault(key, []).append(member)
+    return [_Knob(tuple(pool), _levels([member.blocks for member in pool])) for pool in pools.values()]
 
 
-def _pools(layers: list[int], scope: Scope) -> list[list[int]]:
-    """Layers that lose equal shares: all of them where units are ranked inside each layer."""
-    return [[layer] for layer in layers] if scope == "global" else [layers] if layers else []
-
-
-def _levels(pool: tuple[Blocks, ...]) -> tuple[tuple[int | None, ...], ...]:
+def _levels(pool: Sequence[Blocks]) -> tuple[tuple[int | None, ...], ...]:
     """All of them, then ever fewer blocks, in equal shares, down to the floors."""
     steps = max(len(one.blocks) for one in pool)
     rows: list[tuple[int | None, ...]] = [tuple(None for _ in pool)]
