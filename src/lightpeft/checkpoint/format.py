@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,13 @@ _TOKENIZER_FILES = (
     *("preprocessor_config", "processor_config"),
 )
 _TOKENIZER_ENDINGS = (".model", ".spm", ".jinja")
+READ = (
+    PRUNING,
+    *sorted(_FILES - {CARD}),
+    *(f"{start}*" for start in _TOKENIZER_FILES),
+    *(f"*{ending}" for ending in _TOKENIZER_ENDINGS),
+)
+"""Patterns of the files of a checkpoint that somebody reads by lightpeft or transformers."""
 _VECTORS = ("gates", "constants", "row_factors", "shifts")
 
 
@@ -79,14 +87,32 @@ def bind_files(folder: Path) -> None:
 
 
 def _write_sealed(folder: Path, value: dict[str, Any]) -> None:
-    """Write `pruning.json` with a digest of itself."""
-    value.pop(_SEAL, None)
-    write_json(folder / PRUNING, value | {_SEAL: _digest_of(value)})
+    write_json(folder / PRUNING, sealed(value))
+
+
+def sealed(value: dict[str, Any]) -> dict[str, Any]:
+    """What `pruning.json` says, with a digest of itself."""
+    rest = {key: one for key, one in value.items() if key != _SEAL}
+    return rest | {_SEAL: _digest_of(rest)}
 
 
 def _file_digests(folder: Path) -> dict[str, str]:
     files = (path for path in sorted(folder.iterdir()) if path.is_file() and _belongs(path.name))
     return {path.name: file_sha256(path) for path in files}
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a tokenizer lies beside a checkpoint."""
+    return (folder / "tokenizer_config.json").is_file()
+
+
+def files_to_read(folder: Path) -> list[Path]:
+    """The files of a checkpoint that somebody reads by lightpeft or transformers, without the card."""
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if path.is_file() and any(fnmatch(path.name, pattern) for pattern in READ)
+    ]
 
 
 def _belongs(name: str) -> bool:
