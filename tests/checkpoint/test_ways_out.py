@@ -62,6 +62,7 @@ def test_each_way_writes_a_light_checkpoint(way: str, loaded: bool, base: Path, 
 
 REFUSED: dict[str, Callable[[PeftModel, Path], object]] = {
     "pickles": lambda model, folder: model.save_pretrained(str(folder), safe_serialization=False),
+    "pushed as well": lambda model, folder: model.save_pretrained(str(folder), push_to_hub=True),
     "the base inside": lambda model, folder: model.get_base_model().save_pretrained(folder),
     "merged": lambda model, folder: model.merge_and_unload().save_pretrained(folder),
     "unloaded": lambda model, folder: model.unload().save_pretrained(folder),

@@ -80,7 +80,9 @@ def visited(
     """What a process did that pushed a run, and used it from the hub."""
     here = tmp_path_factory.mktemp("here")
     shutil.copytree(finished_run, here / "run")
-    (here / "run" / "light" / "chat_template.jinja").write_text("{{ messages }}")
+    for name in ("chat_template.jinja", "additional_chat_templates/tools.jinja", "spiece.model"):
+        (here / "run" / "light" / name).parent.mkdir(exist_ok=True)
+        (here / "run" / "light" / name).write_text("{{ messages }}")
     (here / "run" / "light" / "notes.txt").write_text("nobody's business")
     (here / "run" / "light" / "checkpoint-7").mkdir()
     (here / "run" / "light" / "checkpoint-7" / "optimizer.pt").write_bytes(b"states")
@@ -133,7 +135,8 @@ def test_only_what_is_read_is_sent(visited: SimpleNamespace) -> None:
         "pruning.json",
         "README.md",
     }
-    assert own | {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"} == found.keys()
+    templates = {"chat_template.jinja", "additional_chat_templates/tools.jinja"}
+    assert own | templates | {"tokenizer.json", "tokenizer_config.json", "spiece.model"} == found.keys()
     folder = visited.here / "run" / "light"
     for name in found.keys() - {"adapter_config.json", "pruning.json", "README.md"}:
         assert found[name] == (folder / name).read_bytes()

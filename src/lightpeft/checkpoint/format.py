@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from transformers.utils.hub import CHAT_TEMPLATE_DIR
 
 from lightpeft.anatomy import LayerForm
 from lightpeft.checkpoint.poison import refuse_marked_folder
@@ -106,13 +107,11 @@ def has_tokenizer(folder: Path) -> bool:
     return (folder / "tokenizer_config.json").is_file()
 
 
-def files_to_read(folder: Path) -> list[Path]:
-    """The files of a checkpoint that somebody reads by lightpeft or transformers, without the card."""
-    return [
-        path
-        for path in sorted(folder.iterdir())
-        if path.is_file() and any(fnmatch(path.name, pattern) for pattern in READ)
-    ]
+def files_to_read(folder: Path) -> dict[str, Path]:
+    """By their names in `folder`, the files that lightpeft or transformers read of it, without the card."""
+    paths = (*folder.iterdir(), *folder.glob(f"{CHAT_TEMPLATE_DIR}/*"))
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(paths) if path.is_file()}
+    return {name: path for name, path in files.items() if any(fnmatch(name, pattern) for pattern in READ)}
 
 
 def _belongs(name: str) -> bool:

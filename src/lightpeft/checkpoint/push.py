@@ -95,8 +95,7 @@ def pack(directory: Path, repo: str, *, base: str | None = None, ask_hub: bool =
             repo,
         )
     name = known or Path(here).name
-    files: dict[str, Path | bytes] = {path.name: path for path in files_to_read(directory)}
-    files |= _renamed(directory, name)
+    files: dict[str, Path | bytes] = {**files_to_read(directory), **_renamed(directory, name)}
     raw |= {
         "base": described | {"name_or_path": name, "revision": revision},
         "task": task | {"data": None} if isinstance(task, dict) and "data" in task else task,

@@ -53,10 +53,10 @@ def _save_light(
     record = record_of(self)
     assert record is not None
     del save_embedding_layers  # what of them differs from the base's is stored anyway
-    if not safe_serialization:
+    if not safe_serialization or kwargs.get("push_to_hub"):
         raise CheckpointError(
-            "a cut model is saved as safetensors only; leave safe_serialization=False out, or call "
-            "lightpeft.save(model, folder)."
+            "a cut model is saved as safetensors only, and pushed by push_to_hub(REPO): leave "
+            "safe_serialization=False and push_to_hub=True out, or call lightpeft.save(model, folder)."
         )
     folder = Path(save_directory)
     with keeping_card(folder / CARD):
