@@ -127,6 +127,31 @@ class Journal:
         self.dropped.clear()
 
 
+class Shrinking(Journal):
+    """Changes to a model that is of no use to anybody if one of them fails: of weights nothing is remembered.
+
+    Args:
+        fill: is called with a weight before it is sliced. One that is still a single zero afterwards,
+            expanded to the weight's shape, stays one.
+    """
+
+    def __init__(self, fill: Callable[[Tensor], None]) -> None:
+        super().__init__()
+        self._fill = fill
+
+    def assign(self, parameter: Tensor, value: Tensor) -> None:
+        """Give `parameter` new data, keeping the Parameter object."""
+        _give(parameter, value)
+
+    def slice(self, parameter: Tensor, dim: int, kept: Tensor) -> None:
+        """Keep the indices `kept` (int64, ascending) of dimension `dim` of `parameter`."""
+        self._fill(parameter)
+        if any(parameter.stride()):
+            _give(parameter, parameter.data.index_select(dim, kept.to(parameter.device)).contiguous())
+        else:
+            _give(parameter, parameter.data.narrow(dim, 0, len(kept)))
+
+
 def _give(parameter: Tensor, value: Tensor) -> None:
     """Let `parameter` have the data `value`, also while an old graph is alive.
 

@@ -15,9 +15,13 @@ from lightpeft.outputs import Output, written_beside, written_file
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as JSON, all or nothing. NaN is refused."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     with written_beside(path) as beside:
-        beside.write_text(text + "\n", encoding="utf-8")
+        beside.write_bytes(json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """What `write_json` writes. NaN is refused."""
+    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def save_json(path: Path, value: Any, holds: Output) -> None:
@@ -65,7 +69,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not path.is_file():
         raise CheckpointError(f"{path} is missing.")
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="pt", backend="pread") as file:  # they outlive the file
             header = json.loads((file.metadata() or {})["lightpeft"])
             return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
     except (SafetensorError, json.JSONDecodeError, KeyError, OSError) as error:

@@ -40,7 +40,7 @@ class LiveBytes(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        made = {id(storage): storage for storage in _storages(result)}
+        made = {id(one): one for one in _storages(result) if one.device.type != "meta"}  # those hold nothing
         for storage in _storages((args, kwargs)):  # written in place, or viewed
             made.pop(id(storage), None)
         for key, storage in made.items():

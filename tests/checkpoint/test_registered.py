@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
+from tests.support.hub import received
 from tests.support.models import assert_same, load_base, make_batch, outputs, save_base, with_lora
 from tests.support.plans import random_plan, random_scores
 from transformers import (
@@ -102,16 +103,9 @@ def test_what_is_saved_again_is_a_merged_folder(way: str, room: SimpleNamespace,
 def test_what_the_hub_gets_is_a_merged_folder(
     room: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    uploaded = tmp_path / "hub"
-
-    def upload(self: PreTrainedModel, working_dir: str, *_args: Any, **_kwargs: Any) -> None:
-        Path(working_dir).rename(uploaded)
-        Path(working_dir).mkdir()
-
-    hub = SimpleNamespace(create_repo=lambda name, **_: SimpleNamespace(repo_id=name))
-    monkeypatch.setattr(PreTrainedModel, "_upload_modified_files", upload)
-    monkeypatch.setattr("transformers.utils.hub.hf_api", lambda: hub)
+    uploaded = received(monkeypatch, tmp_path)
     lightpeft.load_merged(room.merged).push_to_hub("somebody/something")
+    assert 'lightpeft.load_merged("somebody/something")' in (uploaded / "README.md").read_text()
     assert_computes_the_same(lightpeft.load_merged(uploaded), room)
 
 

@@ -309,7 +309,7 @@ class BrokenError(Exception):
 STEPS_OF_SAVING = [
     "lightpeft.checkpoint.save.write_adapter",
     "lightpeft.checkpoint.save.write_record",
-    "lightpeft.checkpoint.save.model_card",
+    "lightpeft.checkpoint.save.Card",
     "lightpeft.checkpoint.format.write_tensors",
     "lightpeft.checkpoint.format.write_json",
     "lightpeft.checkpoint.format.file_sha256",

@@ -1,6 +1,7 @@
 """The ordinary ways of saving a cut model write a light checkpoint, and stock readers of one are warned."""
 
 import copy
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,14 @@ import pytest
 import torch
 from accelerate import Accelerator
 from peft import AutoPeftModelForSequenceClassification, PeftModel
+from tests.support.hub import received
 from tests.support.models import load_base, make_batch, outputs, save_base, with_lora
 from tests.support.plans import random_plan, random_scores
 from tests.support.runs import trainer
 from transformers import AutoModelForSequenceClassification, Trainer
 
 import lightpeft
-from lightpeft import Budget, CheckpointError, LightCallback, LightConfig
+from lightpeft import Budget, CheckpointError, LightCallback, LightConfig, LightTrainer
 from lightpeft.checkpoint import is_light_checkpoint
 
 ONLY_RANKS = Budget(heads=0.0, neurons=0.0, modules=0.4, ranks=0.5)
@@ -60,6 +62,7 @@ def test_each_way_writes_a_light_checkpoint(way: str, loaded: bool, base: Path, 
 
 REFUSED: dict[str, Callable[[PeftModel, Path], object]] = {
     "pickles": lambda model, folder: model.save_pretrained(str(folder), safe_serialization=False),
+    "pushed as well": lambda model, folder: model.save_pretrained(str(folder), push_to_hub=True),
     "the base inside": lambda model, folder: model.get_base_model().save_pretrained(folder),
     "merged": lambda model, folder: model.merge_and_unload().save_pretrained(folder),
     "unloaded": lambda model, folder: model.unload().save_pretrained(folder),
@@ -104,29 +107,44 @@ def test_a_stock_reader_is_stopped_where_the_base_was_cut(reader: str, base: Pat
 def test_what_the_hub_gets_is_a_light_checkpoint(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """PEFT's `push_to_hub` lets the model write into a folder and uploads that."""
-    model, uploaded = cut_model(base), tmp_path / "hub"
-
-    def upload(self: PeftModel, working_dir: str, *_args: Any, **_kwargs: Any) -> None:
-        uploaded.mkdir()
-        for file in Path(working_dir).iterdir():
-            (uploaded / file.name).write_bytes(file.read_bytes())
-
-    monkeypatch.setattr(PeftModel, "_upload_modified_files", upload)
-
-    class Hub:
-        def create_repo(self, name: str, **_: Any) -> Any:
-            return type("Repo", (), {"repo_id": name})
-
-    monkeypatch.setattr("transformers.utils.hub.hf_api", Hub)
-    model.push_to_hub("somebody/something")
+    model, uploaded = cut_model(base), received(monkeypatch, tmp_path)
+    model.push_to_hub("somebody/something", max_shard_size="1GB")
+    assert 'lightpeft.load("somebody/something"' in (uploaded / "README.md").read_text()
     assert torch.equal(
-        outputs(lightpeft.load(uploaded), make_batch("bert"))["logits"],
+        outputs(lightpeft.load(uploaded, base), make_batch("bert"))["logits"],
         outputs(model, make_batch("bert"))["logits"],
     )
+    for push, options in ((model.push_to_hub, {"tags": ["mine"]}), (model.get_base_model().push_to_hub, {})):
+        shutil.rmtree(uploaded, ignore_errors=True)
+        with pytest.raises(CheckpointError):
+            push("somebody/something", **options)
+        assert not uploaded.exists()
 
 
 LIGHT = LightConfig(estimation=lightpeft.EstimationConfig(steps=3), budget=Budget(heads=0.5, neurons=0.5))
+
+
+@pytest.mark.parametrize("kind", [Trainer, LightTrainer])
+def test_the_card_of_the_trainer_does_not_replace_ours(
+    kind: type[Trainer], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pushed = {}
+
+    def upload_folder(folder_path: str, **_: Any) -> None:
+        pushed["card"] = (Path(folder_path) / "README.md").read_text()
+
+    monkeypatch.setattr("transformers.trainer.upload_folder", upload_folder)
+    options = {"light": LIGHT} if kind is LightTrainer else {"callbacks": [LightCallback(LIGHT)]}
+    run = trainer(base, tmp_path, kind=kind, max_steps=6, **options)
+    run.hub_model_id = "somebody/something"
+    run.push_to_hub()
+    assert "generated automatically according to the information the Trainer" in pushed["card"]
+    (tmp_path / "README.md").unlink()
+    run.train()
+    run.push_to_hub()
+    assert "library_name: lightpeft" in pushed["card"]
+    run.create_model_card()  # who asks for the Trainer's gets it
+    assert "library_name: lightpeft" not in (tmp_path / "README.md").read_text()
 
 
 def test_one_callback_cuts_every_fold(base: Path, tmp_path: Path) -> None:

@@ -1,13 +1,9 @@
 """Rows: the ways in which a cut model reaches a folder."""
 
-import shutil
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
-from huggingface_hub import ModelCard
 from torch import nn
-from transformers.utils import hub
 
 import lightpeft
 from lightpeft import LightTrainer
@@ -46,25 +42,6 @@ def _save_into_the_run(setting: Setting, model: nn.Module) -> Path:
     return run
 
 
-def _push(setting: Setting, model: Any) -> Path:
-    """To a hub that is a folder."""
-    folder = setting.folder / "hub"
-
-    def upload(_self: Any, source: str, *_: Any, **__: Any) -> None:
-        shutil.copytree(source, folder)
-
-    api = mock.Mock()
-    api.create_repo.return_value.repo_id = "some/model"
-    card = ModelCard("---\n{}\n---\n")
-    with (
-        mock.patch.object(hub, "hf_api", return_value=api),
-        mock.patch.object(hub, "create_and_tag_model_card", return_value=card),
-        mock.patch.object(hub.PushToHubMixin, "_upload_modified_files", upload),
-    ):
-        model.push_to_hub("some/model")
-    return folder
-
-
 def _last_checkpoint(setting: Setting, model: nn.Module) -> Path:
     return setting.folder / "run" / f"checkpoint-{STEPS}"
 
@@ -83,7 +60,6 @@ WAYS = [
     Row("save_pretrained, images", VIT, lora={"modules_to_save": ["classifier"]}, save=_save_pretrained),
     Row("save_pretrained twice", save=_save_pretrained_over_another),
     Row("save_pretrained of a loaded model", save=_save_pretrained_loaded),
-    Row("push_to_hub", save=_push),
     Row("the last checkpoint", arguments=SAVES, save=_last_checkpoint),
     Row("the last checkpoint, DoRA", arguments=SAVES, lora={"use_dora": True}, save=_last_checkpoint),
     Row(

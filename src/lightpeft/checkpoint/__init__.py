@@ -45,6 +45,7 @@ from lightpeft.checkpoint.progress import (
     unmark,
 )
 from lightpeft.checkpoint.proof import require_same_outputs
+from lightpeft.checkpoint.push import Parcel, pack, send
 from lightpeft.checkpoint.save import keep_adapter, save, write_cut
 from lightpeft.checkpoint.seal import is_sealed, seal_weights
 from lightpeft.checkpoint.ways_out import guard, save_with_state
@@ -57,6 +58,7 @@ __all__ = [
     "PRUNING",
     "Graph",
     "LightTasks",
+    "Parcel",
     "RunMark",
     "TaskMemory",
     "bind_files",
@@ -86,6 +88,7 @@ __all__ = [
     "mark_complete",
     "origin_of",
     "own_tensors",
+    "pack",
     "read_merged",
     "read_record",
     "refuse_marked",
@@ -98,6 +101,7 @@ __all__ = [
     "save",
     "save_with_state",
     "seal_weights",
+    "send",
     "unmark",
     "write_cut",
 ]

@@ -8,14 +8,19 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from torch import nn
-from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
+from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
+from torch import Tensor, nn
+from transformers import CONFIG_MAPPING, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import cached_file
 
 from lightpeft.anatomy import base_of
+from lightpeft.checkpoint.hollow import Place, Places, build_hollow, opened, random_names
 from lightpeft.checkpoint.poison import refuse_marked, refuse_marked_model
 from lightpeft.errors import CheckpointError
+from lightpeft.files import read_json
 from lightpeft.wrapping import name_without_peft
 
 TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
@@ -40,6 +45,9 @@ AUTO_CLASSES: dict[str, Any] = {
 }
 
 DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64)}
+
+_FAILURES = (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, ImportError)
+"""What a base that is missing, damaged or of another kind makes transformers raise."""
 
 _BOOKKEEPING = frozenset({"_name_or_path", "dtype", "transformers_version", "use_cache"})
 """Keys of a configuration that do not decide what the model computes, and differ from place to place."""
@@ -137,34 +145,127 @@ def load_with_gaps(
         CheckpointError: the base cannot be found, is of a class that lightpeft does not load, or is marked
             as poisoned.
     """
-    name = path or described.get("name_or_path")
+    name, revision = _named(described, path)
     auto_class = _class_to_build(described)
-    if not name:
-        raise CheckpointError("the checkpoint does not name its base; pass base=.")
-    options: dict[str, Any] = {
-        "config": described_config(described),
-        "dtype": DTYPES.get(str(described.get("dtype")), torch.float32),
-        "ignore_mismatched_sizes": True,  # what does not fit comes from the checkpoint, or is refused
-    }
-    if attention is not None:
-        options["attn_implementation"] = attention
-    if path is None and not Path(name).is_dir() and described.get("revision"):
-        options["revision"] = described["revision"]
+    options: dict[str, Any] = {} if revision is None else {"revision": revision}
     try:
         # Weights that are missing are drawn at random; the random numbers of the user's run stay as they are.
         with quiet_transformers(), torch.random.fork_rng(devices=[]):
-            refuse_marked(own_config(name, options.get("revision")), f"the base {name!r}")
-            base, info = auto_class.from_pretrained(name, output_loading_info=True, **options)
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, ImportError) as error:
+            refuse_marked(own_config(name, revision), f"the base {name!r}")
+            base, info = auto_class.from_pretrained(
+                name,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # what does not fit comes from the checkpoint, or is refused
+                **_build_options(described, attention),
+                **options,
+            )
+    except _FAILURES as error:
         raise CheckpointError(
             f"the base {name!r} cannot be loaded ({error}). Pass base= with its folder or hub name."
         ) from error
     assert isinstance(base, PreTrainedModel)
+    _finish(base, described)
+    return base, random_names(info)
+
+
+def hollow_with_gaps(
+    described: Mapping[str, Any], path: str | None = None, attention: str | None = None
+) -> tuple[PreTrainedModel, frozenset[str], Places] | None:
+    """`load_with_gaps` without reading the weights, and where they are.
+
+    None where they have to be read at once: they are not in safetensors, or transformers makes others of them
+    (joins, converts, keeps some in another dtype); and where the base cannot be loaded, as `load_with_gaps`
+    will say.
+
+    Raises:
+        CheckpointError: see `load_with_gaps`.
+    """
+    name, revision = _named(described, path)
+    auto_class, options = _class_to_build(described), _build_options(described, attention)
+    config = options["config"]
+    if getattr(config, "quantization_config", None) or type(config).extra_files:
+        return None
+    try:
+        with quiet_transformers(), torch.random.fork_rng(devices=[]):
+            refuse_marked(own_config(name, revision), f"the base {name!r}")
+            places = Places()
+            weights = dict(_weights(name, revision, places, options["dtype"]))
+            built = build_hollow(name, auto_class, str(described.get("class")), weights=weights, **options)
+            if not weights or built is None:
+                return None
+            base, gaps = built
+            if base.can_generate():
+                base.generation_config = _generation_config(name, revision)
+    except _FAILURES:
+        return None
+    _finish(base, described)
+    there = base.state_dict(keep_vars=True)
+    odd = [key for key, one in there.items() if one.is_floating_point() and places.of(one) is None]
+    return (base, gaps, places) if gaps.issuperset(odd) else None
+
+
+def _weights(
+    name: str, revision: str | None, places: Places, dtype: torch.dtype
+) -> Iterator[tuple[str, Tensor]]:
+    """By the names in a base's safetensors: a zero of `dtype` for every weight, and other tensors."""
+    for path in _weight_files(name, revision):
+        with opened(path) as file:
+            for key in file.keys():  # noqa: SIM118
+                entry = file.get_slice(key)
+                if entry.get_dtype().startswith(("F", "BF")):
+                    yield key, places.note(Place(path, key, through=dtype), entry.get_shape(), dtype)
+                else:
+                    yield key, file.get_tensor(key)
+
+
+def _weight_files(name: str, revision: str | None) -> list[Path]:
+    """The safetensors of a base; none if it has an adapter, too, or weights in another form."""
+
+    def find(file: str) -> Path | None:
+        found = cached_file(name, file, revision=revision, _raise_exceptions_for_missing_entries=False)
+        return None if found is None else Path(found)
+
+    if find(ADAPTER_CONFIG) is not None:
+        return []
+    if (whole := find(SAFE_WEIGHTS_NAME)) is not None:
+        return [whole]
+    if (index := find(SAFE_WEIGHTS_INDEX_NAME)) is None:
+        return []
+    shards = [find(shard) for shard in sorted(set(read_json(index)["weight_map"].values()))]
+    return [shard for shard in shards if shard is not None] if None not in shards else []
+
+
+def _generation_config(name: str, revision: str | None) -> GenerationConfig:
+    options: dict[str, Any] = {} if revision is None else {"revision": revision}
+    try:
+        return GenerationConfig.from_pretrained(name, **options)
+    except OSError:  # there is none: from what the configuration says of it
+        return GenerationConfig.from_pretrained(
+            name, config_file_name=CONFIG_NAME, _from_model_config=True, **options
+        )
+
+
+def _named(described: Mapping[str, Any], path: str | None) -> tuple[str, str | None]:
+    """The base's folder or hub name, and of the latter the revision that is described."""
+    name = path or described.get("name_or_path")
+    if not name:
+        raise CheckpointError("the checkpoint does not name its base; pass base=.")
+    is_as_described = path is None and not Path(name).is_dir()
+    return str(name), (described.get("revision") or None) if is_as_described else None
+
+
+def _build_options(described: Mapping[str, Any], attention: str | None) -> dict[str, Any]:
+    options = {
+        "config": described_config(described),
+        "dtype": DTYPES.get(str(described.get("dtype")), torch.float32),
+    }
+    return options if attention is None else options | {"attn_implementation": attention}
+
+
+def _finish(base: PreTrainedModel, described: Mapping[str, Any]) -> None:
     refuse_marked_model(base)
     for key, value in (described.get("tokens") or {}).items():
         setattr(base.config, key, value)
-    mismatched = {entry if isinstance(entry, str) else entry[0] for entry in info["mismatched_keys"]}
-    return base, frozenset(info["missing_keys"]) | mismatched
 
 
 def own_config(name: str, revision: str | None) -> dict[str, Any]:

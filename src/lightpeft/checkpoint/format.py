@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from transformers.utils.hub import CHAT_TEMPLATE_DIR
 
 from lightpeft.anatomy import LayerForm
 from lightpeft.checkpoint.poison import refuse_marked_folder
@@ -31,6 +33,13 @@ _TOKENIZER_FILES = (
     *("preprocessor_config", "processor_config"),
 )
 _TOKENIZER_ENDINGS = (".model", ".spm", ".jinja")
+READ = (
+    PRUNING,
+    *sorted(_FILES - {CARD}),
+    *(f"{start}*" for start in _TOKENIZER_FILES),
+    *(f"*{ending}" for ending in _TOKENIZER_ENDINGS),
+)
+"""Patterns of the files of a checkpoint that somebody reads by lightpeft or transformers."""
 _VECTORS = ("gates", "constants", "row_factors", "shifts")
 
 
@@ -79,14 +88,30 @@ def bind_files(folder: Path) -> None:
 
 
 def _write_sealed(folder: Path, value: dict[str, Any]) -> None:
-    """Write `pruning.json` with a digest of itself."""
-    value.pop(_SEAL, None)
-    write_json(folder / PRUNING, value | {_SEAL: _digest_of(value)})
+    write_json(folder / PRUNING, sealed(value))
+
+
+def sealed(value: dict[str, Any]) -> dict[str, Any]:
+    """What `pruning.json` says, with a digest of itself."""
+    rest = {key: one for key, one in value.items() if key != _SEAL}
+    return rest | {_SEAL: _digest_of(rest)}
 
 
 def _file_digests(folder: Path) -> dict[str, str]:
     files = (path for path in sorted(folder.iterdir()) if path.is_file() and _belongs(path.name))
     return {path.name: file_sha256(path) for path in files}
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a tokenizer lies beside a checkpoint."""
+    return (folder / "tokenizer_config.json").is_file()
+
+
+def files_to_read(folder: Path) -> dict[str, Path]:
+    """By their names in `folder`, the files that lightpeft or transformers read of it, without the card."""
+    paths = (*folder.iterdir(), *folder.glob(f"{CHAT_TEMPLATE_DIR}/*"))
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(paths) if path.is_file()}
+    return {name: path for name, path in files.items() if any(fnmatch(name, pattern) for pattern in READ)}
 
 
 def _belongs(name: str) -> bool:

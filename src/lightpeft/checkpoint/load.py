@@ -13,8 +13,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lightpeft.adapters import FORMS, find_modules
-from lightpeft.checkpoint.format import ADAPTER, NOTE, PRUNING, read_record
-from lightpeft.checkpoint.origin import rebuild_base
+from lightpeft.checkpoint.format import ADAPTER, NOTE, PRUNING, READ, read_record
+from lightpeft.checkpoint.origin import rebuild_base, rebuild_hollow
 from lightpeft.checkpoint.own import restore_dtypes, restore_tensors
 from lightpeft.checkpoint.poison import refuse_marked, refuse_marked_model, refuse_sealed
 from lightpeft.checkpoint.sharing import BareBase, share
@@ -30,17 +30,22 @@ def load(
     folder: str | Path,
     base: str | Path | PreTrainedModel | None = None,
     *,
+    revision: str | None = None,
     attn_implementation: str | None = None,
     is_trainable: bool = False,
     check_files: bool = True,
 ) -> PeftModel:
     """Rebuild the cut model with its adapter from a light checkpoint (a folder or a hub name).
 
+    The weights of a base in safetensors are read one by one, and what is cut of each goes before the next: no
+    whole base is in memory. Others, and those that transformers joins or converts, are read at once.
+
     Args:
         base: the base's folder or hub name; by default the one that the checkpoint names. Or the loaded
             base itself: the model then uses its embeddings and every weight that is neither cut nor under
             the adapter, so that several tasks fit beside it in memory (see `LightTasks`). The base is not
             changed, nor by training or merging the adapter; do not write to its frozen weights.
+        revision: of a hub name: the branch, tag or commit of the checkpoint.
         is_trainable: keep the adapter trainable.
         check_files: off, files that were edited since they were saved are taken as they are.
 
@@ -49,7 +54,7 @@ def load(
             fit, another base than the one that was cut, one in memory that was cut or carries PEFT, or
             a mark of the audit.
     """
-    directory = find_folder(folder)
+    directory = find_folder(folder, revision)
     record, described, own = read_record(directory, check_files=check_files)
     check_adapter_config(directory)
     named = described.get("base")
@@ -57,7 +62,7 @@ def load(
     refuse_marked_model(bare.model)
     try:
         verify_discovered(bare.model)
-        reapply(bare.model, record)
+        reapply(bare.model, record, bare.unread)
     except (PlanError, CheckpointError, AnatomyError, RuntimeError, AttributeError) as error:
         raise CheckpointError(f"{directory} does not fit the base: {error}") from error
     with bare.guarded():
@@ -83,20 +88,31 @@ def _bare_base(
         if attention is not None:
             raise CheckpointError("attn_implementation has no effect on a base that is already built.")
         return share(base, described)
-    model, blank = rebuild_base(described, record.base, None if base is None else str(base), attention)
+    how = described, record.base, None if base is None else str(base), attention
+    if (hollow := rebuild_hollow(*how)) is not None:
+        model, blank, unread = hollow
+        return BareBase(model, blank=blank, unread=unread)
+    model, blank = rebuild_base(*how)
     return BareBase(model, blank=blank)
 
 
-def find_folder(folder: str | Path) -> Path:
-    """The local folder of a light checkpoint, fetched from the hub if `folder` is a hub name."""
+def find_folder(folder: str | Path, revision: str | None = None) -> Path:
+    """The local folder of a checkpoint, fetched from the hub if `folder` is a hub name.
+
+    Raises:
+        CheckpointError: there is none, or a local folder is asked for in some revision.
+    """
     path = Path(folder)
     if restore_left_behind(path) and path.is_dir():
+        if revision is not None:
+            raise CheckpointError(f"{folder} is a folder, of which there are no revisions; leave it out.")
         return path
     try:
-        return Path(snapshot_download(str(folder), allow_patterns=["*.json", "*.safetensors", "*.txt"]))
+        return Path(snapshot_download(str(folder), revision=revision, allow_patterns=list(READ)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        in_revision = "" if revision is None else f" in revision {revision!r}"
         raise CheckpointError(
-            f"{folder} is neither a folder nor a light checkpoint that the hub gave ({error})."
+            f"{folder} is neither a folder nor a light checkpoint that the hub gave{in_revision} ({error})."
         ) from error
 
 

@@ -11,19 +11,20 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_model, save_model
+from safetensors.torch import save_model
 from torch import nn
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME
 
 from lightpeft.adapters import active_form
 from lightpeft.anatomy import base_of, linear_at
-from lightpeft.checkpoint.base import AUTO_CLASSES
+from lightpeft.checkpoint.base import AUTO_CLASSES, quiet_transformers
 from lightpeft.checkpoint.format import WEIGHTS, read_merged, write_merged
+from lightpeft.checkpoint.hollow import build_hollow, opened, stand_in
 from lightpeft.checkpoint.load import find_folder
 from lightpeft.checkpoint.own import dtypes_of, restore_dtypes
 from lightpeft.checkpoint.poison import refuse_marked_model
+from lightpeft.checkpoint.push import push_model
 from lightpeft.checkpoint.replaced import put_replaced
 from lightpeft.checkpoint.ways_out import guard
 from lightpeft.errors import AnatomyError, CheckpointError, PlanError
@@ -31,7 +32,15 @@ from lightpeft.files import read_json, write_json
 from lightpeft.linears import OUTPUTS, width
 from lightpeft.outputs import written_beside
 from lightpeft.stock_names import MODEL_TYPE
-from lightpeft.surgery import CutRecord, fold_beside, narrow, record_of, reshape, verify_discovered
+from lightpeft.surgery import (
+    CutRecord,
+    fold_beside,
+    narrow,
+    record_of,
+    reshape,
+    shape_and_dtype,
+    verify_discovered,
+)
 from lightpeft.wrapping import tied_parameters, unwrapped
 
 logger = logging.getLogger(__name__)
@@ -42,7 +51,7 @@ KEPT = ("base", "metrics", "task", "lightpeft_version")
 """What a light checkpoint says that a merged folder says, too."""
 
 _MISFITS = (
-    *(PlanError, AnatomyError, OSError, RuntimeError, ValueError, SafetensorError, StrictDataclassError),
+    *(PlanError, AnatomyError, OSError, RuntimeError, ValueError, StrictDataclassError),
     *(KeyError, TypeError, AttributeError),
 )
 """What a configuration and weights that do not go together end in."""
@@ -144,36 +153,31 @@ def _require_untied(model: PeftModel, with_pairs: Iterable[str]) -> None:
 
 
 def load_merged(
-    folder: str | Path, *, attn_implementation: str | None = None, check_files: bool = True
+    folder: str | Path,
+    *,
+    attn_implementation: str | None = None,
+    revision: str | None = None,
+    check_files: bool = True,
 ) -> PreTrainedModel:
     """Build a small model from what `save_merged` wrote (`lightpeft export --to merged`).
 
     Args:
+        folder: a folder or a hub name.
+        revision: of a hub name: the branch, tag or commit.
         check_files: off, files that were edited since they were saved are taken as they are.
 
     Raises:
         CheckpointError: a missing, damaged or truncated file, an unknown version, or a plan that does not fit
             the configuration.
     """
-    directory = Path(folder)
+    directory = find_folder(folder, revision)
     record, described = read_merged(directory, check_files=check_files)
-    found = described.get("base")
-    named: dict[str, Any] = found if isinstance(found, dict) else {}
-    name = named.get("auto_class")
-    if name not in AUTO_CLASSES:
-        raise CheckpointError(
-            f"{directory} is of a base of class {name!r}, which load_merged does not build."
-        )
-    options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     try:
-        config = _read_config(directory)
-        model: PreTrainedModel = AUTO_CLASSES[name].from_config(config, **options)
-        put_replaced(model, named.get("replaced") or {})
+        model = _build(directory, record, described, attn_implementation)
         verify_discovered(model)
         reshape(model, record)
-        _add_biases(model, directory)
+        _fill(model, directory / WEIGHTS)
         restore_dtypes(model, described.get("dtypes"), directory)
-        load_model(model, directory / WEIGHTS)
     except _MISFITS as error:
         raise CheckpointError(
             f"the weights in {directory} do not fit its configuration and plan: {error}"
@@ -181,7 +185,31 @@ def load_merged(
     model.eval()
     own: Any = model
     own.save_pretrained = MethodType(_save_again, model)
+    own.push_to_hub = MethodType(push_model, model)
     setattr(model, _DESCRIBED, {key: described.get(key) for key in KEPT})
+    return model
+
+
+def _build(
+    directory: Path, record: CutRecord, described: Mapping[str, Any], attention: str | None
+) -> PreTrainedModel:
+    """The uncut model, with zeros that stand for its weights."""
+    found = described.get("base")
+    named: Mapping[str, Any] = found if isinstance(found, dict) else {}
+    auto_class = AUTO_CLASSES.get(str(named.get("auto_class")))
+    weights = {name: stand_in(*shape_and_dtype(digest)) for name, digest in record.base.items()}
+    options = {} if attention is None else {"attn_implementation": attention}
+    with quiet_transformers(), torch.random.fork_rng(devices=[]):
+        config = _read_config(directory)
+        kind = str(named.get("class"))
+        built = auto_class and build_hollow(str(directory), auto_class, kind, config, weights, **options)
+    if not built:
+        raise CheckpointError(
+            f"{directory} is of a base of class {named.get('class')!r} ({named.get('auto_class')!r}), which "
+            "load_merged does not build."
+        )
+    model, _ = built
+    put_replaced(model, named.get("replaced") or {})
     return model
 
 
@@ -231,12 +259,30 @@ def _save_again(
         _write_all(self, folder, record, getattr(self, _DESCRIBED))
 
 
-def _add_biases(model: nn.Module, directory: Path) -> None:
-    """Compensation gave biases to linears of architectures that have none."""
-    own = set(model.state_dict())
-    with safe_open(directory / WEIGHTS, framework="pt") as file:
-        for key in set(file.keys()) - own:
-            linear = linear_at(model, key.removesuffix(".bias")) if key.endswith(".bias") else None
-            if linear is None:
-                raise CheckpointError(f"{directory / WEIGHTS} has {key}, which the model has not.")
-            linear.bias = nn.Parameter(linear.weight.new_zeros(width(linear, OUTPUTS)), requires_grad=False)
+def _fill(model: nn.Module, path: Path) -> None:
+    """Give a model the tensors of a file, and biases to linears to which compensation gave some.
+
+    Raises:
+        CheckpointError: the file cannot be read, or has other tensors than the model.
+    """
+    wanted = model.state_dict(keep_vars=True)
+    filled: set[int] = set()
+    with opened(path) as file:
+        for key in file.keys():  # noqa: SIM118
+            value = file.get_tensor(key)
+            target = wanted[key] if key in wanted else _new_bias(model, key, path)
+            if target.shape != value.shape:
+                raise CheckpointError(f"{key} has the shape {list(value.shape)}, not {list(target.shape)}.")
+            target.data = value
+            filled.add(id(target))
+    missing = [key for key, target in wanted.items() if id(target) not in filled]
+    if missing:
+        raise CheckpointError(f"{path} lacks {', '.join(missing[:3])}.")
+
+
+def _new_bias(model: nn.Module, key: str, path: Path) -> nn.Parameter:
+    linear = linear_at(model, key.removesuffix(".bias")) if key.endswith(".bias") else None
+    if linear is None:
+        raise CheckpointError(f"{path} has {key}, which the model has not.")
+    linear.bias = nn.Parameter(linear.weight.new_zeros(width(linear, OUTPUTS)), requires_grad=False)
+    return linear.bias

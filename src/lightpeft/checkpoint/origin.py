@@ -1,7 +1,6 @@
 """Where a base came from: what its folder or hub name gives today, and how that differs from it in memory."""
 
 import logging
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,17 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lightpeft.anatomy import base_of
-from lightpeft.checkpoint.base import DTYPES, TOKENS, describe_base, load_with_gaps, own_config, paddings
+from lightpeft.checkpoint.base import (
+    DTYPES,
+    TOKENS,
+    describe_base,
+    hollow_with_gaps,
+    load_with_gaps,
+    own_config,
+    paddings,
+)
+from lightpeft.checkpoint.hollow import Places, UnreadWeights
+from lightpeft.checkpoint.hub_names import is_hub_name
 from lightpeft.checkpoint.replaced import describe_replaced, put_replaced
 from lightpeft.errors import CheckpointError
 from lightpeft.surgery import base_digests, digest_of, other_tensors, record_of
@@ -119,7 +128,7 @@ def _configs(config: dict[str, Any], name: str, revision: str | None) -> Iterato
 
 def _cached_revisions(name: str) -> list[str]:
     """Commits of a hub repository that are on this machine, the one that `main` names first."""
-    if not _is_hub_name(name):
+    if not is_hub_name(name):
         return []
     folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")
     snapshots = folder / "snapshots"
@@ -127,10 +136,6 @@ def _cached_revisions(name: str) -> list[str]:
     main = folder / "refs" / "main"
     first = main.read_text(encoding="utf-8").strip() if main.is_file() else ""
     return sorted(commits, key=lambda commit: commit != first)
-
-
-def _is_hub_name(name: str) -> bool:
-    return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None and not Path(name).exists()
 
 
 def _try(base: PreTrainedModel, described: dict[str, Any], wanted: Mapping[str, str]) -> tuple[float, Origin]:
@@ -177,20 +182,43 @@ def rebuild_base(
     return base, _complete(base, gaps, described, wanted)
 
 
+def rebuild_hollow(
+    described: Mapping[str, Any], wanted: Mapping[str, str], path: str | None, attention: str | None
+) -> tuple[PreTrainedModel, frozenset[str], UnreadWeights] | None:
+    """`rebuild_base` without reading its weights, and the way to read them; None where that cannot be done.
+
+    Raises:
+        CheckpointError: see `load_with_gaps`.
+    """
+    found = hollow_with_gaps(described, path, attention)
+    if found is None:
+        return None
+    base, gaps, places = found
+    blank = _complete(base, gaps, described, wanted, places)
+    return base, blank, UnreadWeights(base, places)
+
+
 def _complete(
-    base: nn.Module, gaps: frozenset[str], described: Mapping[str, Any], wanted: Mapping[str, str]
+    base: nn.Module,
+    gaps: frozenset[str],
+    described: Mapping[str, Any],
+    wanted: Mapping[str, str],
+    places: Places | None = None,
 ) -> frozenset[str]:
     """Put in what was replaced, in the dtypes that were; the names of what then is random."""
     new = tuple(f"{name}." for name in put_replaced(base, described.get("replaced") or {}))
-    _cast_to(base, wanted)
+    _cast_to(base, wanted, places or Places())
     return frozenset(
         name for name, _ in base.named_parameters() if name in gaps or (new and name.startswith(new))
     )
 
 
-def _cast_to(base: nn.Module, wanted: Mapping[str, str]) -> None:
-    """Give each parameter of `base` the dtype that its digest in `wanted` names."""
+def _cast_to(base: nn.Module, wanted: Mapping[str, str], places: Places) -> None:
+    """Give each parameter of `base` the dtype that its digest in `wanted` names, also one without values."""
     for name, parameter in base.named_parameters():
         dtype = DTYPES.get(f"torch.{wanted.get(name, '').partition(' ')[0]}", parameter.dtype)
         if parameter.dtype != dtype:
-            parameter.data = parameter.data.to(dtype)
+            place = places.of(parameter)
+            parameter.data = (
+                parameter.data.to(dtype) if place is None else places.note(place, parameter.shape, dtype)
+            )

@@ -86,7 +86,7 @@ def restore_tensors(model: nn.Module, own: Mapping[str, Tensor], directory: Path
                 f"{directory} stores {name} of shape {tuple(value.shape)}, the base has {shape}."
             )
         # Not in place: the old data may be shared with a base in memory.
-        target.data = value.to(target.device, copy=True)
+        target.data = value.to(target.device)
 
 
 def dtypes_of(model: nn.Module, adapter: str = "default") -> dict[str, Any]:

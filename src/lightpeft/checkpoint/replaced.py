@@ -1,6 +1,5 @@
 """Modules of a base that somebody put in place of its class's own: a new head, say. Told, and built again."""
 
-import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -10,7 +9,7 @@ from torch import nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from lightpeft.errors import CheckpointError
-from lightpeft.surgery import SkippedAttention
+from lightpeft.surgery import SkippedAttention, shape_and_dtype
 from lightpeft.wrapping import unwrapped
 
 Structure = dict[str, Any]
@@ -107,11 +106,7 @@ def _same_shapes(fresh: nn.Module, path: str, shapes: Mapping[str, list[int]]) -
 
 
 def _shapes(digests: Mapping[str, str]) -> dict[str, list[int]]:
-    """Of digests, which name the shape between dtype and value."""
-    return {
-        name: json.loads(digest[digest.index("[") : digest.index("]") + 1])
-        for name, digest in digests.items()
-    }
+    return {name: shape_and_dtype(digest)[0] for name, digest in digests.items()}
 
 
 def _describe(module: nn.Module) -> Structure | None:

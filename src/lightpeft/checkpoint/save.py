@@ -11,8 +11,9 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from lightpeft.adapters import active_form
-from lightpeft.checkpoint.card import model_card
-from lightpeft.checkpoint.format import CARD, NOTE, bind_files, write_record
+from lightpeft.checkpoint.card import Card
+from lightpeft.checkpoint.format import CARD, NOTE, has_tokenizer, write_record
+from lightpeft.checkpoint.hub_names import hub_name
 from lightpeft.checkpoint.origin import describe_with_origin
 from lightpeft.checkpoint.own import dtypes_of, own_tensors
 from lightpeft.checkpoint.poison import refuse_marked_model
@@ -52,10 +53,9 @@ def save(
     with written_folder(target, Output.LIGHT) as beside:
         beside.mkdir(parents=True)
         write_adapter(model, beside, record.adapter)
-        write_cut(model, beside, record, metrics=metrics, task=task)
         if tokenizer is not None:
             tokenizer.save_pretrained(beside)
-            bind_files(beside)
+        write_cut(model, beside, record, metrics=metrics, task=task)
         read_back(beside, model)
     return target
 
@@ -102,14 +102,14 @@ def write_cut(
         "task": dict(task) if task is not None else None,
     }
     form = active_form(model)
-    card = model_card(
-        described["name_or_path"] or "the base model",
+    card = Card(
+        extra,
         record.plan,
-        numbers,
-        version("lightpeft"),
         "no PEFT" if form is None else form.title,
+        hub_name(described["name_or_path"])[0],
+        has_tokenizer=has_tokenizer(folder),
     )
-    (folder / CARD).write_text(card, encoding="utf-8")
+    (folder / CARD).write_text(str(card), encoding="utf-8")
     _tell_stock_readers(folder)
     write_record(folder, record, extra, own_tensors(model))
 

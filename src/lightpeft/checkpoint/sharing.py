@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from lightpeft.anatomy import base_of
 from lightpeft.checkpoint.base import decisive_differences, describe_base, paddings
+from lightpeft.checkpoint.hollow import UnreadWeights
 from lightpeft.checkpoint.labels import fit_labels
 from lightpeft.errors import CheckpointError
 from lightpeft.surgery import record_of
@@ -32,6 +33,9 @@ class BareBase:
 
     blank: frozenset[str] = frozenset()
     """Parameters of `model` that have no values until the checkpoint gives them: a head, say."""
+
+    unread: UnreadWeights | None = None
+    """The weights of `model`, if it is without any yet."""
 
     @contextmanager
     def guarded(self) -> Iterator[None]:

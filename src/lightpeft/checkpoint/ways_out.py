@@ -17,21 +17,24 @@ from transformers import PreTrainedModel
 from lightpeft.anatomy import base_of
 from lightpeft.checkpoint.card import keeping_card
 from lightpeft.checkpoint.format import CARD, LIGHT
+from lightpeft.checkpoint.push import push_model
 from lightpeft.checkpoint.save import keep_adapter, save, write_cut
 from lightpeft.errors import CheckpointError
 from lightpeft.surgery import WHEN_CUT, record_of
 
 
 def guard(model: nn.Module) -> None:
-    """Make `save_pretrained` of a cut model, and so Trainers and `push_to_hub`, write the cut as well.
+    """Make `save_pretrained` of a cut model, and so Trainers, and `push_to_hub` write the cut as well.
 
     A method of the instance takes the place of the class's; copies of the model keep it.
     """
     base: Any = base_of(model)
     base.save_pretrained = MethodType(_refuse_to_save, base)
+    vars(base).setdefault("push_to_hub", MethodType(_refuse_to_save, base))  # the audit's own refusal stays
     if isinstance(model, PeftModel):
         whole: Any = model
         whole.save_pretrained = MethodType(_save_light, whole)
+        whole.push_to_hub = MethodType(push_model, whole)
 
 
 WHEN_CUT.append(guard)
@@ -50,10 +53,10 @@ def _save_light(
     record = record_of(self)
     assert record is not None
     del save_embedding_layers  # what of them differs from the base's is stored anyway
-    if not safe_serialization:
+    if not safe_serialization or kwargs.get("push_to_hub"):
         raise CheckpointError(
-            "a cut model is saved as safetensors only; leave safe_serialization=False out, or call "
-            "lightpeft.save(model, folder)."
+            "a cut model is saved as safetensors only, and pushed by push_to_hub(REPO): leave "
+            "safe_serialization=False and push_to_hub=True out, or call lightpeft.save(model, folder)."
         )
     folder = Path(save_directory)
     with keeping_card(folder / CARD):

@@ -21,6 +21,7 @@ VERBS = {
     "evaluate": "measure a light checkpoint on its task",
     "predict": "label texts with a light checkpoint",
     "export": "write a light checkpoint in another form: merged, or a stock adapter of the whole base",
+    "push": "upload a light checkpoint to the hub, with a card",
     "report": "write the HTML page of a run again",
     "bench": "measure steps (bench speed) or whole runs (bench run) against plain PEFT",
     "audit": "how well a backdoor in a received module survives, and what removes it",

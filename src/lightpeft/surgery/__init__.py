@@ -2,7 +2,14 @@
 
 from lightpeft.surgery.base import cut_base, kept_channels, kept_rows
 from lightpeft.surgery.cut import CutReport, cut, parameter_counts, reapply, reshape
-from lightpeft.surgery.fingerprint import TRAINED, base_digests, digest_of, fingerprint, other_tensors
+from lightpeft.surgery.fingerprint import (
+    TRAINED,
+    base_digests,
+    digest_of,
+    fingerprint,
+    other_tensors,
+    shape_and_dtype,
+)
 from lightpeft.surgery.first_token import (
     FirstToken,
     above_attention,
@@ -83,6 +90,7 @@ __all__ = [
     "require_allowed",
     "require_followable",
     "reshape",
+    "shape_and_dtype",
     "unpadded",
     "verify_discovered",
     "without_bias",

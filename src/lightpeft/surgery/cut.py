@@ -3,21 +3,21 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from peft import PeftModel
-from torch import nn
+from torch import Tensor, nn
 
 from lightpeft.adapters import active_adapter, adapter_parameters, find_modules
 from lightpeft.anatomy import find_anatomy
 from lightpeft.config import SurgeryConfig
-from lightpeft.edits import Journal
+from lightpeft.edits import Journal, Shrinking
 from lightpeft.errors import AnatomyError, CheckpointError, VerificationError
 from lightpeft.plan import Plan
 from lightpeft.processes import Processes, require_whole
 from lightpeft.scores import Scores
-from lightpeft.surgery.fingerprint import base_digests, other_tensors
+from lightpeft.surgery.fingerprint import Digests, base_digests, other_tensors
 from lightpeft.surgery.first_token import can_narrow
 from lightpeft.surgery.operation import Operation
 from lightpeft.surgery.optimizer import prepare_to_follow
@@ -160,26 +160,39 @@ def cut(
     return report
 
 
-def reapply(model: nn.Module, record: CutRecord) -> None:
+class Unread(Protocol):
+    """Where the weights of a base are that were not read yet."""
+
+    def fill(self, weight: Tensor) -> None:
+        """Read the values of one, unless they were."""
+
+    def digests(self) -> Digests:
+        """`base_digests` of the base as its files give it; whatever was not read yet is read."""
+
+
+def reapply(model: nn.Module, record: CutRecord, unread: Unread | None = None) -> None:
     """Cut a fresh copy of the same base (plain, or with an uncut adapter) as `record` says.
 
     PEFT modules get the planned shapes; their values are whatever the surviving ranks held. Nothing is
     estimated or verified anew, because every number comes from the verified cut.
 
+    Args:
+        unread: of a base without values. They are read weight by weight, and of each only what stays is kept;
+            after an error the base is of no use.
+
     Raises:
         PlanError: another shape of base or adapter, or a model that is cut already.
         CheckpointError: another base by its weights.
     """
-    odd = other_tensors(record.base, base_digests(model), record.own)
-    if odd:
-        raise CheckpointError(
-            f"the base is not the one that the model was cut from: {len(odd)} of {len(record.base)} weights "
-            f"differ, {odd[0]} first. Give the same base, in the same revision and dtype."
-        )
+    if unread is None:
+        _require_same_base(record, base_digests(model))
     operation = Operation(model, record.plan, None, SurgeryConfig())
-    journal = Journal()
+    journal = Journal() if unread is None else Shrinking(unread.fill)
     try:
-        operation.repeat(record, journal)
+        operation.shrink(record, journal)
+        if unread is not None:
+            _require_same_base(record, unread.digests())
+        operation.fold(record, journal)
     except BaseException:
         journal.undo()
         raise
@@ -188,13 +201,22 @@ def reapply(model: nn.Module, record: CutRecord) -> None:
     keep_adapters_on(operation.base)
 
 
+def _require_same_base(record: CutRecord, found: Digests) -> None:
+    odd = other_tensors(record.base, found, record.own)
+    if odd:
+        raise CheckpointError(
+            f"the base is not the one that the model was cut from: {len(odd)} of {len(record.base)} weights "
+            f"differ, {odd[0]} first. Give the same base, in the same revision and dtype."
+        )
+
+
 def reshape(model: nn.Module, record: CutRecord) -> None:
     """Give a model of the same configuration the shapes of a cut one; its weights mean nothing afterwards.
 
     Raises:
         PlanError: another shape of base, or a model that is cut already.
     """
-    Operation(model, record.plan, None, SurgeryConfig()).repeat(record, Journal())
+    Operation(model, record.plan, None, SurgeryConfig()).shrink(record, Shrinking(lambda _: None))
     attach_record(model, record)
 
 

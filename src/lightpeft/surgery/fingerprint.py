@@ -1,6 +1,7 @@
 """Short names for the exact weights of a base, to refuse another base later."""
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -38,6 +39,20 @@ def digest_of(tensor: Tensor) -> str:
     """Dtype, shape and XXH3 of all values: `float32 [2, 3] 0123…`."""
     data = tensor.contiguous().cpu().reshape(-1).view(torch.uint8).numpy()
     return _shape_of(tensor) + xxhash.xxh3_128_hexdigest(data.data)
+
+
+def shape_and_dtype(digest: str) -> tuple[list[int], torch.dtype]:
+    """Of the tensor that `digest_of` was given.
+
+    Raises:
+        ValueError: it is no such digest.
+    """
+    name, _, rest = digest.partition(" ")
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"{digest!r} names no dtype")
+    shape = json.loads(rest[: rest.index("]") + 1])
+    return [int(size) for size in shape], dtype
 
 
 def other_tensors(wanted: Mapping[str, str], found: Mapping[str, str], own: Iterable[str] = ()) -> list[str]:

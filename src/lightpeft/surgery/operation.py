@@ -58,7 +58,7 @@ class Operation:
     """A plan on its way into a model.
 
     Either `perform` (verified by the caller against `reference_gates`), then `compensate`, `record` and
-    `settle`; or `repeat`, which does what a record says to a fresh copy of the same base.
+    `settle`; or `shrink` and `fold`, which do what a record says to a fresh copy of the same base.
 
     Raises:
         PlanError: the plan does not fit, the model is cut already, or its form of PEFT forbids the cut.
@@ -214,11 +214,14 @@ class Operation:
             adapter=active_adapter(self.model) if isinstance(self.model, PeftModel) else "default",
         )
 
-    def repeat(self, record: CutRecord, journal: Journal) -> None:
-        """Do what `record` says, in the same order, so that the same numbers come out."""
+    def shrink(self, record: CutRecord, journal: Journal) -> None:
+        """Take away what `record` says, which needs no values of what stays."""
         cut_base(self.base, self.anatomy, self.plan, self.followers, journal)
         self._cut_ranks(journal)
         skip_layers(self.base, self.anatomy, self.skipped, record.skipped, journal)
+
+    def fold(self, record: CutRecord, journal: Journal) -> None:
+        """After `shrink`: give what stays the values that `record` says, in the order in which they came."""
         fold_gates(self.base, record.gates, {}, journal)
         fold_pairs(self.base, _chosen(record.pairs, record.pairs.keys() - record.beside), journal)
         add_pairs(self.base, _chosen(record.pairs, record.beside), journal)

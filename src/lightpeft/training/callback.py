@@ -25,9 +25,9 @@ from lightpeft.outputs import locked
 from lightpeft.plan import Plan
 from lightpeft.processes import TWO_PHASES, Processes, require_whole
 from lightpeft.scores import Scores
-from lightpeft.surgery import CutReport, require_followable
+from lightpeft.surgery import CutReport, record_of, require_followable
 from lightpeft.training.keeping import begin_run, processes_of, warn_if_apart
-from lightpeft.training.live_run import trainer_at_work
+from lightpeft.training.live_run import trainer_at_work, trainer_that_pushes
 from lightpeft.training.prefix import Ahead
 from lightpeft.training.run_settings import run_settings
 from lightpeft.training.schedule import (
@@ -265,6 +265,14 @@ class LightCallback(TrainerCallback):
             return begin_run(args, dict(known.settings), resumed)
         data = getattr(batches, "dataset", None)
         return begin_run(args, run_settings(args, model, data, self.session.config.to_dict()), resumed)
+
+    def on_push_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The card that a cut model is saved with stays: the Trainer's does not say how to load it."""
+        trainer = trainer_that_pushes()
+        if trainer is not None and record_of(kwargs["model"]) is not None:
+            vars(trainer)["create_model_card"] = lambda **_: vars(trainer).pop("create_model_card")
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

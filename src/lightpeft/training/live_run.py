@@ -1,4 +1,4 @@
-"""Whether the training that a callback was called from is still going on."""
+"""The Trainer that a callback was called from, and whether its training is still going on."""
 
 import sys
 from types import FrameType
@@ -15,7 +15,7 @@ class LiveRun:
     """
 
     def __init__(self) -> None:
-        self._frame = _frame_of_train()
+        self._frame = _frame_of("train")
 
     def is_over(self) -> bool:
         """Whether that call has returned or raised."""
@@ -30,14 +30,22 @@ class LiveRun:
 
 def trainer_at_work() -> Trainer | None:
     """The Trainer whose `train` is on the stack."""
-    frame = _frame_of_train()
+    return _trainer_in(_frame_of("train"))
+
+
+def trainer_that_pushes() -> Trainer | None:
+    """The Trainer whose `push_to_hub` is on the stack."""
+    return _trainer_in(_frame_of("push_to_hub"))
+
+
+def _trainer_in(frame: FrameType | None) -> Trainer | None:
     return None if frame is None else frame.f_locals["self"]
 
 
-def _frame_of_train() -> FrameType | None:
+def _frame_of(method: str) -> FrameType | None:
     frame: FrameType | None = sys._getframe()
     while frame is not None:
-        if frame.f_code.co_name == "train" and isinstance(frame.f_locals.get("self"), Trainer):
+        if frame.f_code.co_name == method and isinstance(frame.f_locals.get("self"), Trainer):
             return frame
         frame = frame.f_back
     return None
