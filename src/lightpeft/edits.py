@@ -140,8 +140,8 @@ class Shrinking(Journal):
         self._fill = fill
 
     def assign(self, parameter: Tensor, value: Tensor) -> None:
-        """Give `parameter` new data, keeping the Parameter object."""
-        _give(parameter, value)
+        """Write `value`, of the same shape, into `parameter`: the memory that it has is not left behind."""
+        parameter.data.copy_(value)
 
     def slice(self, parameter: Tensor, dim: int, kept: Tensor) -> None:
         """Keep the indices `kept` (int64, ascending) of dimension `dim` of `parameter`."""

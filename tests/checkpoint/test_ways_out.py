@@ -4,6 +4,7 @@ import copy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -133,7 +134,8 @@ def test_the_card_of_the_trainer_does_not_replace_ours(
     def upload_folder(folder_path: str, **_: Any) -> None:
         pushed["card"] = (Path(folder_path) / "README.md").read_text()
 
-    monkeypatch.setattr("transformers.trainer.upload_folder", upload_folder)
+    hub = SimpleNamespace(upload_folder=upload_folder)
+    monkeypatch.setattr("transformers.trainer.hf_api", lambda: hub)
     options = {"light": LIGHT} if kind is LightTrainer else {"callbacks": [LightCallback(LIGHT)]}
     run = trainer(base, tmp_path, kind=kind, max_steps=6, **options)
     run.hub_model_id = "somebody/something"
@@ -145,6 +147,36 @@ def test_the_card_of_the_trainer_does_not_replace_ours(
     assert "library_name: lightpeft" in pushed["card"]
     run.create_model_card()  # who asks for the Trainer's gets it
     assert "library_name: lightpeft" not in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.parametrize("kind", [Trainer, LightTrainer])
+def test_what_a_trainer_pushes_in_the_middle_is_whole(
+    kind: type[Trainer], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `push_to_hub` a Trainer sends each checkpoint, of which it knows PEFT's files alone."""
+    pushed = []
+
+    def upload_folder(folder_path: str, ignore_patterns: list[str], **_: Any) -> SimpleNamespace:
+        pushed.append(tmp_path / f"pushed-{len(pushed)}")
+        shutil.copytree(folder_path, pushed[-1], ignore=shutil.ignore_patterns(*ignore_patterns))
+        return SimpleNamespace(done=lambda: True)
+
+    hub = SimpleNamespace(
+        upload_folder=upload_folder,
+        create_repo=lambda *_, **__: SimpleNamespace(repo_id="somebody/something"),
+    )
+    monkeypatch.setattr("transformers.trainer.hf_api", lambda: hub)
+    options = {"light": LIGHT} if kind is LightTrainer else {"callbacks": [LightCallback(LIGHT)]}
+    saves = {"save_strategy": "steps", "save_steps": 2, "max_steps": 8, "push_to_hub": True}
+    trainer(base, tmp_path / "run", kind=kind, **saves, **options).train()
+    steps = [2 * (number + 1) for number in range(4)]
+    assert len(pushed) == len(steps)
+    for folder, step in zip(pushed, steps, strict=True):
+        assert is_light_checkpoint(folder) == (step > LIGHT.estimation.steps)
+        if is_light_checkpoint(folder):
+            found, batch = lightpeft.load(folder), make_batch("bert")
+            wanted = lightpeft.load(tmp_path / "run" / f"checkpoint-{step}")
+            assert torch.equal(outputs(found, batch)["logits"], outputs(wanted, batch)["logits"])
 
 
 def test_one_callback_cuts_every_fold(base: Path, tmp_path: Path) -> None:

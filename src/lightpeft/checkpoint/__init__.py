@@ -48,7 +48,7 @@ from lightpeft.checkpoint.proof import require_same_outputs
 from lightpeft.checkpoint.push import Parcel, pack, send
 from lightpeft.checkpoint.save import keep_adapter, save, write_cut
 from lightpeft.checkpoint.seal import is_sealed, seal_weights
-from lightpeft.checkpoint.ways_out import guard, save_with_state
+from lightpeft.checkpoint.ways_out import copy_cut, guard, save_with_state
 
 __all__ = [
     "LIGHT",
@@ -65,6 +65,7 @@ __all__ = [
     "check_adapter_config",
     "check_complete",
     "check_runs_no_code",
+    "copy_cut",
     "differences",
     "discard_unfinished",
     "export_full_adapter",

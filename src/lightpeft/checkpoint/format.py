@@ -24,6 +24,9 @@ WEIGHTS = "model.safetensors"
 LIGHT, MERGED = "light", "merged"
 
 CARD = "README.md"
+CUT_FILES = (TENSORS, CARD, PRUNING)
+"""What a light checkpoint has beside PEFT's files, in the order in which it is written."""
+
 NOTE = "made_for_a_cut_base_use_lightpeft.load"
 """A key in `adapter_config.json` that says to stock readers what the adapter is for."""
 _SEAL = "digest"

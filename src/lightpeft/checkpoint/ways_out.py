@@ -4,6 +4,7 @@ A stock `save_pretrained` would write an adapter without its plan, which stock P
 where the shapes allow it, or a small base under the configuration of the whole one.
 """
 
+import shutil
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -16,10 +17,11 @@ from transformers import PreTrainedModel
 
 from lightpeft.anatomy import base_of
 from lightpeft.checkpoint.card import keeping_card
-from lightpeft.checkpoint.format import CARD, LIGHT
+from lightpeft.checkpoint.format import CARD, CUT_FILES, LIGHT
 from lightpeft.checkpoint.push import push_model
 from lightpeft.checkpoint.save import keep_adapter, save, write_cut
 from lightpeft.errors import CheckpointError
+from lightpeft.outputs import written_beside
 from lightpeft.surgery import WHEN_CUT, record_of
 
 
@@ -71,6 +73,14 @@ def _save_light(
         if is_main_process:
             keep_adapter(self, folder, record.adapter)
             write_cut(self, folder, record)
+
+
+def copy_cut(checkpoint: Path, folder: Path) -> None:
+    """Put what a cut adds to PEFT's files of a Trainer's checkpoint into a folder to which PEFT's go, too."""
+    with keeping_card(folder / CARD):
+        for name in CUT_FILES:
+            with written_beside(folder / name) as beside:
+                shutil.copyfile(checkpoint / name, beside)
 
 
 def save_with_state(accelerator: Accelerator) -> None:

@@ -88,8 +88,7 @@ def lost_by_folding(linear: Projection, pair: Pair) -> float:
 
 def _folded(linear: Projection, pair: Pair) -> Tensor:
     weight = matrix(linear).data
-    delta = _delta(pair, weight)
-    return (weight.to(delta.dtype) + delta).to(weight.dtype)
+    return _delta(pair, weight).add_(weight).to(weight.dtype)
 
 
 def _delta(pair: Pair, weight: Tensor) -> Tensor:

@@ -18,7 +18,15 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import SaveStrategy
 
-from lightpeft.checkpoint import RunMark, is_complete, mark_complete, require_complete, run_of, unmark
+from lightpeft.checkpoint import (
+    RunMark,
+    copy_cut,
+    is_complete,
+    mark_complete,
+    require_complete,
+    run_of,
+    unmark,
+)
 from lightpeft.config import LightConfig, Preset
 from lightpeft.errors import ConfigError
 from lightpeft.outputs import locked
@@ -269,9 +277,13 @@ class LightCallback(TrainerCallback):
     def on_push_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """The card that a cut model is saved with stays: the Trainer's does not say how to load it."""
-        trainer = trainer_that_pushes()
-        if trainer is not None and record_of(kwargs["model"]) is not None:
+        """Keep a Trainer that pushes a cut model from sending its own card, or a part of a checkpoint."""
+        model = kwargs["model"]
+        if not isinstance(model, PeftModel) or record_of(model) is None:
+            return
+        if (trainer := trainer_that_pushes()) is None:
+            copy_cut(_checkpoint(args, state), Path(str(args.output_dir)))
+        else:
             vars(trainer)["create_model_card"] = lambda **_: vars(trainer).pop("create_model_card")
 
     def on_train_end(
