@@ -4,6 +4,7 @@ import copy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -133,7 +134,8 @@ def test_the_card_of_the_trainer_does_not_replace_ours(
     def upload_folder(folder_path: str, **_: Any) -> None:
         pushed["card"] = (Path(folder_path) / "README.md").read_text()
 
-    monkeypatch.setattr("transformers.trainer.upload_folder", upload_folder)
+    hub = SimpleNamespace(upload_folder=upload_folder)
+    monkeypatch.setattr("transformers.trainer.hf_api", lambda: hub)
     options = {"light": LIGHT} if kind is LightTrainer else {"callbacks": [LightCallback(LIGHT)]}
     run = trainer(base, tmp_path, kind=kind, max_steps=6, **options)
     run.hub_model_id = "somebody/something"
