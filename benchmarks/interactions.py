@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from lightpeft import find_anatomy
 from lightpeft.anatomy import linear_at
-from lightpeft.bench import save_result, select_rows
+from lightpeft.bench import result_file, save_result, select_rows
 from lightpeft.bench.speed import batches
 from lightpeft.cli.tasks import TaskOptions
 from lightpeft.linears import matrix
@@ -40,7 +40,7 @@ ROWS, MIN_WORDS, HELD_BACK = 512, 12, 0.25
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with the files of SST-2")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=result_file, required=True)
     parser.add_argument("--model", type=Path, default=None, help="by default MiniLM")
     options = parser.parse_args()
     name = options.model.name if options.model else "all-MiniLM-L6-v2"

@@ -212,7 +212,7 @@ def plan_from_a_latency_table(
     assert main([*base, *timed, "--latency", str(table)]) == 0
     plan = lightpeft.Plan.from_json(capsys.readouterr().out)
     assert plan.target is not None
-    assert 0.6 < plan.target.predicted <= 0.7
+    assert 0.5 < plan.target.predicted <= 0.7  # a block of neurons, or a head, of both layers is .1 to .2
     for arguments, message in (
         (timed, "target.inference needs what the model's layers cost"),
         ([*timed, "--latency", "/nowhere"], "/nowhere does not exist"),

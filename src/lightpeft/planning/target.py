@@ -175,22 +175,37 @@ def _knobs(scores: Scores, anatomy: Anatomy, budget: Budget) -> list[_Knob]:
                 member = _Member(kind, layer.index, blocks, float(one.double().sum()))
                 key = (layer.index if scope == "global" else None, kind if _are_of_loss(scores) else None)
                 pools.setdefault(key, []).append(member)
-    return [_Knob(tuple(pool), _levels([member.blocks for member in pool])) for pool in pools.values()]
+    return [_Knob(tuple(pool), _levels(pool)) for pool in pools.values()]
 
 
-def _levels(pool: Sequence[Blocks]) -> tuple[tuple[int | None, ...], ...]:
-    """All of them, then ever fewer blocks, in equal shares, down to the floors."""
-    steps = max(len(one.blocks) for one in pool)
+def _levels(pool: Sequence[_Member]) -> tuple[tuple[int | None, ...], ...]:
+    """All blocks of every member, then ever fewer, in equal shares, down to the floors."""
+    parts = [member.blocks for member in pool]
+    steps = max(len(one.blocks) for one in parts)
     rows: list[tuple[int | None, ...]] = [tuple(None for _ in pool)]
     for step in range(steps + 1):
         kept = [
             one.allowed(max(one.floor, len(one.blocks) - exact_count(step / steps, len(one.blocks))))
-            for one in pool
+            for one in parts
         ]
         row = tuple(
             None if count * one.block_size == one.units else count
-            for count, one in zip(kept, pool, strict=True)
+            for count, one in zip(kept, parts, strict=True)
         )
-        if row != rows[-1]:
-            rows.append(row)
+        rows += _between(pool, rows[-1], row)
     return tuple(rows)
+
+
+def _between(
+    pool: Sequence[_Member], before: tuple[int | None, ...], after: tuple[int | None, ...]
+) -> list[tuple[int | None, ...]]:
+    """From one row to the next, a kind of units at a time, as small models have few and large blocks."""
+    rows, row = [], before
+    for kind in ("neurons", "heads"):
+        found = tuple(
+            new if member.kind == kind else old for member, old, new in zip(pool, row, after, strict=True)
+        )
+        if found != row:
+            rows.append(found)
+        row = found
+    return rows
