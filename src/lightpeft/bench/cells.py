@@ -10,10 +10,9 @@ from typing import Any
 
 from peft import PeftModel
 
-from lightpeft.bench.earlier import as_recorded_now
+from lightpeft.bench.earlier import other_settings
 from lightpeft.bench.grid import CellKey, QualityGrid, light_config
 from lightpeft.bench.speed import batches, inference_share
-from lightpeft.checkpoint import differences
 from lightpeft.errors import CheckpointError, InUseError, LightPeftError, OutputError
 from lightpeft.files import read_json, save_json
 from lightpeft.outputs import Output, locked
@@ -156,12 +155,11 @@ def check_cell(grid: QualityGrid, key: CellKey, out: Path) -> None:
     path = cell_path(out, key)
     if not path.exists():
         return
-    wanted = grid.record(key)
-    found = as_recorded_now(Cell.load(path).setting, wanted)
-    if found != wanted:
+    odd = other_settings(Cell.load(path).setting, grid.record(key))
+    if odd is not None:
         raise OutputError(
             f"{path} was measured with other settings than the grid has now "
-            f"({differences(found, wanted) or 'more than now'}); choose another folder, or delete it."
+            f"({odd or 'more than now'}); choose another folder, or delete it."
         )
 
 

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from lightpeft.checkpoint import differences
 from lightpeft.config import LightConfig
 from lightpeft.run_config import LoraOptions, PeftOptions, TrainingConfig
 
@@ -16,6 +17,15 @@ _DEFAULTS: dict[str, Any] = {
 """Of the groups of options that a record has, by the groups' names."""
 
 _NONE = object()
+
+
+def other_settings(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
+    """Where a result's record differs from the one that is wanted now, in words; None where it does not.
+
+    The words are empty where it only has more.
+    """
+    completed = as_recorded_now(found, wanted)
+    return None if completed == wanted else differences(completed, wanted)
 
 
 def as_recorded_now(

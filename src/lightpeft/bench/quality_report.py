@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightpeft.bench.cells import Cell, cell_path
-from lightpeft.bench.earlier import as_recorded_now
+from lightpeft.bench.earlier import other_settings
 from lightpeft.bench.grid import PLAIN, CellKey, QualityGrid
 from lightpeft.errors import OutputError
 from lightpeft.outputs import Output, written_file
@@ -200,8 +200,8 @@ def page(grid: QualityGrid, cells: Finished) -> str:
 
 def _of_other_settings(grid: QualityGrid, cells: Finished) -> list[str]:
     """What to know of cells that this version, or the grid as it is now, would measure otherwise."""
-    now = {key: grid.record(key) for key in cells}
-    names = [key.name for key in cells if as_recorded_now(cells[key].setting, now[key]) != now[key]]
+    odd = {key: other_settings(cell.setting, grid.record(key)) for key, cell in cells.items()}
+    names = [key.name for key, words in odd.items() if words is not None]
     return [f"Measured with other settings than the grid has now: {', '.join(names)}."] if names else []
 
 

@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightpeft.bench.earlier import as_recorded_now
+from lightpeft.bench.earlier import other_settings
 from lightpeft.bench.run_picture import save_run_picture
 from lightpeft.bench.run_summary import summarise
 from lightpeft.bench.whole_runs import RunBenchmark, run_seed
-from lightpeft.checkpoint import differences
 from lightpeft.errors import CheckpointError, OutputError
 from lightpeft.files import read_json, save_json
 from lightpeft.outputs import Output, check_file, check_room, locked
@@ -94,10 +93,10 @@ def _read(path: Path, setting: dict[str, Any]) -> dict[str, Any]:
         raise OutputError(
             f"{path} exists and is no result of bench run; move it away, or choose another folder."
         )
-    found = as_recorded_now(found, setting)
-    if found != setting:
+    odd = other_settings(found, setting)
+    if odd is not None:
         raise OutputError(
-            f"{path} was measured with another setting ({differences(found, setting) or 'more methods'}); "
+            f"{path} was measured with another setting ({odd or 'more methods'}); "
             "choose another folder, or the same setting."
         )
     return result
