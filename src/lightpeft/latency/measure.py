@@ -4,7 +4,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,6 @@ from lightpeft.surgery import last_layer, narrowed
 REPEATS, WARMUP = 3, 1
 Batch = Mapping[str, Any]
 Timeable = Variant | Literal["whole", "rest"]
-T = TypeVar("T")
 Timed = Callable[[], tuple[float, float]]
 """Does something once; seconds of its forward pass, and of all of it."""
 
@@ -89,7 +88,6 @@ class _Measured:
             for name in names
             if name in self._seen.first
         }
-        self._wide = None if self._narrowed is None else uncut(model, self._narrowed)
 
     def times(self, *, trains: bool) -> tuple[Costs, Costs | None]:
         """Seconds of forward passes, and of forward and backward."""
@@ -98,8 +96,10 @@ class _Measured:
         for name, found in self._variants.items():
             for variant in (variant for group in found.values() for variant in group):
                 actions[variant] = _part(variant.module, self._seen.first[name], trains=trains)
-        if self._wide is not None and self._narrowed is not None:
-            actions[self._wide] = _part(self._wide.module, self._seen.first[self._narrowed], trains=trains)
+        wide = None
+        if self._narrowed is not None:
+            wide = uncut(self._model, self._anatomy, self._narrowed)
+            actions[wide] = _part(wide.module, self._seen.first[self._narrowed], trains=trains)
         taken: dict[Timeable, list[tuple[float, float]]] = {one: [] for one in actions}
         for number in range(WARMUP + REPEATS):
             for one, action in actions.items():
@@ -112,16 +112,16 @@ class _Measured:
             {one: statistics.median(each[part] for each in values) for one, values in taken.items()}
             for part in (0, 1)
         )
-        return self._scaled(forward), self._scaled(train) if trains else None
+        return self._scaled(forward, wide), self._scaled(train, wide) if trains else None
 
     def bytes(self) -> Costs:
         """Those at the peak of a step; of a layer its weights, and what its backward pass needs."""
         whole = step_bytes(self._model, self._batch)
-        narrow = whole if self._narrowed is None else self._narrow(self._step_bytes)()
+        narrow = whole
+        if self._narrowed is not None:
+            with narrowed(self._model):
+                narrow = step_bytes(self._model, self._batch)
         return self._costs(whole, self._held(), max(0, whole - narrow))
-
-    def _step_bytes(self) -> int:
-        return step_bytes(self._model, self._batch)
 
     def _held(self) -> dict[Variant, float]:
         return {
@@ -160,15 +160,6 @@ class _Measured:
                 layers[layer.index] = LayerCosts(own[False], min(own[True], own[False]), **lines)
         return Costs(whole, tuple(layers[index] for index in sorted(layers)), saved)
 
-    def _narrow(self, action: Callable[[], T]) -> Callable[[], T]:
-        """The same, of a model whose last layer runs for the first token alone."""
-
-        def run() -> T:
-            with narrowed(self._model):
-                return action()
-
-        return run
-
     def _without_layers(self, whole: Timed) -> Timed:
         """The model as if it had no layers."""
 
@@ -178,21 +169,23 @@ class _Measured:
 
         return run
 
-    def _scaled(self, found: Mapping[Timeable, float]) -> Costs:
+    def _scaled(self, found: Mapping[Timeable, float], wide: Variant | None) -> Costs:
         """Costs of layers in their places. Alone they find more of their weights in the processor cache, so
-        together they seldom take what lies between the whole model and one without layers."""
-        alone = {one: cost for one, cost in found.items() if isinstance(one, Variant)}
-        whole, saved = found["whole"], self._saved_by_narrowing(alone)
-        together = saved + math.fsum(layer.whole for layer in self._costs(whole, alone, 0.0).layers)
-        scale = max(0.0, whole - found["rest"]) / together if together > 0 else 1.0
-        return self._costs(whole, {one: scale * cost for one, cost in alone.items()}, scale * saved)
+        together they seldom take what lies between the whole model and one without layers.
 
-    def _saved_by_narrowing(self, alone: Mapping[Variant, float]) -> float:
-        """What the last layer costs less for the first token alone."""
-        if self._wide is None or self._narrowed is None:
-            return 0.0
-        narrow = next(iter(self._variants[self._alike[self._narrowed]].values()))[0]
-        return max(0.0, alone[self._wide] - alone[narrow])
+        Args:
+            wide: the last layer for all tokens, where it will run for the first one alone.
+        """
+        alone = {one: cost for one, cost in found.items() if isinstance(one, Variant)}
+        layers = self._costs(found["whole"], alone, 0.0).layers
+        saved = 0.0
+        if wide is not None and self._narrowed is not None:
+            narrow = next(iter(self._variants[self._narrowed].values()))[0]
+            saved = max(0.0, alone[wide] - alone[narrow])
+        together = saved + math.fsum(layer.whole for layer in layers)
+        scale = max(0.0, found["whole"] - found["rest"]) / together if together > 0 else 1.0
+        scaled = {one: scale * cost for one, cost in alone.items()}
+        return self._costs(found["whole"], scaled, scale * saved)
 
 
 def _curve(

@@ -76,7 +76,7 @@ def variants(
     anatomy = find_anatomy(model)
     layers = layers_by_module(anatomy)[name]
     found: dict[int, list[Variant]] = {layer.index: [] for layer in layers}
-    found[layers[0].index] += [uncut(model, name, bare=bare) for bare in (False, True)]
+    found[layers[0].index] += [uncut(model, anatomy, name, bare=bare) for bare in (False, True)]
     for layer in layers:
         for units in layer.units:
             grid = _grid(units, budget)
@@ -92,9 +92,9 @@ def variants(
     return found
 
 
-def uncut(model: nn.Module, name: str, *, bare: bool = False) -> Variant:
+def uncut(model: nn.Module, anatomy: Anatomy, name: str, *, bare: bool = False) -> Variant:
     """A copy of the layer `name` with all heads and neurons, and with all PEFT modules or (`bare`) none."""
-    return Variant(None, 0, bare, _copied(model, find_anatomy(model), name, None, (), bare))
+    return Variant(None, 0, bare, _copied(model, anatomy, name, None, (), bare))
 
 
 def _copied(

@@ -164,6 +164,7 @@ def _knobs(scores: Scores, anatomy: Anatomy, budget: Budget) -> list[_Knob]:
     Where their scores are of different scales, both go in equal shares.
     """
     pools: dict[tuple[int | None, str | None], list[_Member]] = {}
+    comparable = _are_of_loss(scores)
     for kind, values, scope in (
         ("heads", scores.heads, budget.heads_scope),
         ("neurons", scores.neurons, budget.neurons_scope),
@@ -173,7 +174,7 @@ def _knobs(scores: Scores, anatomy: Anatomy, budget: Budget) -> list[_Knob]:
             blocks = blocks_of(layer.name, units, one.tolist(), budget)
             if blocks is not None and blocks.blocks:
                 member = _Member(kind, layer.index, blocks, float(one.double().sum()))
-                key = (layer.index if scope == "global" else None, kind if _are_of_loss(scores) else None)
+                key = (layer.index if scope == "global" else None, kind if comparable else None)
                 pools.setdefault(key, []).append(member)
     return [_Knob(tuple(pool), _levels(pool)) for pool in pools.values()]
 
