@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model
+from plug_and_play import random_scores
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -73,22 +74,11 @@ def make(folder: Path, width: int, layers: int, dtype: str) -> int:
     base = AutoModelForCausalLM.from_pretrained(folder / "base")
     parameters = base.num_parameters()
     model = get_peft_model(base, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"))
-    lightpeft.cut(model, lightpeft.make_plan(random_scores(model), lightpeft.find_anatomy(model), BUDGET))
+    scores = random_scores(model, torch.Generator().manual_seed(0))
+    lightpeft.cut(model, lightpeft.make_plan(scores, lightpeft.find_anatomy(model), BUDGET))
     lightpeft.save(model, folder / "light")
     lightpeft.export_merged(folder / "light", folder / "merged")
     return int(parameters)
-
-
-def random_scores(model: nn.Module) -> lightpeft.Scores:
-    layers, modules = lightpeft.find_anatomy(model).layers, find_modules(model)
-    return lightpeft.Scores(
-        heads=tuple(torch.rand(layer.heads) for layer in layers),
-        neurons=tuple(torch.rand(layer.neurons) for layer in layers),
-        ranks={one.name: torch.rand(one.rank) for one in modules},
-        modules={one.name: float(torch.rand(())) for one in modules},
-        steps=1,
-        methods={"base": "fisher", "module": "activation", "rank": "taylor"},
-    )
 
 
 def in_own_process(way: str, folder: str) -> dict[str, float]:

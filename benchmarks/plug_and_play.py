@@ -103,17 +103,22 @@ def write_files(files: Path) -> None:
 
 def light(model: PeftModel, generator: torch.Generator) -> PeftModel:
     """Cut by random scores, a third of everything."""
-    anatomy, modules = find_anatomy(model), find_modules(model)
-    scores = Scores(
-        heads=tuple(torch.rand(layer.heads, generator=generator) for layer in anatomy.layers),
-        neurons=tuple(torch.rand(layer.neurons, generator=generator) for layer in anatomy.layers),
+    scores = random_scores(model, generator)
+    cut(model, make_plan(scores, find_anatomy(model), Budget()), scores=scores)
+    return model
+
+
+def random_scores(model: PeftModel, generator: torch.Generator) -> Scores:
+    """Scores without estimation."""
+    layers, modules = find_anatomy(model).layers, find_modules(model)
+    return Scores(
+        heads=tuple(torch.rand(layer.heads, generator=generator) for layer in layers),
+        neurons=tuple(torch.rand(layer.neurons, generator=generator) for layer in layers),
         ranks={module.name: torch.rand(module.rank, generator=generator) for module in modules},
         modules={module.name: float(torch.rand((), generator=generator)) for module in modules},
         steps=0,
         methods={"base": "random", "module": "random", "rank": "random"},
     )
-    cut(model, make_plan(scores, anatomy, Budget()), scores=scores)
-    return model
 
 
 def light_tasks(files: Path) -> tuple[Choose, list[nn.Module]]:
