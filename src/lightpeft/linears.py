@@ -1,7 +1,8 @@
-"""`nn.Linear` and GPT-2's `Conv1D` (the same, weight transposed) seen alike."""
+"""`nn.Linear` and GPT-2's `Conv1D` (the same, weight transposed) seen alike, and quantised linears."""
 
 from typing import TypeGuard
 
+import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -10,6 +11,8 @@ OUTPUTS, INPUTS = 0, 1
 
 
 _LINEAR_STATE = frozenset(vars(nn.Linear(1, 1)))
+_UNITS = 1024
+"""Unit vectors in a batch that a quantised linear is asked with."""
 
 
 def is_plain_linear(module: nn.Module) -> TypeGuard[Projection]:
@@ -22,6 +25,17 @@ def is_plain_linear(module: nn.Module) -> TypeGuard[Projection]:
     weight = module.weight
     is_plain = type(weight.data) is Tensor or hasattr(weight.data, "full_tensor")
     return is_plain and weight.dtype.is_floating_point and weight.dim() == 2
+
+
+def is_quantised(module: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether `module` is an `nn.Linear` whose weight a library keeps in a form of its own, of few bits."""
+    return isinstance(module, nn.Linear) and is_packed(module.weight)
+
+
+def is_packed(tensor: Tensor) -> bool:
+    """Whether a parameter's values are not its entries: integers, or a library's own kind of tensor."""
+    is_own_kind = type(tensor.data) is not Tensor and not hasattr(tensor.data, "full_tensor")
+    return is_own_kind or not tensor.dtype.is_floating_point
 
 
 def _own_state(linear: nn.Linear) -> set[str]:
@@ -37,6 +51,8 @@ def weight_dim(linear: nn.Module, side: int) -> int:
 
 def width(linear: Projection, side: int) -> int:
     """Output or input channels."""
+    if is_quantised(linear):
+        return int(getattr(linear, width_attribute(linear, side)))
     return linear.weight.shape[weight_dim(linear, side)]
 
 
@@ -47,10 +63,23 @@ def width_attribute(linear: nn.Module, side: int) -> str:
 
 
 def matrix(linear: Projection) -> Tensor:
-    """The weight as (outputs, inputs), a view."""
+    """The weight as (outputs, inputs), a view; of a quantised linear what it does to unit vectors."""
+    if is_quantised(linear):
+        return _dequantised(linear)
     return linear.weight.T if isinstance(linear, Conv1D) else linear.weight
 
 
 def as_stored(linear: Projection, weight: Tensor) -> Tensor:
     """A weight (outputs, inputs) the way `linear` stores it."""
     return weight.T.contiguous() if isinstance(linear, Conv1D) else weight
+
+
+@torch.no_grad()
+def _dequantised(linear: nn.Linear) -> Tensor:
+    """Every library keeps its weights otherwise, and all of them multiply."""
+    weight, columns = linear.weight, []
+    dtype = weight.dtype if weight.dtype.is_floating_point else torch.float32
+    for units in torch.eye(linear.in_features, dtype=dtype, device=weight.device).split(_UNITS):
+        found = type(linear).forward(linear, units)
+        columns.append((found if linear.bias is None else found - linear.bias).float())
+    return torch.cat(columns).T

@@ -17,6 +17,7 @@ from lightpeft.errors import ConfigError, did_you_mean
 PeftForm = Literal["lora", "sequential", "parallel"]
 LoraBias = Literal["none", "all", "lora_only"]
 Site = Literal["attention", "ffn"]
+Quantization = Literal["nf4", "int8"]
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 """The demo's base."""
@@ -210,6 +211,9 @@ class TrainingConfig:
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Mixed precision of the forward pass; weights stay as loaded."""
 
+    quantization: Quantization | None = None
+    """Keep the frozen base in 4 bits (nf4) or 8 (int8) a weight, by bitsandbytes; LoRA only (QLoRA)."""
+
     seed: int = 0
     """Seed of data order, dropout, PEFT modules and new heads."""
 
@@ -231,6 +235,8 @@ class TrainingConfig:
             check_number(f"training.{name}", getattr(self, name))
         check_seed("training.seed", self.seed)
         check_choice("training.precision", self.precision, ("float32", "bfloat16", "float16"))
+        if self.quantization is not None:
+            check_choice("training.quantization", self.quantization, get_args(Quantization))
         self._check_schedule()
 
     def _check_schedule(self) -> None:

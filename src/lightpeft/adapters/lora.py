@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from lightpeft.adapters.view import Follower, Form, Note, PeftModule, share_of, token_norms
 from lightpeft.edits import Journal
 from lightpeft.errors import AnatomyError
-from lightpeft.linears import INPUTS, OUTPUTS, is_plain_linear, matrix
+from lightpeft.linears import INPUTS, OUTPUTS, is_plain_linear, is_quantised, matrix
 from lightpeft.wrapping import tied_parameters
 
 DORA = "DoraLinearVariant"
@@ -118,7 +118,7 @@ class LoraModule(PeftModule):
 class LoraFollower(Follower):
     """The LoRA pairs of all adapters on one linear."""
 
-    def __init__(self, layer: LoraLinear) -> None:
+    def __init__(self, layer: LoraLayer) -> None:
         self._layer: Any = layer
         self._gains: dict[str, Tensor] = {}
         """Of DoRA, what the rows of W + ΔW are multiplied by: magnitude / ‖W + ΔW‖."""
@@ -281,7 +281,7 @@ def _find(model: PeftModel, adapter: str) -> tuple[PeftModule, ...]:
     found = []
     _require_separate(model, adapter)
     for name, layer in _layers(model.get_base_model()):
-        if not isinstance(layer, LoraLinear) or adapter not in layer.lora_A:
+        if adapter not in layer.lora_A:
             continue
         variant = _variant(layer, adapter)
         if variant not in (None, DORA):
@@ -296,7 +296,7 @@ def _require_separate(model: PeftModel, adapter: str) -> None:
     tied = tied_parameters(base)
     for name, layer in base.named_modules():
         if isinstance(layer, LoraLayer) and id(layer.get_base_layer().weight) in tied:
-            reads_weights = isinstance(layer, LoraLinear) and layer.lora_variant.get(adapter) is not None
+            reads_weights = layer.lora_variant.get(adapter) is not None
             if reads_weights or getattr(config, "ensure_weight_tying", False):
                 what = "DoRA" if reads_weights else "LoRA with ensure_weight_tying"
                 raise AnatomyError(
@@ -310,7 +310,7 @@ def _layers(base: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
         if not isinstance(layer, LoraLayer) or isinstance(layer, LoraEmbedding):
             continue
         inner = layer.get_base_layer()
-        if not isinstance(layer, LoraLinear) or not is_plain_linear(inner):
+        if not is_quantised(inner) and not (isinstance(layer, LoraLinear) and is_plain_linear(inner)):
             raise AnatomyError(
                 f"{name} carries LoRA on a {type(inner).__name__}; only LoRA on nn.Linear and Conv1D can be "
                 "cut, and on an embedding kept whole. Leave it out of target_modules."
@@ -319,7 +319,7 @@ def _layers(base: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
 
 
 def _followers(base: PreTrainedModel) -> dict[str, Follower]:
-    return {name: LoraFollower(layer) for name, layer in _layers(base) if isinstance(layer, LoraLinear)}
+    return {name: LoraFollower(layer) for name, layer in _layers(base)}
 
 
 def whole_modules(base: nn.Module, adapter: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from lightpeft.anatomy.units import HeadInput, Rows
 from lightpeft.errors import AnatomyError
-from lightpeft.linears import OUTPUTS, Projection, is_plain_linear, width
+from lightpeft.linears import INPUTS, OUTPUTS, Projection, is_plain_linear, is_quantised, width
 from lightpeft.wrapping import unwrapped
 
 
@@ -206,21 +206,21 @@ def linear_at(base: nn.Module, name: str) -> Projection:
     """The base linear at `name`, seen through PEFT's wrapper if there is one.
 
     Raises:
-        AnatomyError: there is none, or it is quantised.
+        AnatomyError: there is none.
     """
     try:
         module = base.get_submodule(name)
     except AttributeError as error:
         raise AnatomyError(f"there is no {name} in {type(base).__name__}: {error}.") from error
     inner = unwrapped(module)
-    if not is_plain_linear(inner):
+    if not is_plain_linear(inner) and not is_quantised(inner):
         raise AnatomyError(
-            f"{name} is a {type(inner).__name__}; only a plain torch.nn.Linear "
-            "with floating point weights can be cut (cut before quantising)."
+            f"{name} is a {type(inner).__name__}; only a plain torch.nn.Linear, or one that transformers "
+            "quantised, can be cut."
         )
     return inner
 
 
 def row_parameters(linear: Projection) -> int:
     """Parameters of one output channel."""
-    return linear.weight.numel() // max(1, width(linear, OUTPUTS)) + (linear.bias is not None)
+    return width(linear, INPUTS) + (linear.bias is not None)

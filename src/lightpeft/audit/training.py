@@ -41,7 +41,7 @@ from lightpeft.runs.fit import training_arguments
 from lightpeft.tasks import encode
 from lightpeft.training import LightTrainer
 
-_IDLE = ("packing", "eval_steps", "save_steps")
+_IDLE = ("packing", "quantization", "eval_steps", "save_steps")
 Watcher = Callable[[int], None]
 """Called with the number of steps done, the model in training mode."""
 

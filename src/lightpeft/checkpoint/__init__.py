@@ -1,5 +1,6 @@
 """Light checkpoints: written whole or not at all, checked before they are used."""
 
+from lightpeft.checkpoint.base import AUTO_CLASSES
 from lightpeft.checkpoint.export import (
     export_full_adapter,
     export_gguf,
@@ -8,6 +9,7 @@ from lightpeft.checkpoint.export import (
     export_torch,
     export_transformers,
 )
+from lightpeft.checkpoint.floats import on_floats, requantise, require_floats
 from lightpeft.checkpoint.format import (
     LIGHT,
     MERGED,
@@ -46,11 +48,13 @@ from lightpeft.checkpoint.progress import (
 )
 from lightpeft.checkpoint.proof import require_same_outputs
 from lightpeft.checkpoint.push import Parcel, pack, send
+from lightpeft.checkpoint.quantise import quantisation_of
 from lightpeft.checkpoint.save import keep_adapter, save, write_cut
 from lightpeft.checkpoint.seal import is_sealed, seal_weights
 from lightpeft.checkpoint.ways_out import copy_cut, guard, save_with_state
 
 __all__ = [
+    "AUTO_CLASSES",
     "LIGHT",
     "MERGED",
     "POISON_FLAG",
@@ -87,14 +91,18 @@ __all__ = [
     "load_cut",
     "load_merged",
     "mark_complete",
+    "on_floats",
     "origin_of",
     "own_tensors",
     "pack",
+    "quantisation_of",
     "read_merged",
     "read_record",
     "refuse_marked",
     "refuse_marked_model",
+    "requantise",
     "require_complete",
+    "require_floats",
     "require_same_outputs",
     "require_unused",
     "restore_tensors",

@@ -21,6 +21,7 @@ from lightpeft.checkpoint.hollow import Place, Places, build_hollow, opened, ran
 from lightpeft.checkpoint.poison import refuse_marked, refuse_marked_model
 from lightpeft.errors import CheckpointError
 from lightpeft.files import read_json
+from lightpeft.linears import is_quantised
 from lightpeft.wrapping import name_without_peft
 
 TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
@@ -49,8 +50,13 @@ DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.float16, torch.bf
 _FAILURES = (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, ImportError)
 """What a base that is missing, damaged or of another kind makes transformers raise."""
 
-_BOOKKEEPING = frozenset({"_name_or_path", "dtype", "transformers_version", "use_cache"})
-"""Keys of a configuration that do not decide what the model computes, and differ from place to place."""
+_BOOKKEEPING = frozenset(
+    {"_name_or_path", "dtype", "transformers_version", "use_cache", "quantization_config"}
+)
+"""Keys of a configuration that do not decide what the model computes, and differ from place to place.
+
+A light checkpoint is of the values that a base was quantised from; how is said when it is loaded.
+"""
 
 _OF_TASKS = frozenset(
     {
@@ -70,11 +76,19 @@ def describe_base(model: nn.Module) -> dict[str, Any]:
         "revision": None,
         "auto_class": _auto_class(base),
         "class": type(base).__name__,
-        "dtype": str(next(base.parameters()).dtype),
+        "dtype": str(_dtype(base)),
         "config": config_values(base.config),
         "tokens": {key: getattr(base.config, key, None) for key in TOKENS},
         "padding": paddings(base),
     }
+
+
+def _dtype(base: PreTrainedModel) -> torch.dtype:
+    """Of its weights; of a quantised base, where others may have been widened, of those it was made from."""
+    named = getattr(base.config, "dtype", None)
+    if isinstance(named, torch.dtype) and any(is_quantised(module) for module in base.modules()):
+        return named
+    return next(base.parameters()).dtype
 
 
 def paddings(base: nn.Module) -> dict[str, int]:

@@ -9,18 +9,21 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from lightpeft.adapters import FORMS, find_modules
 from lightpeft.checkpoint.format import ADAPTER, NOTE, PRUNING, READ, read_record
 from lightpeft.checkpoint.origin import rebuild_base, rebuild_hollow
 from lightpeft.checkpoint.own import restore_dtypes, restore_tensors
 from lightpeft.checkpoint.poison import refuse_marked, refuse_marked_model, refuse_sealed
+from lightpeft.checkpoint.quantise import quantise
 from lightpeft.checkpoint.sharing import BareBase, share
 from lightpeft.checkpoint.ways_out import guard
 from lightpeft.errors import AnatomyError, CheckpointError, PlanError
 from lightpeft.files import read_json
+from lightpeft.linears import is_packed, is_plain_linear
 from lightpeft.outputs import restore_left_behind
 from lightpeft.surgery import CutRecord, narrow, reapply, verify_discovered
 from lightpeft.wrapping import added_parameters
@@ -32,6 +35,7 @@ def load(
     *,
     revision: str | None = None,
     attn_implementation: str | None = None,
+    quantization_config: QuantizationConfigMixin | None = None,
     is_trainable: bool = False,
     check_files: bool = True,
 ) -> PeftModel:
@@ -46,6 +50,7 @@ def load(
             the adapter, so that several tasks fit beside it in memory (see `LightTasks`). The base is not
             changed, nor by training or merging the adapter; do not write to its frozen weights.
         revision: of a hub name: the branch, tag or commit of the checkpoint.
+        quantization_config: how to quantise the base once it is cut, as `from_pretrained` takes it.
         is_trainable: keep the adapter trainable.
         check_files: off, files that were edited since they were saved are taken as they are.
 
@@ -58,20 +63,24 @@ def load(
     record, described, own = read_record(directory, check_files=check_files)
     check_adapter_config(directory)
     named = described.get("base")
-    bare = _bare_base(base, named if isinstance(named, dict) else {}, record, attn_implementation)
+    how = base, named if isinstance(named, dict) else {}, record, attn_implementation
+    bare = _bare_base(*how, quantises=quantization_config is not None)
     refuse_marked_model(bare.model)
     try:
         verify_discovered(bare.model)
         reapply(bare.model, record, bare.unread)
     except (PlanError, CheckpointError, AnatomyError, RuntimeError, AttributeError) as error:
         raise CheckpointError(f"{directory} does not fit the base: {error}") from error
+    packed: frozenset[str] = frozenset()
+    if quantization_config is not None:
+        packed = _quantise(bare.model, quantization_config, own, directory)
     with bare.guarded():
         model = _attach_adapter(bare.model, directory, is_trainable)
     bare.part(model)
     guard(model)
     narrow(model)
     _check_adapter(model, record, directory)
-    restore_tensors(model, own, directory)
+    restore_tensors(model, {name: value for name, value in own.items() if name not in packed}, directory)
     bare.check_filled(model, own, directory)
     restore_dtypes(model, described.get("dtypes"), directory)
     model.train(is_trainable)
@@ -83,10 +92,17 @@ def _bare_base(
     described: dict[str, Any],
     record: CutRecord,
     attention: str | None,
+    *,
+    quantises: bool,
 ) -> BareBase:
     if isinstance(base, nn.Module):
         if attention is not None:
             raise CheckpointError("attn_implementation has no effect on a base that is already built.")
+        if quantises:
+            raise CheckpointError(
+                "a base in memory is shared with other tasks, so it is not quantised; give its folder or hub "
+                "name."
+            )
         return share(base, described)
     how = described, record.base, None if base is None else str(base), attention
     if (hollow := rebuild_hollow(*how)) is not None:
@@ -94,6 +110,16 @@ def _bare_base(
         return BareBase(model, blank=blank, unread=unread)
     model, blank = rebuild_base(*how)
     return BareBase(model, blank=blank)
+
+
+def _quantise(
+    base: PreTrainedModel, config: QuantizationConfigMixin, own: Mapping[str, Tensor], directory: Path
+) -> frozenset[str]:
+    """With the values that the checkpoint brings; the names of the weights that are quantised."""
+    linears = {f"{name}.weight" for name, module in base.named_modules() if is_plain_linear(module)}
+    restore_tensors(base, {name: value for name, value in own.items() if name in linears}, directory)
+    quantise(base, config)
+    return frozenset(name for name, parameter in base.named_parameters() if is_packed(parameter))
 
 
 def find_folder(folder: str | Path, revision: str | None = None) -> Path:

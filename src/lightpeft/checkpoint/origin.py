@@ -26,7 +26,7 @@ from lightpeft.checkpoint.hollow import Places, UnreadWeights
 from lightpeft.checkpoint.hub_names import is_hub_name
 from lightpeft.checkpoint.replaced import describe_replaced, put_replaced
 from lightpeft.errors import CheckpointError
-from lightpeft.surgery import base_digests, digest_of, other_tensors, record_of
+from lightpeft.surgery import PACKED, base_digests, digest_of, other_tensors, record_of
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +67,11 @@ def origin_of(model: nn.Module) -> Origin:
         found = _find(base, described, _digests_of_uncut(model))
         setattr(base, _ATTRIBUTE, found)
     return found
+
+
+def inherit_origin(model: nn.Module, other: nn.Module) -> None:
+    """Of two models on the same base, let `model` have the origin that `other` has."""
+    setattr(base_of(model), _ATTRIBUTE, origin_of(other))
 
 
 def describe_with_origin(model: nn.Module) -> dict[str, Any]:
@@ -151,9 +156,10 @@ def _try(base: PreTrainedModel, described: dict[str, Any], wanted: Mapping[str, 
         for name, parameter in fresh.named_parameters()
         if name not in blank
     }
+    seen = {name: digest for name, digest in digests.items() if not wanted.get(name, "").endswith(PACKED)}
     buffers = {name: digest_of(buffer) for name, buffer in fresh.named_buffers()}
-    odd = digests if paddings(fresh) != described["padding"] else other_tensors(digests, wanted)
-    return len(odd) / max(1, len(digests)), Origin(described, digests, buffers)
+    odd = seen if paddings(fresh) != described["padding"] else other_tensors(seen, wanted)
+    return len(odd) / max(1, len(seen)), Origin(described, digests, buffers)
 
 
 def _warn_of_modules(replaced: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ from lightpeft.anatomy import base_of, find_anatomy
 from lightpeft.checkpoint.base import DTYPES
 from lightpeft.checkpoint.origin import Origin, origin_of
 from lightpeft.errors import CheckpointError
+from lightpeft.linears import is_packed, is_quantised
 from lightpeft.surgery import TRAINED, base_digests, digest_of, record_of
 from lightpeft.wrapping import base_buffers, base_parameters, copied_parameters
 
@@ -31,6 +32,7 @@ def own_tensors(model: nn.Module) -> dict[str, Tensor]:
         name: parameter.detach()
         for name, parameter in base_parameters(base).items()
         if name not in copied
+        and not is_packed(parameter)
         and (
             name in stored
             or parameter.requires_grad
@@ -38,10 +40,13 @@ def own_tensors(model: nn.Module) -> dict[str, Tensor]:
             or (name.rpartition(".")[0] not in cut and _was_changed(parameter, before.get(name)))
         )
     }
+    of_libraries = {id(one) for module in base.modules() if is_quantised(module) for one in module.buffers()}
     return own | {
         name: buffer
         for name, buffer in base_buffers(base).items()
-        if buffer.is_floating_point() and origin.buffers.get(name) != digest_of(buffer)
+        if buffer.is_floating_point()
+        and id(buffer) not in of_libraries
+        and origin.buffers.get(name) != digest_of(buffer)
     }
 
 
@@ -116,6 +121,6 @@ def restore_dtypes(model: nn.Module, dtypes: Any, directory: Path) -> None:
 
 def _floating(model: nn.Module, adapter: str) -> Iterator[tuple[str, Tensor]]:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if str(tensor.dtype) in DTYPES:
+        if str(tensor.dtype) in DTYPES and not is_packed(tensor):
             parts = ("default" if part == adapter else part for part in name.split("."))
             yield ".".join(parts), tensor

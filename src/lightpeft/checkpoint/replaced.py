@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.utils.parametrize import type_before_parametrizations
+from transformers.pytorch_utils import Conv1D
 
 from lightpeft.errors import CheckpointError
+from lightpeft.linears import is_quantised
 from lightpeft.surgery import SkippedAttention, shape_and_dtype
 from lightpeft.wrapping import unwrapped
 
@@ -78,6 +80,8 @@ def _replaced(
     module: nn.Module, fresh: nn.Module, path: str, shapes: Mapping[str, list[int]]
 ) -> Iterator[tuple[str, Structure | None]]:
     module = _original(module)
+    if is_quantised(module) and isinstance(fresh, nn.Linear | Conv1D):
+        return
     other_kind = _kind(module) is not _kind(fresh) and not isinstance(module, SkippedAttention)
     if path and (other_kind or not _same_shapes(fresh, path, shapes)):
         yield path, _describe(module)

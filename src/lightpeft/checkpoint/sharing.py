@@ -78,6 +78,8 @@ class BareBase:
             )
 
     def _shared_in(self, module: nn.Module) -> list[nn.Parameter]:
+        if not self.storages:
+            return []
         return [parameter for parameter in module.parameters() if _address(parameter) in self.storages]
 
 

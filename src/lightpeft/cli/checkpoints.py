@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lightpeft.checkpoint import (
+    AUTO_CLASSES,
     MERGED,
     find_folder,
     is_light_checkpoint,
@@ -18,7 +19,7 @@ from lightpeft.checkpoint import (
     read_record,
 )
 from lightpeft.errors import CheckpointError, ConfigError
-from lightpeft.runs import require_folder, resolve_model
+from lightpeft.runs import outline, quantization_config, require_folder, resolve_model
 from lightpeft.tasks import TaskRecord
 
 CAUSAL = "AutoModelForCausalLM"
@@ -53,8 +54,14 @@ def open_model(
     """
     if kind_of(directory) == MERGED:
         return load_merged(directory)
-    name = base or (described.get("base") or {}).get("name_or_path")
-    return load(directory, None if name is None else resolve_model(name))
+    of_base = described.get("base") or {}
+    name = base or of_base.get("name_or_path")
+    path = None if name is None else resolve_model(name)
+    quantization = (described.get("task") or {}).get("quantization")
+    if quantization is None or path is None:
+        return load(directory, path)
+    shape = outline(path, AUTO_CLASSES.get(str(of_base.get("auto_class")), AutoModel))
+    return load(directory, path, quantization_config=quantization_config(quantization, shape))
 
 
 def find_language_model(folder: str, base: str | None) -> tuple[Path, dict[str, Any]]:

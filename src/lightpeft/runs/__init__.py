@@ -25,6 +25,7 @@ from lightpeft.runs.models import (
     require_folder,
     resolve_model,
 )
+from lightpeft.runs.quantization import quantization_config
 from lightpeft.runs.speed import ESTIMATION, Speed, measure_speed, training_peak_bytes, with_gates
 from lightpeft.runs.use import evaluate_model, predict
 
@@ -61,6 +62,7 @@ __all__ = [
     "pad_as",
     "predict",
     "prepare",
+    "quantization_config",
     "require_folder",
     "resolve_model",
     "run_experiment",

@@ -41,6 +41,7 @@ from lightpeft.runs.models import (
     outline,
     pad_as,
 )
+from lightpeft.runs.quantization import quantization_config
 from lightpeft.tasks import Collator, TaskData, TaskKind, TaskSpec, compute_metrics_for, find_kind
 from lightpeft.training import KeepingTrainer, LightCallback, LightTrainer
 
@@ -74,8 +75,12 @@ class Setting:
 
     def load_model(self) -> PeftModel:
         """The base with its adapter, as every run of this setting begins."""
-        head = self.kind.head(self.spec)
-        model = load_peft_model(self.model, head, self.peft, self.training.seed, self.spec.objective)
+        head, training, quantization = self.kind.head(self.spec), self.training, None
+        if training.quantization is not None:
+            shape = outline(self.model, self.kind.auto_class)
+            quantization = quantization_config(training.quantization, shape, training.precision)
+        how = head, self.peft, training.seed, self.spec.objective
+        model = load_peft_model(self.model, *how, quantization=quantization)
         pad_as(model, self.tokenizer)
         return model
 
@@ -109,6 +114,10 @@ def make_setting(model: str, task: TaskData, training: TrainingConfig, peft: Pef
         TaskError: a split has nothing to learn.
     """
     kind = find_kind(task.spec.objective)
+    if training.quantization is not None and peft.form != "lora":
+        raise ConfigError(
+            f"training.quantization {training.quantization} is for LoRA; {peft.title} need a base of floats."
+        )
     check_architecture(model, kind)
     tokenizer = load_tokenizer(model)
     shape = outline(model, kind.auto_class)

@@ -11,6 +11,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -25,6 +26,7 @@ from lightpeft.run_config import MINILM, PeftOptions
 from lightpeft.runs.continued import continue_adapter
 from lightpeft.runs.minilm import minilm_path
 from lightpeft.runs.peft_configs import peft_config
+from lightpeft.runs.quantization import prepared
 from lightpeft.surgery import verify_discovered
 from lightpeft.tasks import TaskKind, find_kind
 
@@ -85,6 +87,7 @@ def load_peft_model(
     objective: str = "sequence-classification",
     *,
     marked_too: bool = False,
+    quantization: BitsAndBytesConfig | None = None,
 ) -> PeftModel:
     """A base from the hub or a folder with an adapter, trainable, and with a new head where one is needed.
 
@@ -94,6 +97,7 @@ def load_peft_model(
         head: options of the head for `from_pretrained`; None where the base's own is used.
         peft: what to put on it; a configuration of PEFT's own is taken as it is.
         marked_too: also a base or an adapter that the audit marked as poisoned; for the audit itself.
+        quantization: how the base is kept, see `quantization_config`.
 
     Raises:
         ConfigError: the model or the adapter to go on from cannot be loaded, or they do not fit.
@@ -103,7 +107,9 @@ def load_peft_model(
     check_architecture(name, kind)
     set_seed(seed)
     # The checkpoint may have a head of its own, for other labels.
-    options = {} if head is None else {**head, "ignore_mismatched_sizes": True}
+    options: dict[str, Any] = {} if head is None else {**head, "ignore_mismatched_sizes": True}
+    if quantization is not None:
+        options["quantization_config"] = quantization
     try:
         base, info = kind.auto_class.from_pretrained(path, output_loading_info=True, **options)
     except Exception as error:  # A damaged file can be anything to the library that reads it.
@@ -115,6 +121,8 @@ def load_peft_model(
     if path != name:
         origin_of(base)  # while its configuration still says where it was loaded from
         base.config._name_or_path = name
+    if quantization is not None:
+        base = prepared(base)
     if isinstance(peft, PeftOptions):
         if peft.adapter is not None:
             return continue_adapter(base, peft.adapter, new, marked_too=marked_too)

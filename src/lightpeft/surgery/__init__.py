@@ -3,6 +3,7 @@
 from lightpeft.surgery.base import cut_base, kept_channels, kept_rows
 from lightpeft.surgery.cut import CutReport, cut, parameter_counts, reapply, reshape
 from lightpeft.surgery.fingerprint import (
+    PACKED,
     TRAINED,
     base_digests,
     digest_of,
@@ -46,6 +47,7 @@ from lightpeft.surgery.verify import (
 
 __all__ = [
     "BATCHES",
+    "PACKED",
     "TOLERANCES",
     "TRAINED",
     "WHEN_CUT",

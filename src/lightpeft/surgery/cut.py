@@ -10,10 +10,11 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from lightpeft.adapters import active_adapter, adapter_parameters, find_modules
-from lightpeft.anatomy import find_anatomy
+from lightpeft.anatomy import base_of, find_anatomy
 from lightpeft.config import SurgeryConfig
 from lightpeft.edits import Journal, Shrinking
-from lightpeft.errors import AnatomyError, CheckpointError, VerificationError
+from lightpeft.errors import AnatomyError, CheckpointError, PlanError, VerificationError
+from lightpeft.linears import is_quantised
 from lightpeft.plan import Plan
 from lightpeft.processes import Processes, require_whole
 from lightpeft.scores import Scores
@@ -123,6 +124,7 @@ def cut(
         ConfigError: the optimizer does not survive a cut, or the model is in parts on several processes.
     """
     require_whole(model, "it cannot be cut")
+    _require_floats(model)
     with processes.agreed():
         operation = Operation(model, plan, scores, config or SurgeryConfig())
         before = Counts.of(model)
@@ -184,6 +186,7 @@ def reapply(model: nn.Module, record: CutRecord, unread: Unread | None = None) -
         PlanError: another shape of base or adapter, or a model that is cut already.
         CheckpointError: another base by its weights.
     """
+    _require_floats(model)
     if unread is None:
         _require_same_base(record, base_digests(model))
     operation = Operation(model, record.plan, None, SurgeryConfig())
@@ -199,6 +202,17 @@ def reapply(model: nn.Module, record: CutRecord, unread: Unread | None = None) -
     adapter = active_adapter(model) if isinstance(model, PeftModel) else record.adapter
     attach_record(model, dataclasses.replace(record, adapter=adapter))
     keep_adapters_on(operation.base)
+
+
+def _require_floats(model: nn.Module) -> None:
+    for name, module in base_of(model).named_modules():
+        if is_quantised(module):
+            raise PlanError(
+                f"{name} is quantised ({type(module.weight).__name__}), and cutting that would round it a "
+                "second time. LightCallback and `lightpeft train` cut the floats and quantise them again. "
+                "By hand: estimate on the quantised base, cut the same model on a base of floats, save it, "
+                "and go on with lightpeft.load(folder, quantization_config=..., is_trainable=True)."
+            )
 
 
 def _require_same_base(record: CutRecord, found: Digests) -> None:

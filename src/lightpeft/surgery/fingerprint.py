@@ -10,6 +10,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from lightpeft.anatomy import base_of
+from lightpeft.linears import is_packed
 from lightpeft.wrapping import base_parameters, copied_parameters
 
 Digests = dict[str, str]
@@ -18,21 +19,28 @@ Digests = dict[str, str]
 TRAINED = "trained"
 """In place of a digest: what the run trains has none, and is stored instead."""
 
+PACKED = "quantised"
+"""In place of a digest: a light checkpoint is of the values that this was quantised from."""
+
 
 def base_digests(model: nn.Module) -> Digests:
     """Digest of every parameter of the base inside `model`, each value of it, embeddings and heads included.
 
     XXH3 with 128 bits finds any accident, at the speed of memory; it is no proof against a forger. What a
-    PEFT model trains of its base, or a copy of it, is told by dtype and shape alone. For uncut models.
+    PEFT model trains of its base, or a copy of it, and quantised weights are told by dtype and shape alone.
+    For uncut models.
     """
     base, trains = base_of(model), isinstance(model, PeftModel)
     copied = copied_parameters(base)
-    return {
-        name: _shape_of(parameter) + TRAINED
-        if trains and (parameter.requires_grad or name in copied)
-        else digest_of(parameter.detach())
-        for name, parameter in base_parameters(base).items()
-    }
+
+    def digest(name: str, parameter: Tensor) -> str:
+        if is_packed(parameter):
+            return _shape_of(parameter) + PACKED
+        if trains and (parameter.requires_grad or name in copied):
+            return _shape_of(parameter) + TRAINED
+        return digest_of(parameter.detach())
+
+    return {name: digest(name, parameter) for name, parameter in base_parameters(base).items()}
 
 
 def digest_of(tensor: Tensor) -> str:

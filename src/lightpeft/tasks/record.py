@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from lightpeft.errors import CheckpointError
-from lightpeft.run_config import TrainingConfig
+from lightpeft.run_config import Quantization, TrainingConfig
 from lightpeft.tasks.kinds import CLASSIFICATION, find_kind
 from lightpeft.tasks.load import load_validation
 from lightpeft.tasks.registry import find_task
@@ -36,6 +36,8 @@ class TaskRecord:
     """Examples per split of a generated task."""
 
     packing: bool = False
+    quantization: Quantization | None = None
+    """How the base was kept in training, and is when the checkpoint is used."""
 
     @classmethod
     def of(
@@ -63,6 +65,7 @@ class TaskRecord:
             held_out_of=task.held_out_of,
             sizes=None if sizes is None else dict(sizes),
             packing=training.packing,
+            quantization=training.quantization,
         )
 
     @classmethod
@@ -171,4 +174,5 @@ _CHECKS = {
     "held_out_of": _or_none(_is_count),
     "sizes": _or_none(_is_sizes),
     "packing": _is_flag,
+    "quantization": _or_none(lambda value: value in get_args(Quantization)),
 }

@@ -22,6 +22,7 @@ from lightpeft.checkpoint import (
     load,
     origin_of,
     own_tensors,
+    quantisation_of,
     read_record,
     require_same_outputs,
     restore_tensors,
@@ -40,10 +41,8 @@ from lightpeft.surgery import (
     CutReport,
     StepGuard,
     base_digests,
-    cut,
     other_tensors,
     padded_batch,
-    reapply,
     record_of,
     require_allowed,
     verify_discovered,
@@ -52,6 +51,7 @@ from lightpeft.surgery import (
 from lightpeft.training.compiling import NothingCompiled
 from lightpeft.training.live_run import LiveRun
 from lightpeft.training.prefix import Ahead, FrozenPrefix, freeze_prefix
+from lightpeft.training.quantised import cut_again, cut_in_run, require_cuttable
 from lightpeft.training.targeting import Pace, Targeting
 from lightpeft.wrapping import require_peft_model
 
@@ -122,6 +122,7 @@ class LightSession:
             device = next(model.parameters()).device
             self._targeting = Targeting(self.config, pace, total_steps, first_step, device, processes)
         self.check(model, total_steps)
+        require_cuttable(require_peft_model(model), processes)
         origin_of(model)  # says now what a checkpoint of this run could not be loaded without
         kept = BATCHES if self.config.surgery.reconstruct_rank else 1
         self._estimator = Estimator(model, estimation, kept, processes)
@@ -236,8 +237,8 @@ class LightSession:
         self.end()
         if targeting is not None:
             self._say_what_is_not_compensated(model, self.plan)
-        self.report = cut(
-            model,
+        self.report = cut_in_run(
+            require_peft_model(model),
             self.plan,
             optimizer,
             scores=self.scores,
@@ -331,7 +332,7 @@ class LightSession:
         device = next(model.parameters()).device
         # Building a model draws random numbers; those of the run stay where they are.
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            loaded = load(folder, origin.folder)
+            loaded = load(folder, origin.folder, quantization_config=quantisation_of(model))
         with nullcontext() if self._prefix is None else self._prefix.suspended():
             require_same_outputs(model, loaded, padded_batch(model, self._proof), folder)
         self._proved = True
@@ -365,7 +366,7 @@ class LightSession:
         run = described.get("task") or {}
         self._check_config(run.get("config"), checkpoint)
         if record_of(model) is None:
-            reapply(model, record)
+            cut_again(require_peft_model(model), record)
         restore_tensors(model, rest, checkpoint)
         self.plan, self.cut_step = record.plan, run.get("cut_step")
         if (checkpoint / SCORES).is_file():
