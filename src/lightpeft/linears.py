@@ -80,6 +80,7 @@ def _dequantised(linear: nn.Linear) -> Tensor:
     weight, columns = linear.weight, []
     dtype = weight.dtype if weight.dtype.is_floating_point else torch.float32
     for units in torch.eye(linear.in_features, dtype=dtype, device=weight.device).split(_UNITS):
-        found = type(linear).forward(linear, units)
+        # With gradients, as bitsandbytes takes other ways without.
+        found = type(linear).forward(linear, units.requires_grad_())
         columns.append((found if linear.bias is None else found - linear.bias).float())
     return torch.cat(columns).T

@@ -14,7 +14,7 @@ from lightpeft.anatomy.rows import FFN, Attention, AttentionView, Stack, Stock, 
 from lightpeft.anatomy.stock import sayable, why_not_left_out
 from lightpeft.anatomy.units import CROSS, Anatomy, Layer, Rows, Units
 from lightpeft.errors import AnatomyError
-from lightpeft.linears import INPUTS, OUTPUTS, width
+from lightpeft.linears import INPUTS, OUTPUTS, is_packed, is_quantised, width
 from lightpeft.wrapping import base_parameters
 
 _CONFIG = "config."
@@ -136,13 +136,21 @@ def _find_layer(base: PreTrainedModel, stack: Stack, name: str, index: int, firs
     found = [units for units in (attention, ffn, cross) if units is not None]
     counted = sum(units.parameters(range(units.count)) for units in found)
     unsaid = why_not_left_out(stack.stock, base.config, index)
-    fixed = sum(p.numel() for p in base_parameters(base.get_submodule(name)).values()) - counted
+    fixed = _parameter_count(base.get_submodule(name)) - counted
     title = f"{stack.title} {index}"
     stays = stack.stays or _why_it_stays(attention)
     layers = [Layer(first, title, name, attention, ffn, fixed, stays, unsaid)]
     if cross is not None:
         layers.append(Layer(first + 1, f"{title}{CROSS}", name, cross, None, 0, stays, unsaid))
     return layers
+
+
+def _parameter_count(layer: nn.Module) -> int:
+    """Weights that a library packed count as the floats that they stand for."""
+    packed = (linear for linear in layer.modules() if is_quantised(linear))
+    return sum(p.numel() for p in base_parameters(layer).values() if not is_packed(p)) + sum(
+        linear.in_features * linear.out_features for linear in packed
+    )
 
 
 def _why_it_stays(attention: Units) -> str | None:

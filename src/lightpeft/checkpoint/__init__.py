@@ -48,7 +48,7 @@ from lightpeft.checkpoint.progress import (
 )
 from lightpeft.checkpoint.proof import require_same_outputs
 from lightpeft.checkpoint.push import Parcel, pack, send
-from lightpeft.checkpoint.quantise import quantisation_of
+from lightpeft.checkpoint.quantise import keep_packing, quantisation_of
 from lightpeft.checkpoint.save import keep_adapter, save, write_cut
 from lightpeft.checkpoint.seal import is_sealed, seal_weights
 from lightpeft.checkpoint.ways_out import copy_cut, guard, save_with_state
@@ -85,6 +85,7 @@ __all__ = [
     "is_sealed",
     "keep_adapter",
     "keep_newest",
+    "keep_packing",
     "kind_of",
     "last_complete_checkpoint",
     "load",

@@ -80,10 +80,10 @@ def requantise(model: PeftModel, floats: PeftModel) -> None:
     Raises:
         CheckpointError: it cannot be quantised.
     """
-    device = next(base_of(model).parameters()).device
+    device, name = next(base_of(model).parameters()).device, origin_of(model).described["name_or_path"]
     with TemporaryDirectory() as folder:
         path, config = save(floats, Path(folder) / "light"), quantisation_of(model)
-        light = load(path, quantization_config=config, is_trainable=True).to(device)
+        light = load(path, name, quantization_config=config, is_trainable=True).to(device)
     places = dict(light.named_parameters())
     for name, parameter in floats.named_parameters():
         if parameter.requires_grad:

@@ -13,7 +13,6 @@ from transformers.quantizers.auto import AutoHfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from lightpeft.anatomy import base_of
-from lightpeft.checkpoint.base import own_config
 from lightpeft.errors import CheckpointError, ConfigError
 from lightpeft.linears import Projection, is_plain_linear, is_quantised
 
@@ -25,11 +24,9 @@ _SMALLEST = 32
 of inputs, which a cut changes, is no multiple of its usual 64: there blocks are smaller, or the linear stays
 as it is."""
 
-_FAST_ON_CPUS = "support_avx512bf16_for_cpu"
-"""What of a linear says that bitsandbytes may infer with 4 bits in a form of its own on some CPUs."""
-
-_BLOCK = 64
-"""Of that form: 32 outputs, 64 inputs. Other sizes, which a cut may leave, make it fail."""
+_REPACKS = "support_avx512bf16_for_cpu"
+"""Of a linear in 4 bits: whether bitsandbytes, asked without gradients on some CPUs, may pack its weight anew.
+It goes on computing with that in training, where no gradient passes then, and rounds what it takes back."""
 
 
 def quantisation_of(model: nn.Module) -> QuantizationConfigMixin | None:
@@ -48,19 +45,12 @@ def quantisation_of(model: nn.Module) -> QuantizationConfigMixin | None:
             "Load it by from_pretrained(name, quantization_config=...): its floats have to be known, as they "
             "are what is cut."
         )
-    if quantiser.pre_quantized or _stores_quantised(base):
+    if quantiser.pre_quantized:
         raise ConfigError(
             f"the weights of {base.config._name_or_path!r} are stored quantised. What is cut are floats: "
             "load the model that it was made from by from_pretrained(name, quantization_config=...)."
         )
     return config
-
-
-def _stores_quantised(base: PreTrainedModel) -> bool:
-    try:
-        return own_config(base.config._name_or_path, None).get("quantization_config") is not None
-    except (OSError, ValueError):  # no folder or hub name: `origin_of` says so
-        return False
 
 
 @torch.no_grad()
@@ -80,12 +70,20 @@ def quantise(base: PreTrainedModel, config: QuantizationConfigMixin) -> None:
         for name in list(floats):
             _quantise_one(base, name, floats.pop(name), quantiser, operation)
         quantiser.postprocess_model(base)
+        keep_packing(base)
     except _FAILURES as error:
         raise CheckpointError(
             f"{type(config).__name__} cannot quantise the cut base here: {error}. Load it without "
             "quantization_config, or with another one."
         ) from error
     base.hf_quantizer = quantiser
+
+
+def keep_packing(model: nn.Module) -> None:
+    """Let quantised linears compute in training, after an evaluation too, what they are meant to."""
+    for module in model.modules():
+        if hasattr(module, _REPACKS):
+            setattr(module, _REPACKS, False)
 
 
 def _quantise_one(
@@ -109,8 +107,6 @@ def _quantise_one(
     new.weight.requires_grad_(False)
     if linear.bias is not None:
         new.bias = linear.bias
-    if hasattr(new, _FAST_ON_CPUS) and any(size % _BLOCK for size in value.shape):
-        setattr(new, _FAST_ON_CPUS, False)
     new._forward_hooks.update(linear._forward_hooks)
     new._forward_pre_hooks.update(linear._forward_pre_hooks)
     new.train(linear.training)

@@ -7,6 +7,7 @@ from peft import prepare_model_for_kbit_training
 from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.utils.import_utils import is_bitsandbytes_available
 
+from lightpeft.checkpoint import keep_packing
 from lightpeft.errors import ConfigError
 from lightpeft.run_config import Quantization
 
@@ -43,4 +44,5 @@ def quantization_config(
 def prepared(base: PreTrainedModel) -> PreTrainedModel:
     """With norms and heads in float32, as PEFT wants a quantised base before an adapter is put on it."""
     made: PreTrainedModel = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
+    keep_packing(made)
     return made
