@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model, prepare_model_for_kbit_training
 from tests.support.language import save_language_model
 from tests.support.models import load_base, make_batch, save_base, with_lora
 from tests.support.runs import DEFAULT, NoStep, Sentences, arguments, trainer, weights
@@ -145,6 +145,18 @@ def test_a_run_is_resumed_before_and_after_its_cut(step: int, base: Path, tmp_pa
             torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6)
 
 
+def test_gradients_pass_after_an_evaluation(base: Path, tmp_path: Path) -> None:
+    model = quantised_model(base, "nf4")
+    LightCallback(DEFAULT).session.begin(model, 10, show_progress=False)
+    layer = model.get_submodule("base_model.model.bert.encoder.layer.0.attention.self.query.base_layer")
+    with torch.no_grad():
+        model.eval()(**make_batch("bert"))
+    inputs = torch.randn(2, 64, requires_grad=True)
+    layer.train()(inputs).sum().backward()
+    assert inputs.grad is not None
+    assert inputs.grad.abs().max() > 0
+
+
 def test_a_decoder_with_checkpointed_activations(tmp_path: Path) -> None:
     save_language_model("llama", tmp_path / "base")
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
@@ -170,6 +182,14 @@ REFUSED: dict[str, tuple[str, Callable[[Path, Path], PeftModel]]] = {
         ),
     ),
     "stored quantised": ("stored quantised", lambda base, folder: stored(base, folder)),
+    "prompt tuning": (
+        "LoRA alone",
+        lambda base, _: get_peft_model(
+            load_base(base, quantization_config=QUANTISATIONS["nf4"]()),
+            PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=2),
+        ),
+    ),
+    "two adapters": ("named 'default'; found default, other", lambda base, _: with_another(base)),
     "by hand": ("transformers did not quantise", lambda base, _: by_hand(base)),
 }
 
@@ -177,6 +197,12 @@ REFUSED: dict[str, tuple[str, Callable[[Path, Path], PeftModel]]] = {
 def stored(base: Path, folder: Path) -> PeftModel:
     load_base(base, quantization_config=QUANTISATIONS["nf4"]()).save_pretrained(folder)
     return with_lora(AutoModelForSequenceClassification.from_pretrained(folder))
+
+
+def with_another(base: Path) -> PeftModel:
+    model = quantised_model(base, "nf4")
+    model.add_adapter("other", model.peft_config["default"])
+    return model
 
 
 def by_hand(base: Path) -> PeftModel:

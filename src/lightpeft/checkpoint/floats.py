@@ -5,7 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from peft import PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -26,10 +26,15 @@ def require_floats(model: PeftModel) -> None:
 
     Raises:
         ConfigError: see `quantisation_of`; or the base was not loaded from a folder or hub name that gives
-            all that is quantised, or it carries more than one adapter.
+            all that is quantised, or it carries another form than LoRA, or more than one adapter.
     """
     if quantisation_of(model) is None:
         return
+    if not isinstance(model.active_peft_config, LoraConfig):
+        found = str(getattr(model.active_peft_config.peft_type, "value", "another form"))
+        raise ConfigError(
+            f"on a quantised base lightpeft cuts LoRA alone, found {found}; load the base in floats."
+        )
     origin, base = origin_of(model), base_of(model)
     packed = [name for name, one in base_parameters(base).items() if is_packed(one)]
     unknown = [name for name in packed if name not in origin.digests]

@@ -25,8 +25,8 @@ of inputs, which a cut changes, is no multiple of its usual 64: there blocks are
 as it is."""
 
 _REPACKS = "support_avx512bf16_for_cpu"
-"""Of a linear in 4 bits: whether bitsandbytes, asked without gradients on some CPUs, may pack its weight anew.
-It goes on computing with that in training, where no gradient passes then, and rounds what it takes back."""
+"""Of a linear in 4 bits: whether bitsandbytes, asked without gradients on a CPU, may pack its weight anew. It
+goes on computing with that in training, where no gradient passes then, and rounds what it takes back."""
 
 
 def quantisation_of(model: nn.Module) -> QuantizationConfigMixin | None:

@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from lightpeft.checkpoint import on_floats, quantisation_of, requantise, require_floats
+from lightpeft.checkpoint import keep_packing, on_floats, quantisation_of, requantise, require_floats
 from lightpeft.errors import ConfigError
 from lightpeft.plan import Plan
 from lightpeft.processes import Processes
@@ -16,12 +16,13 @@ from lightpeft.surgery import CutRecord, CutReport, cut, reapply
 
 
 def require_cuttable(model: PeftModel, processes: Processes) -> None:
-    """Refuse, before a run, a quantised base that cannot be cut in it.
+    """Refuse, before a run, a quantised base that cannot be cut in it; see to it that others stay trainable.
 
     Raises:
         ConfigError: it is trained by several processes, or see `require_floats`.
     """
     require_floats(model)
+    keep_packing(model)
     if quantisation_of(model) is not None and not processes.is_alone:
         raise ConfigError(
             "a quantised base is cut in one process only. Estimate and cut in a first phase of one process "
