@@ -63,6 +63,15 @@ def _without_special_bytes(tokenizer: Tokenizer) -> str:
 TOKENIZERS = {"bytes": byte_tokenizer, "pieces": piece_tokenizer}
 
 
+OPTIONS: dict[str, dict[str, Any]] = {
+    "gemma3": {
+        "query_pre_attn_scalar": 4,
+        "sliding_window": 6,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+}
+
+
 @dataclass(frozen=True)
 class Row:
     """A cut, and what it is written as."""
@@ -76,7 +85,8 @@ class Row:
     def animal(self) -> Animal:
         """With a vocabulary for both tokenizers."""
         one = BY_NAME[self.name]
-        return replace(one, options=one.options | {"vocab_size": 340, "bos_token_id": 0, "eos_token_id": 1})
+        more = {"vocab_size": 340, "bos_token_id": 0, "eos_token_id": 1} | OPTIONS.get(self.name, {})
+        return replace(one, options=one.options | more)
 
     def cut(self) -> PeftModel:
         model = self.animal.with_lora()
@@ -95,6 +105,10 @@ ROWS = {
     "even": Row("llama", "llama", EVEN),
     "even mistral": Row("mistral", "llama", EVEN),
     "uneven qwen2": Row("qwen2", "deci"),
+    "even qwen3": Row("qwen3", "qwen3", EVEN, compensated=False),
+    "even gemma": Row("gemma", "gemma", EVEN, compensated=False),
+    "even gemma3": Row("gemma3", "gemma3", EVEN, compensated=False),
+    "even gemma3, a layer gone": Row("gemma3", "gemma3", replace(EVEN, layers=0.5), compensated=False),
     "even qwen2, heads stay": Row("qwen2", "qwen2", replace(EVEN, heads=0.0), compensated=False),
 }
 
@@ -162,7 +176,11 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
 @pytest.mark.parametrize(
     ("name", "tokenizer", "message"),
     [
-        ("gemma", byte_tokenizer, "the base is a gemma; GGUF files are written of .* llama, mistral, qwen2"),
+        (
+            "smollm3",
+            byte_tokenizer,
+            "the base is a smollm3; GGUF files are written of .* llama, mistral, qwen2",
+        ),
         ("bert", byte_tokenizer, "of class AutoModelForSequenceClassification"),
         ("llama", word_tokenizer, "tokenizer is one of the kind 'WordLevel'"),
         ("llama", piece_tokenizer_without_bytes, "without a token for every byte"),
@@ -177,6 +195,13 @@ def test_what_llama_cpp_does_not_have_is_refused_before_work_starts(
     light = lightpeft.save(model, tmp_path / "light", tokenizer=tokenizer and tokenizer())
     with pytest.raises(CheckpointError, match=message):
         lightpeft.export_gguf(light, tmp_path / "out")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["light"]
+
+
+@pytest.mark.parametrize("row", [Row("gemma3", "", UNEVEN), Row("qwen3", "", EVEN)])
+def test_plans_that_an_architecture_has_no_room_for(row: Row, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"budget\.uniform=true and surgery\.compensate=false"):
+        export(row, row.cut(), byte_tokenizer(), tmp_path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["light"]
 
 
