@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from accelerate.utils import extract_model_from_parallel
 from peft import PeftModel
 
 from lightpeft.bench.earlier import other_settings
@@ -218,12 +219,13 @@ def _mains_without(run: Run) -> list[float]:
 
 
 def _inference(outcome: Outcome, plain: PeftModel, setting: Setting, repeats: int) -> float | None:
-    """On the validation rows of middle length."""
+    """On the validation rows of middle length, in the dtype of the weights."""
     if not repeats:
         return None
+    model = extract_model_from_parallel(outcome.model, keep_fp32_wrapper=False)  # without its autocast
     lengths = [len(ids) for ids in setting.validation["input_ids"]]
     order = sorted(range(len(lengths)), key=lambda row: lengths[row])
     middle = max(0, (len(order) - INFERENCE_ROWS) // 2)
     rows = setting.validation.select(sorted(order[middle : middle + INFERENCE_ROWS]))
     batch = next(batches(setting, rows))
-    return inference_share(outcome.model, plain, [batch], max(2, repeats))
+    return inference_share(model, plain, [batch], max(2, repeats))
