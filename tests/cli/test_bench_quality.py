@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from benchmarks.estimation_length import read_grid
 from tests.cli.test_task_kinds import ROWS, write
+from torch import nn
 
 from lightpeft.bench.cells import CELLS, PARTS, Cell
 from lightpeft.bench.grid import PLAIN, CellKey, GridMethod, GridModel, GridTask, QualityGrid
@@ -298,3 +300,40 @@ def test_the_grids_of_the_project_can_be_measured(path: Path) -> None:
     grid = read_grid(path)
     assert PLAIN in grid.methods
     assert sum(1 for _ in grid.keys()) > 5  # noqa: SIM118
+
+
+def test_inference_is_measured_without_the_autocast_of_the_run(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plain model under it, beside one without, would look fast."""
+    dtypes = []
+
+    def watched(model: nn.Module, plain: nn.Module, batches: Any, repeats: int) -> float:
+        with torch.no_grad():
+            dtypes.extend(one(**batches[0]).logits.dtype for one in (model, plain))
+            dtypes.append(_inside(model, batches[0]))
+        return 1.0
+
+    def _inside(model: nn.Module, batch: Any) -> torch.dtype:
+        seen: list[torch.dtype] = []
+        linear = next(one for one in model.modules() if isinstance(one, nn.Linear))
+        handle = linear.register_forward_hook(lambda *found: seen.append(found[2].dtype))
+        model(**batch)
+        handle.remove()
+        return seen[0]
+
+    monkeypatch.setattr("lightpeft.bench.cells.inference_share", watched)
+    save(tmp_path, GRID | {"training": GRID["training"] | {"precision": "bfloat16"}})
+    assert main([*command, "--only-methods", "plain", "--only-tasks", "mood", "--seeds", "0"]) == 0
+    assert dtypes == [torch.float32] * 3
+
+
+def test_a_task_without_a_measured_time_leaves_the_others_in_the_table(
+    command: list[str], tmp_path: Path
+) -> None:
+    assert main([*command, "--only-methods", "plain", "--seeds", "0"]) == 0
+    path = tmp_path / "out" / CELLS / "tiny--mood--plain--0.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"inference": None}))
+    assert main([*command, "--report"]) == 0
+    wanted = Cell.load(path.with_name("tiny--tags--plain--0.json")).inference
+    assert f"| 1.00 | 1.00 | {wanted:.2f} | 2 |" in (tmp_path / "out" / "report.md").read_text()

@@ -171,10 +171,17 @@ def _summary(entries: dict[str, Entry]) -> Summary:
         worst,
         _over_tasks(entries, lambda cell: cell.encoder),
         _over_tasks(entries, lambda cell: cell.peft),
-        None
-        if any(cell.inference is None for entry in entries.values() for cell in entry.cells)
-        else _over_tasks(entries, lambda cell: cell.inference or 0.0),
+        _inference(entries),
     )
+
+
+def _inference(entries: dict[str, Entry]) -> float | None:
+    """The mean over the tasks, and of each over the seeds, that it was measured on."""
+    known = [
+        [cell.inference for cell in entry.cells if cell.inference is not None] for entry in entries.values()
+    ]
+    means = [statistics.fmean(found) for found in known if found]
+    return statistics.fmean(means) if means else None
 
 
 def _over_tasks(entries: dict[str, Entry], part: Callable[[Cell], float]) -> float:
