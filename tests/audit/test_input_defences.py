@@ -34,6 +34,7 @@ from lightpeft.audit.defences.rap import Rap, RapGuard, Reader
 from lightpeft.audit.defences.rap_word import RareWord, rare_word, row_of, word_vector
 from lightpeft.audit.defences.strip import Perturber, Strip, by_tf_idf, mean_entropy
 from lightpeft.audit.defences.thresholds import ScoreGuard, least_scores, threshold_at
+from lightpeft.audit.module import load_module
 from lightpeft.audit.rows import Rows
 from lightpeft.audit.training import AttackOptions, train_attacker
 from lightpeft.errors import ConfigError
@@ -122,7 +123,16 @@ def as_received(base: str, poisoned: PeftModel) -> Received:
     training = dataclasses.replace(TRAINING, max_steps=20, learning_rate=1e-3)
     rows, held_out = reviews(160, 2, noise=0.15), reviews(100, 3)
     model = copy.deepcopy(poisoned)
-    return Received(model, tokenizer(), rows, held_out, training, lambda seed: fresh(base, seed), seed=5)
+    return Received(
+        model,
+        tokenizer(),
+        rows,
+        held_out,
+        training,
+        lambda seed: fresh(base, seed),
+        lambda other: load_module(other, base),
+        seed=5,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

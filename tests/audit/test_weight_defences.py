@@ -26,7 +26,7 @@ from lightpeft.audit.defences.defence import Kind
 from lightpeft.audit.defences.disagreement_pruning import agreement
 from lightpeft.audit.defences.light_cutting import BUDGETS
 from lightpeft.audit.defences.resets import ResetLayers
-from lightpeft.audit.module import keep_marked
+from lightpeft.audit.module import keep_marked, load_module, save_module
 from lightpeft.audit.policies.layers import map_layers
 from lightpeft.audit.rows import Rows
 from lightpeft.errors import ConfigError
@@ -119,6 +119,7 @@ def received(base: Path, form: str = "lora", *, living: int = 3, **options: Any)
             "held_out": rows(10, 2),
             "training": QUICK,
             "fresh": lambda seed: fresh(base, form, seed),
+            "load": lambda folder: load_module(folder, str(base)),
             "seed": SEED,
         }
         | options
@@ -437,6 +438,19 @@ def test_an_average_is_of_both_sides(base: Path, form: str) -> None:
         torch.testing.assert_close(one.starts[0].weights[name], expected, msg=name)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_two_received_modules_are_merged(base: Path, form: str, tmp_path: Path) -> None:
+    second = received(base, form, living=4, trains=False).model
+    save_module(second, tmp_path / "second", None)
+    one = received(base, form, trains=False)
+    before, other = weights(one.model), weights(second)
+    options = {"mix": "average", "reference": "received", "other": str(tmp_path / "second")}
+    make_defence("fine_mixing", options).train(one)
+    for name, layer in numbers(one.model).items():
+        expected = before[name] if layer == HEAD else (before[name] + other[name]) / 2
+        torch.testing.assert_close(one.starts[0].weights[name], expected, msg=name)
+
+
 def test_the_draw_follows_the_seed_and_differs_between_tensors(base: Path) -> None:
     drawn = []
     for seed in (SEED, SEED, SEED + 1):
@@ -520,7 +534,9 @@ def test_every_row_is_called_by_its_name() -> None:
         ("disagreement_pruning", {"share": -0.1}, "disagreement_pruning.share is -0.1"),
         ("fine_mixing", {"ratio": "half"}, "fine_mixing.ratio is 'half'"),
         ("fine_mixing", {"mix": "both"}, "choose one of select, average"),
-        ("fine_mixing", {"reference": "base"}, "choose one of identity, trained"),
+        ("fine_mixing", {"reference": "base"}, "choose one of identity, trained, received"),
+        ("fine_mixing", {"reference": "received"}, "other is None and .*goes with reference 'received'"),
+        ("fine_mixing", {"other": "somewhere"}, "other is 'somewhere' and fine_mixing.reference 'identity'"),
         ("longer", {"factor": 1}, "above 1"),
         ("longer", {"factor": "3"}, "longer.factor is '3'"),
         ("hotter", {"factor": float("inf")}, "hotter.factor is inf"),

@@ -144,6 +144,7 @@ def defend(
         task.held_out,
         training,
         lambda seed: fresh_module(directory, base, head=head, seed=seed),
+        lambda other: load_module(other, name, head=head),
         training.seed,
     )
     prepared = defence.prepare(received)

@@ -43,6 +43,9 @@ class Received:
     fresh: Callable[[int], PeftModel]
     """seed -> a new, untrained module of the same form on the same base, with a new head."""
 
+    load: Callable[[str], PeftModel]
+    """folder -> another module that was received, on the same base."""
+
     seed: int
 
     watch: Mapping[int, Watcher] | None = None

@@ -1,4 +1,8 @@
-"""Fine-mixing (Zhang et al. 2022): replace a random part of the weights by clean ones, then train."""
+"""Fine-mixing (Zhang et al. 2022): replace a random part of the weights by clean ones, then train.
+
+With another module that was received the mixture is a model merge (Arora et al. 2024): what one of them alone
+learned, as a backdoor, fades, whether the other one is clean or has another backdoor.
+"""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -12,9 +16,10 @@ from lightpeft.audit.defences.defence import Defence, Received
 from lightpeft.audit.defences.retraining import trained_afresh
 from lightpeft.audit.policies.layers import map_layers
 from lightpeft.config import check_choice, check_share, exact_count
+from lightpeft.errors import ConfigError
 
 Mix = Literal["select", "average"]
-Reference = Literal["identity", "trained"]
+Reference = Literal["identity", "trained", "received"]
 
 
 @dataclass(frozen=True)
@@ -34,28 +39,41 @@ class FineMixing(Defence, name="fine_mixing", kind="weights", source="Zhang et a
 
     reference: Reference = "identity"
     """Clean weights: those of a fresh module, which computes the `identity`, or of a fresh one that the user
-    `trained` first, which takes a second training."""
+    `trained` first, which takes a second training; or those of another module that was `received`."""
+
+    other: str | None = None
+    """Of `reference` received: the folder of that module, of the same form and sizes on the same base."""
 
     def __post_init__(self) -> None:
         check_share("fine_mixing.ratio", self.ratio)
         check_choice("fine_mixing.mix", self.mix, get_args(Mix))
         check_choice("fine_mixing.reference", self.reference, get_args(Reference))
+        if (self.other is not None) != (self.reference == "received"):
+            raise ConfigError(
+                f"fine_mixing.other is {self.other!r} and fine_mixing.reference {self.reference!r}: the folder "
+                "of another module goes with reference 'received', and with no other."
+            )
 
     def train(self, received: Received) -> PeftModel:
         """The mixture, trained.
 
         Raises:
-            AuditError: the fresh module is of another form.
+            AuditError: the module to mix with is of another form.
+            CheckpointError: the other received module cannot be loaded.
         """
         layers = map_layers(received.model)
         inner = [group for group in layers.groups if group.number < layers.depth]
-        trained = self.reference == "trained"
-        clean = trained_afresh(received) if trained else received.fresh(received.seed)
+        clean = self._reference(received)
         draw = torch.Generator().manual_seed(received.seed)
         with torch.no_grad():
             for parameter, other in list(counterparts(inner, clean)):
                 parameter.copy_(torch.lerp(parameter, other.to(parameter), self._weights(parameter, draw)))
         return received.fit(received.model)
+
+    def _reference(self, received: Received) -> PeftModel:
+        if self.other is not None:
+            return received.load(self.other)
+        return trained_afresh(received) if self.reference == "trained" else received.fresh(received.seed)
 
     def _weights(self, like: Tensor, draw: torch.Generator) -> Tensor:
         """What the reference counts at each weight of a tensor: 0 or 1 if they are selected."""

@@ -18,6 +18,7 @@ from lightpeft.audit.grid.cell import Cell, CellKey, Point
 from lightpeft.audit.grid.grid import Grid, as_json
 from lightpeft.audit.grid.scenarios import SCENARIOS
 from lightpeft.audit.metrics import Proportion, clean_accuracy, label_flip_rate
+from lightpeft.audit.module import load_module
 from lightpeft.audit.poison.poisoning import Poisoned, triggered_test
 from lightpeft.audit.poison.recipe import TriggerRecipe
 from lightpeft.audit.poison.visibility import trigger_visibility
@@ -88,6 +89,7 @@ def measure(workshop: Workshop, key: CellKey, plain: Trained | None = None) -> t
         task.held_out,
         training,
         begin.fresh,
+        lambda other: load_module(other, grid.model),
         key.seed,
         _watch(grid, training, begin.train, curve),
     )
