@@ -50,8 +50,8 @@ class FineMixing(Defence, name="fine_mixing", kind="weights", source="Zhang et a
         check_choice("fine_mixing.reference", self.reference, get_args(Reference))
         if (self.other is not None) != (self.reference == "received"):
             raise ConfigError(
-                f"fine_mixing.other is {self.other!r} and fine_mixing.reference {self.reference!r}: the folder "
-                "of another module goes with reference 'received', and with no other."
+                f"fine_mixing.other is {self.other!r} and fine_mixing.reference {self.reference!r}: the "
+                "folder of another module goes with reference 'received', and with no other."
             )
 
     def train(self, received: Received) -> PeftModel:
