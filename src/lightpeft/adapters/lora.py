@@ -296,7 +296,8 @@ def _require_separate(model: PeftModel, adapter: str) -> None:
     tied = tied_parameters(base)
     for name, layer in base.named_modules():
         if isinstance(layer, LoraLayer) and id(layer.get_base_layer().weight) in tied:
-            reads_weights = layer.lora_variant.get(adapter) is not None
+            is_embedding = isinstance(layer, LoraEmbedding)
+            reads_weights = not is_embedding and layer.lora_variant.get(adapter) is not None
             if reads_weights or getattr(config, "ensure_weight_tying", False):
                 what = "DoRA" if reads_weights else "LoRA with ensure_weight_tying"
                 raise AnatomyError(

@@ -18,6 +18,8 @@ def quieten() -> None:
         warnings.filterwarnings("ignore")
     # An unreachable hub is said once, by us, and not at every attempt to reach it.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    # It says at each import which faster kernels it does not find, whether a run quantises or not.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # peft 0.21 asks for it under the old name; nobody who runs a command can do anything about that.
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
 
