@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from peft import PeftModel
 from tests.cli.conftest import QUICK, read
-from transformers import TrainerCallback
+from transformers import AutoModelForSequenceClassification, TrainerCallback
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 import lightpeft
+from lightpeft.anatomy import find_anatomy
 from lightpeft.cli.anatomy import anatomy_of
 from lightpeft.cli.main import main
 from lightpeft.costs import CostTable
@@ -290,3 +291,29 @@ def test_a_missing_report_package_is_said_before_training(
     assert main(["train", *options]) == 2
     assert "pip install lightpeft[report]" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_quantised_base_is_cut_and_evaluated_as_it_was_trained(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, options = tmp_path / "out", ["--training.quantization", "nf4"]
+    assert main(["train", "--model", str(tiny_model), "--out", str(out), *options, *QUICK]) == 0
+    result = read(out / "result.json")
+    plain = AutoModelForSequenceClassification.from_pretrained(tiny_model)
+    assert result["light"]["encoder_parameters"] < 0.75 * find_anatomy(plain).parameters
+    described = read(out / "light" / "pruning.json")
+    assert described["task"]["quantization"] == "nf4"
+    assert "quantization_config" not in described["base"]["config"]
+    capsys.readouterr()
+    assert main(["evaluate", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["accuracy"] == pytest.approx(result["light"]["metric"])
+    assert main(["export", str(out), "--to", "merged", "--out", str(tmp_path / "merged")]) == 0
+    assert main(["evaluate", str(tmp_path / "merged")]) == 0
+
+
+def test_quantisation_is_for_lora(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--training.quantization", "nf4", "--peft", "sequential"]
+    assert main(["train", "--model", str(tiny_model), "--out", str(tmp_path / "out"), *words, *QUICK]) == 2
+    assert "training.quantization nf4 is for LoRA" in capsys.readouterr().err
