@@ -37,7 +37,8 @@ def cut_in_run(
     """`cut`, also on a quantised base. Options are those of `cut`.
 
     Raises:
-        Exception: what `cut` raises; the model is as it was.
+        CheckpointError: the cut floats cannot be quantised again; the model is of no use then.
+        Exception: what else `cut` raises; the model is as it was.
     """
     if quantisation_of(model) is None:
         return cut(model, plan, optimizer, **options)
