@@ -3,13 +3,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor
 
 from lightpeft import Anatomy, Budget, EstimationError, Plan, PlanError, Scores, Target, make_plan
+from lightpeft.anatomy.units import CROSS
 from lightpeft.config import Scope, exact_count
 from lightpeft.plan import Count
 from lightpeft.planning import limits
@@ -105,7 +106,7 @@ def test_the_asked_number_of_heads_goes_from_every_layer(share: float, total: in
     assert head_counts(make_plan(drawn(anatomy, 0), anatomy, budget)) == [total - cut] * 2
 
 
-@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize("scope", get_args(Scope))
 @pytest.mark.parametrize("value", [0.0, 1.0, 1e-30])
 def test_equal_scores_still_cut_exactly_the_asked_number(scope: Scope, value: float) -> None:
     anatomy = anatomy_of([12] * 3, [60] * 3)
@@ -133,6 +134,54 @@ def test_the_least_important_go_in_each_layer() -> None:
     plan = make_plan(scores_of([one, two], [one, two]), anatomy, budget)
     assert [layer.heads for layer in plan.layers] == [(1, 3), (0, 3)]
     assert [layer.neurons for layer in plan.layers] == [(1, 2, 3), (0, 1, 3)]
+
+
+@pytest.mark.parametrize(
+    ("layers", "share", "kept"),
+    [
+        (6, 1 / 3, [12, 12, 6, 6, 6, 6]),
+        (6, 0.25, [12, 12, 7, 7, 7, 7]),
+        (6, 0.5, [12, 12, 3, 3, 3, 3]),
+        (6, 0.75, [3] * 6),
+        (6, 2 / 3, [6, 6, 3, 3, 3, 3]),
+        (5, 1 / 3, [12, 7, 7, 7, 7]),
+        (2, 1 / 3, [8, 8]),
+        (1, 0.5, [6]),
+        (6, 0.0, [12] * 6),
+    ],
+)
+def test_the_scope_upper_keeps_the_lowest_third_as_long_as_it_can(
+    layers: int, share: float, kept: list[int]
+) -> None:
+    anatomy = anatomy_of([12] * layers, [1200] * layers)
+    budget = Budget(heads=share, neurons=share, heads_scope="upper", neurons_scope="upper")
+    scores = drawn(anatomy, 2)
+    plan = make_plan(scores, anatomy, budget)
+    assert head_counts(plan) == kept
+    assert sum(neuron_counts(plan)) == pytest.approx((1 - share) * 1200 * layers, abs=layers / 2)
+    for layer, values in zip(plan.layers, scores.heads, strict=True):
+        assert list(layer.heads) == values.topk(len(layer.heads)).indices.sort().values.tolist()
+
+
+def test_the_scope_upper_spares_the_lowest_third_of_each_stack_and_of_its_cross_attention() -> None:
+    names = [f"encoder layer {i}" for i in range(3)]
+    names += [f"decoder layer {i}{part}" for i in range(3) for part in ("", CROSS)]
+    layers = tuple(
+        replace(one, index=index, name=name, module=name.removesuffix(CROSS))
+        for index, (one, name) in enumerate(zip(anatomy_of([12] * 9, [4] * 9).layers, names, strict=True))
+    )
+    anatomy = Anatomy("t5", layers)
+    plan = make_plan(drawn(anatomy, 1), anatomy, Budget(**NOTHING | {"heads": 1 / 3, "heads_scope": "upper"}))
+    assert head_counts(plan) == [12, 6, 6, 12, 12, 6, 6, 6, 6]
+
+
+def test_the_scope_upper_counts_skipped_layers_among_the_lowest() -> None:
+    anatomy = anatomy_of([12] * 6, [12] * 6)
+    values = [torch.full((12,), 0.0 if i == 0 else 1.0) for i in range(6)]
+    budget = Budget(**NOTHING | {"heads": 0.25, "layers": 1 / 6, "heads_scope": "upper"})
+    plan = make_plan(scores_of(values, values), anatomy, budget)
+    assert [layer.index for layer in plan.skipped_layers] == [0]
+    assert head_counts(plan) == [0, 12, 8, 8, 8, 8]
 
 
 @pytest.mark.parametrize("kind", ["heads", "neurons"])
@@ -174,7 +223,7 @@ def test_floors_that_forbid_the_share_are_refused() -> None:
         make_plan(drawn(anatomy, 0), anatomy, Budget(neurons=0.75, min_neurons=6, **PER_LAYER))
 
 
-@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize("scope", get_args(Scope))
 @pytest.mark.parametrize("width", [64, 96, 100, 130, 200])
 @pytest.mark.parametrize("share", [0.0, 0.25, 1 / 3, 0.5])
 def test_aligned_widths_are_multiples(scope: Scope, width: int, share: float) -> None:
@@ -185,7 +234,9 @@ def test_aligned_widths_are_multiples(scope: Scope, width: int, share: float) ->
     if share == 0:
         assert counts == [width] * 3
     else:
-        assert [count % 32 for count in counts] == [0, 0, 0]
+        cut = [count for count in counts if count < width]
+        assert len(cut) >= (2 if scope == "upper" else 3 if width % 32 else 0)
+        assert [count % 32 for count in cut] == [0] * len(cut)
         assert abs(sum(counts) - 3 * width * (1 - share)) <= 3 * 16
 
 
@@ -206,7 +257,7 @@ def test_aligned_layers_keep_their_best_neurons() -> None:
     assert list(plan.layers[0].neurons) == expected
 
 
-@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize("scope", get_args(Scope))
 @pytest.mark.parametrize("target", [0.35, 0.5, 0.6, 0.65, 0.8, 0.95])
 def test_a_target_of_parameters_is_met_from_below_and_tight(scope: Scope, target: float) -> None:
     anatomy = anatomy_of([12] * 6, [512] * 6)
@@ -493,6 +544,7 @@ def test_a_module_that_loses_its_last_rank_counts_as_gone_everywhere() -> None:
     ("budget", "kind", "words"),
     [
         (Budget(heads_scope="layer"), 0, "in each layer the lowest by"),
+        (Budget(heads_scope="upper"), 0, "in each layer (the lowest third last) the lowest by"),
         (Budget(heads_scope="global"), 0, "over all layers (each keeps at least 1) the lowest by"),
         (Budget(neurons_scope="global", align_neurons=4), 1, ", 4 by 4"),
         (Budget(frozen_layers=1), 2, "the 6 in frozen layers, and the 3 lowest by activation"),

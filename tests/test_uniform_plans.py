@@ -81,6 +81,12 @@ def test_it_is_the_plan_of_the_scope_layer_where_nothing_stands_in_its_way() -> 
     assert Plan.from_json(uniform.to_json()) == uniform
 
 
+def test_the_scope_upper_is_then_layer() -> None:
+    plan = plan_of(replace(UNIFORM, heads_scope="upper", neurons_scope="upper"))
+    assert plan.layers == plan_of(UNIFORM).layers
+    assert "lowest third" not in plan.describe()
+
+
 def test_floors_hold_and_no_whole_block_goes() -> None:
     plan = plan_of(replace(UNIFORM, heads=0.9, neurons=0.9, min_heads=0, min_neurons=0))
     assert set(head_counts(plan)) == {1}

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from lightpeft.errors import ConfigError, did_you_mean
 from lightpeft.score_tables import BASE_SCORES, LAYER_SCORES, MODULE_SCORES, RANK_SCORES
 
-Scope = Literal["layer", "global"]
+Scope = Literal["layer", "upper", "global"]
 KVGroups = Literal["whole", "equal"]
 Quantity = Literal["inference", "training", "memory", "parameters"]
 Cuts = Literal["auto", "width", "depth", "mixed"]
@@ -175,10 +175,11 @@ class Budget:
     of what is in the others. At least one layer of each stack stays."""
 
     heads_scope: Scope = "layer"
-    """Rank heads inside each `layer`, or over all layers together (`global`)."""
+    """Rank heads inside each `layer`; or inside each but keep those of the lowest third of the layers, as long
+    as the `upper` ones lose no more than three quarters; or over all layers together (`global`)."""
 
     neurons_scope: Scope = "layer"
-    """Rank neurons inside each `layer`, or over all layers together (`global`)."""
+    """The same for neurons."""
 
     kv_groups: KVGroups = "whole"
     """Where query heads share keys and values: cut `whole` KV groups, or an `equal` number of query heads
@@ -194,9 +195,10 @@ class Budget:
     """FFN widths become multiples of this number; 32, 64 or 128 suit the hardware."""
 
     uniform: bool = False
-    """Keep equal numbers of heads and of neurons in every layer of a stack, and cut only what the
-    architecture's own configuration can say, so that `lightpeft export --to transformers` writes an ordinary
-    checkpoint. Biases that it cannot have are not compensated (docs/deploy.md)."""
+    """Keep equal numbers of heads and of neurons in every layer of a stack (a scope of `upper` is then
+    `layer`), and cut only what the architecture's own configuration can say, so that `lightpeft export --to
+    transformers` writes an ordinary checkpoint. Biases that it cannot have are not compensated
+    (docs/deploy.md)."""
 
     frozen_layers: int | Literal["auto"] = 0
     """How many of the lowest layers (of an encoder-decoder: of the encoder) train no PEFT module after the
@@ -337,7 +339,11 @@ class LightConfig:
     estimation: EstimationConfig = field(default_factory=EstimationConfig)
     """How importance is estimated."""
 
-    budget: Budget = field(default_factory=lambda: Budget(align_neurons=32, frozen_layers="auto"))
+    budget: Budget = field(
+        default_factory=lambda: Budget(
+            heads_scope="upper", neurons_scope="upper", align_neurons=32, frozen_layers="auto"
+        )
+    )
     """How much is cut. Aligned widths and lowest layers that train nothing make steps after the cut fast."""
 
     surgery: SurgeryConfig = field(default_factory=SurgeryConfig)

@@ -413,6 +413,8 @@ def _rankings(plan: Plan) -> list[str]:
     """What was compared to choose the units of each kind, and what went along with others."""
     budget, counts = plan.budget, plan.counts
     heads, neurons, modules, ranks, *layers = plan.cutoffs
+    where_heads = _where(plan, budget.heads_scope, budget.min_heads)
+    where_neurons = _where(plan, budget.neurons_scope, budget.min_neurons)
     unranked, along = counts.modules.total - modules.total, counts.ranks.total - ranks.total
     emptied = counts.modules.cut - modules.cut - unranked
     aligned = f", {budget.align_neurons} by {budget.align_neurons}" if budget.align_neurons > 1 else ""
@@ -421,8 +423,10 @@ def _rankings(plan: Plan) -> list[str]:
     first = f"{along_layers}the {modules.cut:,} lowest by {modules.method}{blocks}{_sides(modules)}"
     after = f"{ranks.cut:,} of the other {ranks.total:,}, the lowest by {ranks.method}{_sides(ranks)}"
     return [
-        _base_ranking(heads, counts.heads, budget.heads_scope, budget.min_heads, ""),
-        _base_ranking(neurons, counts.neurons, budget.neurons_scope, budget.min_neurons, aligned),
+        _base_ranking(heads, counts.heads, where_heads, ""),
+        _base_ranking(
+            neurons, counts.neurons, _where(plan, budget.neurons_scope, budget.min_neurons), aligned
+        ),
         f": {first}" + (f", and {emptied:,} with their last rank" if emptied > 0 else ""),
         f": {f'{along:,} with their modules, and ' if along > 0 else ''}{after}",
         *(f", the lowest by {one.method}{_sides(one)}" for one in layers),
@@ -456,8 +460,14 @@ def _frozen_reason(plan: Plan) -> list[str]:
     return []
 
 
-def _base_ranking(cutoff: Cutoff, count: Count, scope: Scope, floor: int, aligned: str) -> str:
-    where = "in each layer" if scope == "layer" else f"over all layers (each keeps at least {floor})"
+def _where(plan: Plan, scope: Scope, floor: int) -> str:
+    if scope == "global":
+        return f"over all layers (each keeps at least {floor})"
+    spares_lowest = scope == "upper" and plan.target is None and not plan.budget.uniform
+    return "in each layer (the lowest third last)" if spares_lowest else "in each layer"
+
+
+def _base_ranking(cutoff: Cutoff, count: Count, where: str, aligned: str) -> str:
     skipped = count.total - cutoff.total
     with_layers = f": {_along(skipped, 'skipped')}" if skipped else ", "
     if skipped and not cutoff.cut:

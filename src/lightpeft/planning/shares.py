@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from torch import Tensor
 
@@ -208,45 +208,67 @@ def _choose_base(
         blocks_of(layer.name, None if layer.module in skipped else layer.ffn, values.tolist(), budget)
         for layer, values in zip(anatomy.layers, scores.neurons, strict=True)
     ]
-    choose_heads = _chooser("heads", heads, budget.heads_scope)
-    choose_neurons = _chooser("neurons", neurons, budget.neurons_scope)
-    return choose_heads(budget.heads), choose_neurons(budget.neurons)
+    lowest = set() if budget.uniform else _lowest_thirds(anatomy)
+    return (
+        _keep("heads", heads, budget.heads, budget.heads_scope, lowest),
+        _keep("neurons", neurons, budget.neurons, budget.neurons_scope, lowest),
+    )
 
 
-_POOLS: dict[Scope, Callable[[list[int]], list[list[int]]]] = {
-    "layer": lambda layers: [[layer] for layer in layers],
-    "global": lambda layers: [layers],
-}
-"""Which layers are ranked together."""
+def _lowest_thirds(anatomy: Anatomy) -> set[int]:
+    """The indices of the layers in the lowest third of each stack."""
+    stacks: dict[str, list[str]] = {}
+    for layer in anatomy.layers:
+        modules = stacks.setdefault(layer.title, [])
+        if layer.module not in modules:  # a decoder layer's cross-attention is beside it
+            modules.append(layer.module)
+    lowest = {module for modules in stacks.values() for module in modules[: len(modules) // 3]}
+    return {layer.index for layer in anatomy.layers if layer.module in lowest}
 
 
-def _chooser(kind: str, layers: Sequence[Blocks | None], scope: Scope) -> Callable[[float], Kept]:
-    """A function from the share to cut to the kept indices per layer."""
-    cuttable = [index for index, one in enumerate(layers) if one is not None and one.blocks]
-    pools = _POOLS[scope](cuttable)
+MOST_OF_UPPER = 0.75
+"""What the scope `upper` takes of a layer before it takes anything of the lowest third."""
 
-    def choose(share: float) -> Kept:
-        kept: Kept = [() if one is None else tuple(range(one.units)) for one in layers]
-        if share == 0:
-            return kept
-        for pool in filter(None, pools):
-            chosen = [(index, one) for index in pool if (one := layers[index]) is not None]
-            for index, indices in _keep_best(chosen, share, f"budget.{kind}"):
+
+def _keep(
+    kind: str, layers: Sequence[Blocks | None], share: float, scope: Scope, lowest: Collection[int]
+) -> Kept:
+    """The kept indices per layer."""
+    kept: Kept = [() if one is None else tuple(range(one.units)) for one in layers]
+    cuttable = [(index, one) for index, one in enumerate(layers) if one is not None and one.blocks]
+    for pool, own_share in _pools(cuttable, share, scope, lowest):
+        if own_share and pool:
+            for index, indices in _keep_best(pool, own_share, f"budget.{kind}={share:g}"):
                 kept[index] = indices
-        return kept
-
-    return choose
+    return kept
 
 
-def _keep_best(
-    pool: list[tuple[int, Blocks]], share: float, option: str
-) -> Iterable[tuple[int, tuple[int, ...]]]:
+Pool = list[tuple[int, Blocks]]
+
+
+def _pools(layers: Pool, share: float, scope: Scope, lowest: Collection[int]) -> list[tuple[Pool, float]]:
+    """Which layers are ranked together, and the share of their units that goes."""
+    if scope == "global":
+        return [(layers, share)]
+    low = sum(one.units for index, one in layers if index in lowest)
+    high = sum(one.units for index, one in layers) - low
+    if scope == "layer" or not low or not high:
+        return [([layer], share) for layer in layers]
+    gone = share * (low + high)
+    of_upper, of_lowest = gone / high, 0.0
+    if of_upper > max(share, MOST_OF_UPPER) + 1e-9:
+        of_upper = max(share, MOST_OF_UPPER)
+        of_lowest = (gone - of_upper * high) / low
+    return [([layer], of_lowest if layer[0] in lowest else of_upper) for layer in layers]
+
+
+def _keep_best(pool: Pool, share: float, option: str) -> Iterable[tuple[int, tuple[int, ...]]]:
     units = sum(one.units for _, one in pool)
     wanted = units - exact_count(share, units)
     floor = sum(one.floor * one.block_size for _, one in pool)
     if floor - pool[0][1].block_size / 2 > wanted:
         raise PlanError(
-            f"{option}={share:g} leaves {wanted} of {units} units in "
+            f"{option} leaves {wanted} of {units} units in "
             f"{pool[0][1].where if len(pool) == 1 else f'{len(pool)} layers'}, but the floors keep at least "
             f"{floor}. Cut a smaller share or lower the floor."
         )
