@@ -175,8 +175,8 @@ class Budget:
     of what is in the others. At least one layer of each stack stays."""
 
     heads_scope: Scope = "layer"
-    """Rank heads inside each `layer`; or inside each but keep those of the lowest third of the layers, as long
-    as the `upper` ones lose no more than three quarters; or over all layers together (`global`)."""
+    """Rank heads inside each `layer`; or inside each of the `upper` two thirds of the layers, as long as
+    these lose no more than three quarters; or over all layers together (`global`)."""
 
     neurons_scope: Scope = "layer"
     """The same for neurons."""

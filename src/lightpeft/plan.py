@@ -424,9 +424,7 @@ def _rankings(plan: Plan) -> list[str]:
     after = f"{ranks.cut:,} of the other {ranks.total:,}, the lowest by {ranks.method}{_sides(ranks)}"
     return [
         _base_ranking(heads, counts.heads, where_heads, ""),
-        _base_ranking(
-            neurons, counts.neurons, _where(plan, budget.neurons_scope, budget.min_neurons), aligned
-        ),
+        _base_ranking(neurons, counts.neurons, where_neurons, aligned),
         f": {first}" + (f", and {emptied:,} with their last rank" if emptied > 0 else ""),
         f": {f'{along:,} with their modules, and ' if along > 0 else ''}{after}",
         *(f", the lowest by {one.method}{_sides(one)}" for one in layers),
