@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from accelerate.utils import extract_model_from_parallel
 from peft import PeftModel
+from transformers import EvalPrediction
 
 from lightpeft.bench.earlier import other_settings
 from lightpeft.bench.grid import CellKey, QualityGrid, light_config
@@ -170,8 +172,9 @@ def _measured(grid: QualityGrid, key: CellKey, task: TaskData, models: Path | No
     own = method.setting(setting, key.seed)
     with TemporaryDirectory() as folder:
         run = prepare(own, method.load(own), light_config(method, own), Path(folder), progress=False)
+        kept = _kept_evaluation(run)
         outcome = run.train()
-        mains_without = _mains_without(run)
+        mains_without = _mains_without(setting, kept[-1])
     plain = setting.load_model().to(run.trainer.args.device)
     encoder, peft = parameter_counts(outcome.model)
     plain_encoder, plain_peft = parameter_counts(plain)
@@ -204,10 +207,22 @@ def _judged_at_the_end(setting: Setting) -> Setting:
     return dataclasses.replace(setting, training=dataclasses.replace(training, eval_steps=last))
 
 
-def _mains_without(run: Run) -> list[float]:
-    setting = run.setting
+def _kept_evaluation(run: Run) -> deque[EvalPrediction]:
+    """Where the run's last evaluation will be, its rows in the order of the data."""
+    kept: deque[EvalPrediction] = deque(maxlen=1)
+    measure = run.trainer.compute_metrics
+    assert measure is not None
+
+    def keep(found: EvalPrediction) -> dict[str, float]:
+        kept.append(found)
+        return measure(found)
+
     run.trainer.evaluates_in_order = True
-    found = run.trainer.predict(setting.validation)
+    run.trainer.compute_metrics = keep
+    return kept
+
+
+def _mains_without(setting: Setting, found: EvalPrediction) -> list[float]:
     evaluated = Evaluated(
         found.predictions,  # type: ignore[arg-type]
         found.label_ids,
