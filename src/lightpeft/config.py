@@ -176,7 +176,7 @@ class Budget:
 
     heads_scope: Scope = "layer"
     """Rank heads inside each `layer`; or inside each of the `upper` two thirds of the layers, as long as
-    these lose no more than three quarters; or over all layers together (`global`)."""
+    these lose no more than half; or over all layers together (`global`)."""
 
     neurons_scope: Scope = "layer"
     """The same for neurons."""

@@ -226,7 +226,7 @@ def _lowest_thirds(anatomy: Anatomy) -> set[int]:
     return {layer.index for layer in anatomy.layers if layer.module in lowest}
 
 
-MOST_OF_UPPER = 0.75
+MOST_OF_UPPER = 0.5
 """What the scope `upper` takes of a layer before it takes anything of the lowest third."""
 
 
