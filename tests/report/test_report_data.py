@@ -212,7 +212,7 @@ def test_a_broken_version_1_is_refused(result: Result, changes: dict[str, Any]) 
 def test_the_committed_demo_is_read() -> None:
     folder = Path(__file__).parents[2] / "benchmarks" / "results"
     committed = Result.load(folder / "demo-minilm.json")
-    assert committed.ratios["inference_seconds"] == pytest.approx(0.608, abs=1e-3)
+    assert committed.ratios["inference_seconds"] == pytest.approx(0.647, abs=1e-3)
 
 
 @pytest.mark.parametrize("document", ["README.md", "docs/results.md"])
