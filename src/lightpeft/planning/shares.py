@@ -217,12 +217,7 @@ def _choose_base(
 
 def _lowest_thirds(anatomy: Anatomy) -> set[int]:
     """The indices of the layers in the lowest third of each stack."""
-    stacks: dict[str, list[str]] = {}
-    for layer in anatomy.layers:
-        modules = stacks.setdefault(layer.title, [])
-        if layer.module not in modules:  # a decoder layer's cross-attention is beside it
-            modules.append(layer.module)
-    lowest = {module for modules in stacks.values() for module in modules[: len(modules) // 3]}
+    lowest = {module for stack in anatomy.stacks for module in stack[: len(stack) // 3]}
     return {layer.index for layer in anatomy.layers if layer.module in lowest}
 
 
