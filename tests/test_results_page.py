@@ -7,3 +7,7 @@ def test_the_tables_are_those_of_the_cells() -> None:
     text = PAGE.read_text(encoding="utf-8")
     assert BLOCK.search(text)
     assert written(text) == text
+
+
+def test_the_cells_are_of_the_grids_as_they_are() -> None:
+    assert "Measured with other settings" not in PAGE.read_text(encoding="utf-8")
