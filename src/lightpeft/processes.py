@@ -13,8 +13,9 @@ from lightpeft.errors import ConfigError, LightPeftError
 
 T = TypeVar("T")
 
-_OF_PARTS = "full_tensor"
-"""What a DTensor has; torch cannot import that class where it is built without torch.distributed."""
+_OF_PARTS = ("full_tensor", "ds_id")
+"""What a DTensor has (FSDP2, tensor parallelism) and what a parameter under DeepSpeed's ZeRO 3. torch cannot
+import the class of the first where it is built without torch.distributed."""
 
 TWO_PHASES = (
     "Estimate and cut in a first phase, and train the cut model, an ordinary PeftModel, under that engine in "
@@ -128,9 +129,9 @@ class Processes:
 
 def whole(values: Tensor) -> Tensor:
     """All of a tensor that FSDP keeps in parts; called by all processes. Any other tensor is itself."""
-    if not hasattr(values, _OF_PARTS):
+    if not hasattr(values, "full_tensor"):
         return values
-    gathered: Tensor = getattr(values, _OF_PARTS)()
+    gathered: Tensor = values.full_tensor()
     return gathered
 
 
@@ -143,9 +144,10 @@ def require_whole(model: nn.Module, what: str) -> None:
     Raises:
         ConfigError: some are in parts.
     """
-    if any(hasattr(parameter, _OF_PARTS) for parameter in model.parameters()):
+    if any(hasattr(parameter, mark) for parameter in model.parameters() for mark in _OF_PARTS):
         raise ConfigError(
-            f"{what}: the model's parameters are in parts on several processes (FSDP, tensor parallelism). "
+            f"{what}: the model's parameters are in parts on several processes (FSDP, DeepSpeed's ZeRO 3, "
+            "tensor parallelism). "
             f"{TWO_PHASES}"
         )
 

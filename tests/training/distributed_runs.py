@@ -128,11 +128,12 @@ def compared(name: str, scenario: Scenario, root: Path) -> dict[str, Any]:
                 "wrapped": type(run.model_wrapped).__name__,
             }
 
-        found[str(count)] = _results(forked(count, work))
+        found[str(count)] = results(forked(count, work))
     return found
 
 
-def _results(outcomes: list[tuple[int, Any]]) -> list[Any]:
+def results(outcomes: list[tuple[int, Any]]) -> list[Any]:
+    """Of processes that all ended well."""
     assert [status for status, _ in outcomes] == [0] * len(outcomes), outcomes
     return [result for _, result in outcomes]
 
@@ -161,7 +162,7 @@ def killed(root: Path) -> dict[str, Any]:
         save_file(weights(run.model), root / f"whole-{index}.safetensors")
 
     found: dict[str, Any] = {}
-    _results(forked(TOGETHER, whole))
+    results(forked(TOGETHER, whole))
     for step in (3, 7):
         folder = root / f"killed-{step}"
 
@@ -178,10 +179,10 @@ def killed(root: Path) -> dict[str, Any]:
         found[str(step)] = {
             "killed_by": [status for status, _ in ended],
             "from": None if last is None else last.name,
-            "steps": _results(forked(TOGETHER, second)),
+            "steps": results(forked(TOGETHER, second)),
         }
     alone = forked(1, lambda index: _refusal(prepared(root / "whole", []), resume_from_checkpoint=True))
-    return found | {"alone": _results(alone)}
+    return found | {"alone": results(alone)}
 
 
 def failing(root: Path) -> dict[str, Any]:
@@ -201,10 +202,10 @@ def failing(root: Path) -> dict[str, Any]:
         run = trainer(root / "bert", root / "compiled", torch_compile=True, **_TOGETHER)
         return _refusal(run)
 
-    found = {"verification": _results(forked(TOGETHER, verification))}
+    found = {"verification": results(forked(TOGETHER, verification))}
     with locked(root / "lock"):
-        found["lock"] = _results(forked(TOGETHER, lock))
-    found["compiled"] = _results(forked(TOGETHER, compiled))
+        found["lock"] = results(forked(TOGETHER, lock))
+    found["compiled"] = results(forked(TOGETHER, compiled))
     return found
 
 
@@ -233,7 +234,7 @@ def targeted(root: Path) -> list[Any]:
         assert run.light.plan is not None
         return {"plan": run.light.plan.to_dict(), "measured": run.light.measured}
 
-    return _results(forked(TOGETHER, work))
+    return results(forked(TOGETHER, work))
 
 
 def sharded(root: Path) -> dict[str, Any]:
@@ -252,7 +253,7 @@ def sharded(root: Path) -> dict[str, Any]:
         ]
 
     return {
-        str(count): _results(forked(count, lambda index, count=count: work(index, count)))
+        str(count): results(forked(count, lambda index, count=count: work(index, count)))
         for count in (1, TOGETHER)
     }
 
@@ -301,7 +302,7 @@ def own_loops(root: Path) -> dict[str, Any]:
         return plan.to_dict()["layers"]
 
     return {
-        str(count): _results(forked(count, lambda index, count=count: work(index, count)))
+        str(count): results(forked(count, lambda index, count=count: work(index, count)))
         for count in (1, TOGETHER)
     }
 
@@ -326,12 +327,13 @@ def commanded(root: Path) -> dict[str, Any]:
             "training.packing": False,
         }
         words = ["train", *(word for name, value in flags.items() for word in (f"--{name}", str(value)))]
-        found[str(count)] = _results(forked(count, lambda index, words=words: _printed(words)))
-    found["evaluate"] = _results(forked(TOGETHER, lambda index: _printed(["evaluate", "x"], joins=True)))
+        found[str(count)] = results(forked(count, lambda index, words=words: printed(words)))
+    found["evaluate"] = results(forked(TOGETHER, lambda index: printed(["evaluate", "x"], joins=True)))
     return found
 
 
-def _printed(words: list[str], *, joins: bool = False) -> dict[str, Any]:
+def printed(words: list[str], *, joins: bool = False) -> dict[str, Any]:
+    """What the command line says to `words`, and its exit status."""
     if joins:
         dist.init_process_group("gloo")
     with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as errors:

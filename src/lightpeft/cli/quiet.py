@@ -20,6 +20,8 @@ def quieten() -> None:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     # It says at each import which faster kernels it does not find, whether a run quantises or not.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # DeepSpeed 0.19 uses names that torch 2.13 has newer ones for.
+    warnings.filterwarnings("ignore", message="`torch.distributed.*` is deprecated")
     # peft 0.21 asks for it under the old name; nobody who runs a command can do anything about that.
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
 

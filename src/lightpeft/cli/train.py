@@ -93,9 +93,19 @@ def train(
     """
     from lightpeft.cli.experiment import base_to_use, check_ready, show
     from lightpeft.cli.tasks import TaskOptions
-    from lightpeft.runs import Experiment, check_reporting, join_processes, make_setting, run_experiment
+    from lightpeft.runs import (
+        Experiment,
+        check_reporting,
+        join_processes,
+        make_setting,
+        run_experiment,
+        set_engine_aside,
+    )
 
     del preset
+    engine = set_engine_aside()
+    if engine is not None and compare:
+        raise ConfigError("compare trains plain PEFT in whole models; start without DeepSpeed.")
     processes = join_processes()
     check_ready(out)
     check_reporting(names_of(report_to))
@@ -115,6 +125,7 @@ def train(
         compare=compare,
         task=task_options.record(loaded, setting.training),
         report_to=names_of(report_to),
+        engine=engine,
     )
     result = run_experiment(
         experiment,

@@ -2,6 +2,7 @@
 
 from lightpeft.run_config import MINILM
 from lightpeft.runs.continued import base_of_adapter
+from lightpeft.runs.engines import set_engine_aside
 from lightpeft.runs.experiment import LIGHT, PLAIN, SCORES, Experiment, run_experiment
 from lightpeft.runs.fit import Outcome, Run, Setting, check_reporting, fit, make_setting, prepare
 from lightpeft.runs.generation import generate_texts
@@ -66,6 +67,7 @@ __all__ = [
     "require_folder",
     "resolve_model",
     "run_experiment",
+    "set_engine_aside",
     "training_peak_bytes",
     "with_gates",
     "within_positions",

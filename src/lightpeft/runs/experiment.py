@@ -28,8 +28,10 @@ from lightpeft.report import (
     write_report,
 )
 from lightpeft.report.data import CurveKind
+from lightpeft.runs.engines import DeepSpeed
 from lightpeft.runs.fit import Outcome, Setting, fit
 from lightpeft.runs.speed import ESTIMATION, Speed, measure_speed
+from lightpeft.runs.two_phases import fit_in_two_phases
 from lightpeft.scores import Scores
 from lightpeft.surgery import parameter_counts
 from lightpeft.tasks import TaskRecord
@@ -98,6 +100,9 @@ class Experiment:
 
     report_to: tuple[str, ...] = ()
     """Names of transformers' integrations that get the Trainers' logs."""
+
+    engine: DeepSpeed | None = None
+    """What trains the cut model in parts; plain PEFT is not compared then."""
 
 
 def run_experiment(
@@ -237,7 +242,10 @@ def _fit(
     setting = dataclasses.replace(experiment.setting, training=training)
     folder = checkpoint_folder(out, PLAIN if light is None else LIGHT, seed)
     goes_on = Processes.of_group().decided(lambda: resume and folder.is_dir())
-    return fit(setting, light, folder, resume=goes_on, progress=progress, report_to=experiment.report_to)
+    how: dict[str, Any] = {"resume": goes_on, "progress": progress, "report_to": experiment.report_to}
+    if light is None or experiment.engine is None:
+        return fit(setting, light, folder, **how)
+    return fit_in_two_phases(setting, light, folder, experiment.engine, **how)
 
 
 def checkpoint_folder(out: Path, method: str, seed: int) -> Path:

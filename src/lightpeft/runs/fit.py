@@ -1,10 +1,11 @@
 """One fine-tuning run: plain PEFT or light PEFT, with everything else the same."""
 
+import functools
 import logging
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -215,14 +216,14 @@ class Run:
     trainer: KeepingTrainer
     clock: "_StepClock"
 
-    def train(self, *, resume: bool = False) -> Outcome:
+    def train(self, *, resume: bool | Path = False) -> Outcome:
         """Train, and evaluate; once.
 
         Args:
-            resume: go on from the newest complete checkpoint in the run's folder.
+            resume: go on from this checkpoint, or from the newest complete one in the run's folder.
         """
         start = time.perf_counter()
-        self.trainer.train(resume_from_checkpoint=resume or None)
+        self.trainer.train(resume_from_checkpoint=str(resume) if isinstance(resume, Path) else resume or None)
         seconds = time.perf_counter() - start
         metrics = {
             key.removeprefix("eval_"): value
@@ -248,6 +249,7 @@ def prepare(
     progress: bool = True,
     callbacks: Sequence[TrainerCallback] = (),
     report_to: Sequence[str] = (),
+    make_trainer: Callable[..., KeepingTrainer] | None = None,
 ) -> Run:
     """Set up plain PEFT (`light` None) or light PEFT.
 
@@ -256,6 +258,7 @@ def prepare(
         folder: for the Trainer's checkpoints.
         callbacks: of the Trainer, beside its own.
         report_to: names of transformers' integrations that get the Trainer's log.
+        make_trainer: makes another Trainer than these two have.
     """
     clock = _StepClock()
     options: dict[str, Any] = {
@@ -273,7 +276,9 @@ def prepare(
         "preprocess_logits_for_metrics": setting.kind.kept,
         "callbacks": [clock, *callbacks],
     }
-    trainer = KeepingTrainer(**options) if light is None else LightTrainer(light=light, **options)
+    if make_trainer is None:
+        make_trainer = KeepingTrainer if light is None else functools.partial(LightTrainer, light=light)
+    trainer = make_trainer(**options)
     trainer.evaluates_in_order = setting.kind.in_order
     if setting.kind.writes_to_be_scored:
         trainer.written = setting.kind.outputs

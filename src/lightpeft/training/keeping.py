@@ -53,12 +53,11 @@ class KeepingTrainer(Trainer):
                 that would be written over.
         """
         folder = Path(str(self.args.output_dir))
-        model = cast(nn.Module, self.model)
-        settings = run_settings(self.args, model, self.train_dataset, self.light_settings())
+        settings = self._run_settings()
         warn_if_apart(self.args)
         processes = processes_of(self.args)
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = processes.decided(lambda: str(_newest(folder, settings)))
+            resume_from_checkpoint = str(self.newest_checkpoint())
         with ExitStack() as stack:
             with processes.agreed():
                 if self.args.should_save:
@@ -67,6 +66,18 @@ class KeepingTrainer(Trainer):
                     resumed = Path(resume_from_checkpoint) if resume_from_checkpoint else None
                     self.run_mark = begin_run(self.args, settings, resumed)
             return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def newest_checkpoint(self) -> Path:
+        """This run's newest checkpoint that was written whole; asked for by all processes.
+
+        Raises:
+            CheckpointError: there is none, or only of runs with other settings.
+        """
+        folder, settings = Path(str(self.args.output_dir)), self._run_settings()
+        return processes_of(self.args).decided(lambda: _newest(folder, settings))
+
+    def _run_settings(self) -> dict[str, Any]:
+        return run_settings(self.args, cast(nn.Module, self.model), self.train_dataset, self.light_settings())
 
     def light_settings(self) -> dict[str, Any] | None:
         """The light configuration, of a light run."""
