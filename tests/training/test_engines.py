@@ -65,6 +65,7 @@ def test_zero_ends_where_ddp_does(zero: str, within: float, root: Path, found: d
     assert (first["status"], second["status"]) == (0, 0)
     assert "The light model reached accuracy" in first["printed"]
     assert "The light model" not in second["printed"]
+    assert "will not find" not in first["errors"]  # its base, which save() looks for
     result = json.loads((root / zero / "result.json").read_text())
     assert result["light"]["estimation_steps"] == 5
     assert result["curves"][0]["cut_step"] == 5

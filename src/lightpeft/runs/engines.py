@@ -7,6 +7,7 @@ from pathlib import Path
 
 from accelerate.state import AcceleratorState, GradientState
 from transformers import Trainer
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from lightpeft.errors import ConfigError
 from lightpeft.files import read_json
@@ -29,6 +30,7 @@ class DeepSpeed:
             yield
         finally:
             os.environ.pop(_DEEPSPEED, None)
+            unset_hf_deepspeed_config()  # while ZeRO 3 is known of, from_pretrained loads in parts
             _forget_setup()
 
     def require_in(self, trainer: Trainer) -> None:
